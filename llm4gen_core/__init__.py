@@ -1,0 +1,21 @@
+"""The method of LLM4GEN, free of any host: torch, transformers and safetensors only."""
+
+from .adapter import CrossAdapter, CrossAdapterConfig, fuse
+from .adapter_file import AdapterMetadata, load_adapter, save_adapter
+from .encoder import LLMEncoder, LLMFeatures
+from .errors import LLM4GENError
+from .llm_spec import RANKGEN_T5_XL, LLMSpec
+
+__all__ = [
+    "RANKGEN_T5_XL",
+    "AdapterMetadata",
+    "CrossAdapter",
+    "CrossAdapterConfig",
+    "LLM4GENError",
+    "LLMEncoder",
+    "LLMFeatures",
+    "LLMSpec",
+    "fuse",
+    "load_adapter",
+    "save_adapter",
+]

@@ -1,0 +1,100 @@
+"""From a prompt to an LLM's token ids, as its `LLMSpec` says, with a weight for every token."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import LLM4GENError
+from .llm_spec import LLMSpec
+
+Segment = tuple[str, float]
+"""A stretch of the prompt and its weight, as in `(word:1.3)`."""
+
+_TEXTUAL_INVERSION = re.compile(r"(?:(?<=\s)|^)embedding:\S+")
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """One prompt, ready for the LLM.
+
+    Attributes:
+        ids: token ids, padded.
+        mask: 1 for a token of the prompt, 0 for padding.
+        weights: 1.0, or the weight that the prompt gives to a token.
+        length: tokens of the prompt before it was cut, prefix and special tokens included.
+    """
+
+    ids: list[int]
+    mask: list[int]
+    weights: list[float]
+    length: int
+
+
+def tokenize_prompt(
+    tokenizer: Any, prompt: str | Sequence[Segment], spec: LLMSpec, pad_to: int | None = None
+) -> PromptTokens:
+    """Token ids of prefix + prompt.
+
+    The text is tokenized once as a whole, and weights are laid over its tokens by their character
+    offsets, so that weighting a word never changes how it, or its neighbours, are split. A token that
+    spans several segments takes the mean weight of its characters. Names of textual inversions
+    (`embedding:name`) mean nothing to an LLM and are left out.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        prompt: text, or text with weights. The empty prompt keeps the prefix.
+        spec: prefix, length, padding.
+        pad_to: pad to this many tokens instead of what `spec.padding` says; for "longest" in a batch.
+
+    Raises:
+        LLM4GENError: weights are used with a tokenizer that gives no offsets.
+    """
+    segments = [(prompt, 1.0)] if isinstance(prompt, str) else list(prompt)
+    segments = [(_TEXTUAL_INVERSION.sub("", text), weight) for text, weight in segments]
+    text = spec.prefix + "".join(segment for segment, _ in segments)
+    weighted = any(weight != 1.0 for _, weight in segments)
+    if weighted and not getattr(tokenizer, "is_fast", False):
+        raise LLM4GENError(
+            "This LLM's tokenizer gives no character offsets, so (word:1.3) cannot be mapped to its tokens; "
+            "remove the weights, or use a model folder with a tokenizer.json."
+        )
+    encoded = tokenizer(text, return_offsets_mapping=weighted, verbose=False)
+    ids = list(encoded["input_ids"])
+    if weighted:
+        weights = _token_weights(text, len(spec.prefix), segments, encoded["offset_mapping"])
+    else:
+        weights = [1.0] * len(ids)
+    length = len(ids)
+    ids, weights = ids[: spec.max_length], weights[: spec.max_length]
+    target = spec.max_length if spec.padding == "max_length" else len(ids)
+    padding = max(0, (target if pad_to is None else pad_to) - len(ids))
+    mask = [1] * len(ids)
+    fill = pad_id(tokenizer)
+    if spec.padding_side == "right":
+        return PromptTokens(ids + [fill] * padding, mask + [0] * padding, weights + [1.0] * padding, length)
+    return PromptTokens([fill] * padding + ids, [0] * padding + mask, [1.0] * padding + weights, length)
+
+
+def pad_id(tokenizer: Any) -> int:
+    """Id of the padding token; models without one are padded with their end token, which the mask hides."""
+    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token_id is not None:
+            return int(token_id)
+    return 0
+
+
+def _token_weights(
+    text: str, start: int, segments: Sequence[Segment], offsets: Sequence[tuple[int, int]]
+) -> list[float]:
+    """Weight of each token: the mean over its characters, white space aside."""
+    characters = [1.0] * start
+    for segment, weight in segments:
+        characters += [weight] * len(segment)
+    weights = []
+    for begin, end in offsets:
+        own = [characters[i] for i in range(begin, end) if not text[i].isspace()]
+        weights.append(sum(own) / len(own) if own else 1.0)
+    return weights
