@@ -1,0 +1,156 @@
+"""What a single-file text encoder is, told from the names and shapes of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .encoder import RANKGEN_PREFIX, RANKGEN_PROMPT_PREFIX
+from .errors import LLM4GENError
+from .llm_spec import RANKGEN_T5_XL, LLMSpec
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_FIRST_QUERY = "encoder.block.0.layer.0.SelfAttention.q.weight"
+_T5_VOCABULARY = range(32000, 32257)
+"""T5's 32,100 pieces, usually padded to 32,128 rows; other sizes belong to mT5 and umT5."""
+
+_OTHER_KINDS = (
+    ("text_model.encoder.layers.", "a CLIP text encoder"),
+    ("transformer.resblocks.", "a CLIP text encoder"),
+    ("model.layers.0.self_attn.", "a decoder-only language model"),
+    ("model.language_model.layers.", "a decoder-only language model"),
+    ("model.diffusion_model.", "a Stable Diffusion checkpoint"),
+    ("CrossFusionModule.", "an LLM4GEN adapter (it belongs into models/llm4gen)"),
+    ("cam.", "an LLM4GEN adapter (it belongs into models/llm4gen)"),
+    ("double_blocks.", "a diffusion model"),
+    ("down_blocks.", "a diffusion UNet"),
+    ("input_blocks.", "a diffusion UNet"),
+    ("decoder.conv_in.", "a VAE"),
+    ("lora_", "a LoRA"),
+)
+
+
+@dataclass(frozen=True)
+class T5File:
+    """A T5 encoder stored in one file.
+
+    Attributes:
+        key_prefix: stands before `encoder.block...` in the file ("t5_encoder." for RankGen).
+        embedding: full name of the token embedding in the file.
+        config: the encoder's sizes, in the terms of transformers' T5Config.
+        spec: the `LLMSpec` that the file stands for by itself.
+    """
+
+    key_prefix: str
+    embedding: str
+    config: Mapping[str, Any]
+    spec: LLMSpec
+
+    @property
+    def description(self) -> str:
+        """For people: what was found."""
+        layout = ", RankGen layout" if self.key_prefix == RANKGEN_PREFIX else ""
+        kind = "T5 v1.1 / flan-T5" if self.config["is_gated_act"] else "T5"
+        return f"{kind} encoder ({self.spec.layers} layers, width {self.spec.width}{layout})"
+
+
+def describe_t5(shapes: Shapes, path: Path) -> T5File:
+    """Find out which T5 encoder a file holds.
+
+    Args:
+        shapes: of its tensors, by name.
+        path: for messages.
+
+    Raises:
+        LLM4GENError: the file is something else, or incomplete; the message says what it is.
+    """
+    first = next((name for name in shapes if name == _FIRST_QUERY or name.endswith("." + _FIRST_QUERY)), None)
+    if first is None:
+        raise LLM4GENError(_what_else(shapes, path))
+    prefix = first.removesuffix(_FIRST_QUERY)
+
+    def shape(name: str) -> tuple[int, ...]:
+        try:
+            return shapes[prefix + name]
+        except KeyError:
+            raise LLM4GENError(
+                f"LLM {path} looks like a T5 encoder but lacks {prefix}{name}; it is incomplete."
+            ) from None
+
+    if f"{prefix}encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight" in shapes:
+        raise LLM4GENError(
+            f"LLM {path} is a umT5 or Pile-T5 encoder (as used by AuraFlow and Wan): every block has its own position "
+            "bias and its tokenizer is another one. Use its Hugging Face folder in models/llm, with its tokenizer."
+        )
+    stem = f"{prefix}encoder.block."
+    layers = 1 + max(int(name.removeprefix(stem).split(".")[0]) for name in shapes if name.startswith(stem))
+    embedding = next(
+        (name for name in (f"{prefix}shared.weight", f"{prefix}encoder.embed_tokens.weight") if name in shapes), None
+    )
+    if embedding is None:
+        raise LLM4GENError(f"LLM {path} looks like a T5 encoder but lacks {prefix}shared.weight; it is incomplete.")
+    vocabulary, width = shapes[embedding]
+    if vocabulary not in _T5_VOCABULARY:
+        raise LLM4GENError(
+            f"LLM {path} is a T5 encoder with {vocabulary:,} word pieces; T5 and flan-T5 have 32,128. It needs its own "
+            "tokenizer: use its Hugging Face folder in models/llm."
+        )
+    buckets, heads = shape("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight")
+    if buckets != 32:
+        raise LLM4GENError(
+            f"LLM {path} has {buckets} relative position buckets; T5 has 32. Use its Hugging Face folder."
+        )
+    gated = f"{prefix}encoder.block.0.layer.1.DenseReluDense.wi_0.weight" in shapes
+    inner = shape("encoder.block.0.layer.1.DenseReluDense." + ("wi_0" if gated else "wi") + ".weight")[0]
+    config = {
+        "model_type": "t5",
+        "num_layers": layers,
+        "d_model": width,
+        "d_ff": inner,
+        "d_kv": shapes[first][0] // heads,
+        "num_heads": heads,
+        "is_gated_act": gated,
+        "dense_act_fn": "gelu_pytorch_tanh" if gated else "relu",
+        "vocab_size": vocabulary,
+    }
+    is_rankgen = prefix == RANKGEN_PREFIX
+    is_official = is_rankgen and (layers, width) == (RANKGEN_T5_XL.layers, RANKGEN_T5_XL.width)
+    spec = LLMSpec(
+        model=RANKGEN_T5_XL.model if is_official else "",
+        architecture="t5",
+        layers=layers,
+        width=width,
+        prefix=RANKGEN_PROMPT_PREFIX if is_rankgen else "",
+    )
+    return T5File(prefix, embedding, config, spec)
+
+
+def encoder_tensors(file: T5File, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The encoder's tensors under transformers' plain names: prefix, decoder and projection dropped."""
+    plain = {
+        name.removeprefix(file.key_prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(file.key_prefix + "encoder.") or name.removeprefix(file.key_prefix) == "scaled_fp8"
+    }
+    plain.pop("encoder.embed_tokens.weight", None)
+    plain["shared.weight"] = tensors[file.embedding]
+    return plain
+
+
+def _what_else(shapes: Shapes, path: Path) -> str:
+    for mark, kind in _OTHER_KINDS:
+        if any(name.startswith(mark) or f".{mark}" in name for name in shapes):
+            break
+    else:
+        kind = f"something unknown, with tensors such as {', '.join(sorted(shapes)[:2]) or 'none at all'}"
+    advice = (
+        "Put its whole Hugging Face folder (config.json, weights, tokenizer) into models/llm and choose the folder."
+        if "decoder-only" in kind
+        else "Choose a T5 encoder (T5-v1.1-XL, flan-T5-XL, RankGen T5-XL), or a Hugging Face folder of another LLM."
+    )
+    return f"LLM {path} is {kind}; expected a T5 text encoder. {advice}"

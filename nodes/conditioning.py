@@ -1,0 +1,119 @@
+"""Conditionings: CLIP encoding at equal lengths, and fusion entry by entry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.sd
+import torch
+
+from ..llm4gen_core import LLM4GENError, LLMFeatures, fuse
+from .host import HostAdapter, release
+
+Conditioning = list[list[Any]]
+"""The host's form: entries of [context [B, L, d_text], options]."""
+
+FUSED = "llm4gen_text_tokens"
+"""Option of a fused entry: how many of its tokens are CLIP's."""
+
+_WIDTHS = {768: "SD1.5", 1024: "SD2", 1280: "the SDXL refiner", 2048: "SDXL", 4096: "SD3 or another large model"}
+
+
+def encode_clip(clip: comfy.sd.CLIP | None, text: str, paired_text: str = "") -> Conditioning:
+    """The model's own text encoding, as the host's CLIP Text Encode.
+
+    Args:
+        clip: from a checkpoint.
+        text: the prompt; every 75 tokens make a chunk of 77.
+        paired_text: the prompt of the other side of guidance. The shorter of the two is continued with chunks
+            of the empty prompt, so that both sides are equally long and one batched UNet call serves them.
+
+    Returns:
+        Entries with context [1, 77 k, d_text].
+
+    Raises:
+        LLM4GENError: there is no CLIP.
+    """
+    if clip is None:
+        raise LLM4GENError(
+            "The CLIP input is empty: the checkpoint that it comes from holds no text encoder. Use a full checkpoint, "
+            "or Load CLIP with clip_l."
+        )
+    tokens, paired, empty = clip.tokenize(text), clip.tokenize(paired_text), clip.tokenize("")
+    for name, chunks in tokens.items():
+        chunks.extend(empty[name] * (len(paired[name]) - len(chunks)))
+    return clip.encode_from_tokens_scheduled(tokens)
+
+
+def fuse_conditioning(
+    adapter: HostAdapter, conditioning: Conditioning, features: LLMFeatures, strength: float
+) -> Conditioning:
+    """Fuse every entry of a conditioning with the LLM's features.
+
+    The entry's own fields stay, and plain CLIP goes to ControlNet, which was trained with it.
+
+    Args:
+        adapter: the Cross-Adapter.
+        conditioning: CLIP's, entries [B, L_text, d_text].
+        features: of the same prompt, [B or 1, L_llm, d_llm].
+        strength: λ; 0 gives the conditioning back unchanged.
+
+    Returns:
+        Entries with context [B, L_text + L_llm, d_text].
+
+    Raises:
+        LLM4GENError: a width, a batch size or the LLM does not fit, or an entry is fused already.
+    """
+    for text, options in conditioning:
+        _check_entry(adapter, text, options, features)
+    if strength == 0:
+        return conditioning
+    fused = []
+    for text, options in conditioning:
+        size = max(text.shape[0], features.hidden.shape[0])
+        context = _to_batch(text, size)
+        adapted = adapter.adapt(context, _to_batch(features.hidden, size))
+        options = {"cross_attn_controlnet": text, **options, FUSED: text.shape[1]}
+        fused.append([fuse(context, adapted.to(context.device), strength), options])
+    release(adapter.patcher)
+    return fused
+
+
+def _to_batch(tensor: torch.Tensor, size: int) -> torch.Tensor:
+    return tensor.expand(size, -1, -1) if tensor.shape[0] == 1 else tensor
+
+
+def _check_entry(adapter: HostAdapter, text: torch.Tensor, options: dict[str, Any], features: LLMFeatures) -> None:
+    config, metadata = adapter.module.config, adapter.metadata
+    if text.shape[-1] != config.d_text:
+        raise LLM4GENError(
+            f"The conditioning is {text.shape[-1]} wide ({_model_of(text.shape[-1])}), but adapter {adapter.name} was "
+            f"trained for {config.d_text} ({_model_of(config.d_text)}). Checkpoint and adapter must be of one family."
+        )
+    if features.hidden.shape[-1] != config.d_llm:
+        wanted = metadata.llm.label if metadata.llm else f"an LLM of width {config.d_llm}"
+        raise LLM4GENError(
+            f"The LLM features come from {features.spec.label}, but adapter {adapter.name} was trained with {wanted}. "
+            "Load that LLM, or an adapter that was trained with this one."
+        )
+    if metadata.llm is not None and metadata.llm != features.spec:
+        reason = metadata.llm.mismatch(features.spec) or "they were made in another way (prefix, length or layer)"
+        raise LLM4GENError(
+            f"The LLM features come from {features.spec.label}, but adapter {adapter.name} was trained with "
+            f"{metadata.llm.label}: {reason}. Connect the adapter to the LLM Encode node too."
+        )
+    if FUSED in options:
+        raise LLM4GENError(
+            "The conditioning is fused already. Connect plain CLIP conditioning to Fuse; to blend two fused prompts, "
+            "use Conditioning (Combine) after it."
+        )
+    batches = {text.shape[0], features.hidden.shape[0]} - {1}
+    if len(batches) > 1:
+        raise LLM4GENError(
+            f"The conditioning holds {text.shape[0]} prompts and the LLM features {features.hidden.shape[0]}; "
+            "encode the same prompts with both."
+        )
+
+
+def _model_of(width: int) -> str:
+    return _WIDTHS.get(width, "an unknown model")

@@ -1,0 +1,86 @@
+"""Nodes that encode a prompt: with the LLM, and with CLIP."""
+
+import comfy.sd
+from comfy_api.v0_0_2 import io
+
+from .conditioning import encode_clip
+from .host import HostAdapter
+from .host_llm import HostLLM
+from .wires import CATEGORY, AdapterWire, FeaturesWire, LLMWire, search_aliases
+
+
+class LLM4GENEncodeLLM(io.ComfyNode):
+    """Encode a prompt with the language model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LLM4GENEncodeLLM",
+            display_name="LLM Encode (LLM4GEN)",
+            category=CATEGORY,
+            description="Turns a prompt into the language model's hidden states, for the Fuse node.",
+            **search_aliases("t5 encode", "llm text encode", "llm features"),
+            inputs=[
+                LLMWire.Input("llm", display_name="LLM", tooltip="From Load LLM."),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="The prompt, as long and dense as you like; (word:1.3) weights work. The official adapter "
+                    "reads 256 tokens, about 190 words. Names like embedding:name are skipped here.",
+                ),
+                AdapterWire.Input(
+                    "adapter",
+                    display_name="ADAPTER",
+                    optional=True,
+                    tooltip="Connect the adapter, so that the prompt is prepared as in its training (prefix, length, "
+                    "layer). Without it the LLM's own settings are used.",
+                ),
+            ],
+            outputs=[
+                FeaturesWire.Output(display_name="LLM_FEATURES", tooltip="Hidden states of the prompt, for Fuse.")
+            ],
+        )
+
+    @classmethod
+    def execute(cls, llm: HostLLM, text: str, adapter: HostAdapter | None = None) -> io.NodeOutput:
+        spec = llm.spec if adapter is None else llm.spec_for(adapter.metadata.llm, adapter.name)
+        return io.NodeOutput(llm.encode(text, spec))
+
+
+class LLM4GENEncodeCLIP(io.ComfyNode):
+    """Encode a prompt with the checkpoint's own CLIP, at the length of its counterpart."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LLM4GENEncodeCLIP",
+            display_name="CLIP Encode (LLM4GEN)",
+            category=CATEGORY,
+            description="Encodes a prompt with CLIP, as CLIP Text Encode does, and can keep the positive and the "
+            "negative side equally long.",
+            **search_aliases("clip text encode", "prompt"),
+            inputs=[
+                io.Clip.Input("clip", tooltip="The checkpoint's CLIP."),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="The prompt; usually the same text as in LLM Encode. (word:1.3) and embedding:name work.",
+                ),
+                io.String.Input(
+                    "paired_text",
+                    default="",
+                    optional=True,
+                    force_input=True,
+                    tooltip="The text of the other side: the negative prompt at the positive node, and the other way "
+                    "round. Only its length counts: the shorter side is continued with empty chunks, so that guidance "
+                    "stays one UNet call a step when one prompt has more than 75 tokens.",
+                ),
+            ],
+            outputs=[io.Conditioning.Output(tooltip="CLIP's conditioning, for Fuse or for any other node.")],
+        )
+
+    @classmethod
+    def execute(cls, clip: comfy.sd.CLIP, text: str, paired_text: str = "") -> io.NodeOutput:
+        return io.NodeOutput(encode_clip(clip, text, paired_text))

@@ -1,0 +1,158 @@
+"""The host's model folders and memory, as the pack uses them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import folder_paths
+import torch
+
+from ..llm4gen_core import AdapterMetadata, CrossAdapter, LLM4GENError, load_adapter
+from ..llm4gen_core.weights import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES
+
+log = logging.getLogger("llm4gen")
+
+ADAPTER_FOLDERS = ("llm4gen",)
+LLM_FOLDERS = ("text_encoders", "llm")
+
+
+def register_folders() -> None:
+    """Make models/llm and models/llm4gen known to the host, beside what extra_model_paths.yaml gave for them."""
+    for name in ("llm", "llm4gen"):
+        folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name))
+        paths, suffixes = folder_paths.folder_names_and_paths[name]
+        folder_paths.folder_names_and_paths[name] = (paths, {*suffixes, *SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES})
+
+
+def list_adapters() -> list[str]:
+    """Choices of the adapter list; if there are none, one line that says where they were looked for."""
+    return _list_files(ADAPTER_FOLDERS) or [_nothing_in("adapter", ADAPTER_FOLDERS)]
+
+
+def list_llms() -> list[str]:
+    """Choices of the LLM list: single files, and Hugging Face folders (ending in a slash) in place of their files."""
+    choices = set()
+    for name in _list_files(LLM_FOLDERS):
+        parent = name.rpartition("/")[0]
+        if parent and _find(LLM_FOLDERS, f"{parent}/config.json") is not None:
+            choices.add(f"{parent}/")
+        else:
+            choices.add(name)
+    return sorted(choices) or [_nothing_in("LLM", LLM_FOLDERS)]
+
+
+def adapter_path(name: str) -> Path:
+    """Where a choice of `list_adapters` lies.
+
+    Raises:
+        LLM4GENError: it is not there; the message says where it was looked for.
+    """
+    return _require(ADAPTER_FOLDERS, name, "Adapter")
+
+
+def llm_path(name: str) -> Path:
+    """Where a choice of `list_llms` lies: a file or a folder. Raises as `adapter_path`."""
+    folder = name.replace("\\", "/")
+    if folder.endswith("/"):
+        return _require(LLM_FOLDERS, f"{folder}config.json", "LLM").parent
+    return _require(LLM_FOLDERS, name, "LLM")
+
+
+def _list_files(folders: tuple[str, ...]) -> list[str]:
+    """Names of weight files, relative to their folder, with forward slashes on every system."""
+    names = {
+        name.replace("\\", "/")
+        for folder in folders
+        for name in folder_paths.get_filename_list(folder)
+        if name.lower().endswith(SAFETENSORS_SUFFIXES + PICKLE_SUFFIXES)
+    }
+    return sorted(names)
+
+
+def _find(folders: tuple[str, ...], name: str) -> Path | None:
+    for folder in folders:
+        found = folder_paths.get_full_path(folder, name)
+        if found is not None:
+            return Path(found)
+    return None
+
+
+def _require(folders: tuple[str, ...], name: str, what: str) -> Path:
+    # Workflows travel between systems: a name saved on Windows has backslashes.
+    found = _find(folders, name.replace("\\", "/"))
+    if found is None:
+        raise LLM4GENError(
+            f"{what} {name!r} was not found in {_searched(folders)}. Put the file there, press R to refresh the lists, "
+            "and choose it again."
+        )
+    return found
+
+
+def _searched(folders: tuple[str, ...]) -> str:
+    paths = [path for folder in folders for path in folder_paths.get_folder_paths(folder)]
+    return " or ".join(dict.fromkeys(paths))
+
+
+def _nothing_in(what: str, folders: tuple[str, ...]) -> str:
+    return f"no {what} found in {_searched(folders)}"
+
+
+def release(patcher: comfy.model_patcher.ModelPatcher) -> None:
+    """Move a model that has done its work off the compute device, unless the host was told to keep models there."""
+    management = comfy.model_management
+    if patcher.load_device == patcher.offload_device or management.vram_state == management.VRAMState.HIGH_VRAM:
+        return
+    others = [loaded for loaded in management.current_loaded_models if not _holds(loaded.model, patcher)]
+    management.free_memory(1e30, patcher.load_device, keep_loaded=others)
+
+
+def _holds(loaded: comfy.model_patcher.ModelPatcher | None, patcher: comfy.model_patcher.ModelPatcher) -> bool:
+    return loaded is not None and loaded.model is patcher.model
+
+
+@dataclass(frozen=True)
+class HostAdapter:
+    """A Cross-Adapter under the host's memory management."""
+
+    patcher: comfy.model_patcher.ModelPatcher
+    metadata: AdapterMetadata
+    name: str
+
+    @classmethod
+    def load(cls, name: str) -> HostAdapter:
+        """Read the adapter with that name in the adapter list. Raises LLM4GENError as `load_adapter`."""
+        module = load_adapter(adapter_path(name), operations=comfy.ops.manual_cast)
+        management = comfy.model_management
+        # The host replaces the class at start-up, so it is looked up when used; 0.3.64 has only ModelPatcher.
+        patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+        patcher = patcher_class(
+            module,
+            load_device=management.text_encoder_device(),
+            offload_device=management.text_encoder_offload_device(),
+        )
+        metadata = module.metadata
+        assert metadata is not None
+        if metadata.lambda_mode != "embedding":
+            raise LLM4GENError(
+                f"Adapter {name} was trained with the λ mode {metadata.lambda_mode!r}, which changes the UNet's "
+                "attention; this version of LLM4GEN has only 'embedding'. Update LLM4GEN."
+            )
+        log.info("Adapter %s: d_text %d, d_llm %d", name, module.config.d_text, module.config.d_llm)
+        return cls(patcher, metadata, name)
+
+    @property
+    def module(self) -> CrossAdapter:
+        return self.patcher.model
+
+    def adapt(self, text: torch.Tensor, llm: torch.Tensor) -> torch.Tensor:
+        """c'_l [B, L_llm, d_text] in float32 on the host's intermediate device; see `CrossAdapter.forward`."""
+        comfy.model_management.load_models_gpu([self.patcher])
+        device = self.patcher.load_device
+        adapted = self.module(text.to(device, torch.float32), llm.to(device, torch.float32))
+        return adapted.to(device=comfy.model_management.intermediate_device())

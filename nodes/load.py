@@ -1,0 +1,105 @@
+"""Nodes that load: the LLM and the adapter."""
+
+from typing import Any
+
+import torch
+from comfy_api.v0_0_2 import io
+
+from .host import HostAdapter, list_adapters, list_llms, register_folders
+from .host_llm import load_llm
+from .wires import CATEGORY, AdapterWire, LLMWire, search_aliases
+
+register_folders()
+
+_PRECISIONS = {
+    "default": None,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class LLM4GENLoadLLM(io.ComfyNode):
+    """Load a language model from one file or from a Hugging Face folder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LLM4GENLoadLLM",
+            display_name="Load LLM (LLM4GEN)",
+            category=CATEGORY,
+            description="Loads the language model that an LLM4GEN adapter was trained with. The official SD1.5 adapter "
+            "needs RankGen T5-XL.",
+            **search_aliases("load t5", "text encoder loader", "rankgen", "flan-t5", "load language model"),
+            inputs=[
+                io.Combo.Input(
+                    "llm_name",
+                    options=list_llms(),
+                    tooltip="A T5 encoder in one file (T5-v1.1-XL, flan-T5-XL, RankGen T5-XL; fp16 and fp8 too), or a "
+                    "Hugging Face folder of any language model (names ending in a slash). Looked for in "
+                    "models/text_encoders and models/llm.",
+                ),
+                io.Combo.Input(
+                    "device",
+                    options=["default", "cpu"],
+                    default="default",
+                    optional=True,
+                    tooltip="Where the LLM computes. 'cpu' spares GPU memory and is slower; the result is the same.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=list(_PRECISIONS),
+                    default="default",
+                    optional=True,
+                    tooltip="Precision in which the weights are kept. 'default' follows the host, as for CLIP. "
+                    "Calculations run in float32 either way.",
+                ),
+            ],
+            outputs=[LLMWire.Output(display_name="LLM", tooltip="The language model, for LLM4GEN's encode nodes.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, llm_name: str) -> bool:
+        # Naming the input takes it from the host's list check, so that a missing file is explained by load_llm.
+        return True
+
+    @classmethod
+    def execute(cls, llm_name: str, device: str = "default", precision: str = "default") -> io.NodeOutput:
+        options: dict[str, Any] = {}
+        if device == "cpu":
+            options["load_device"] = options["offload_device"] = torch.device("cpu")
+        dtype = _PRECISIONS[precision]
+        if dtype is not None:
+            options["dtype"] = dtype
+        return io.NodeOutput(load_llm(llm_name, options))
+
+
+class LLM4GENLoadAdapter(io.ComfyNode):
+    """Load a Cross-Adapter."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LLM4GENLoadAdapter",
+            display_name="Load Adapter (LLM4GEN)",
+            category=CATEGORY,
+            description="Loads a Cross-Adapter: the official projector.pth or a file trained with LLM4GEN. Nothing "
+            "inside the file is executed.",
+            **search_aliases("projector", "cross-adapter", "cam", "load llm4gen"),
+            inputs=[
+                io.Combo.Input(
+                    "adapter_name",
+                    options=list_adapters(),
+                    tooltip="A file in models/llm4gen: projector.pth of the official release, or a .safetensors.",
+                ),
+            ],
+            outputs=[AdapterWire.Output(display_name="ADAPTER", tooltip="The Cross-Adapter.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, adapter_name: str) -> bool:
+        return True
+
+    @classmethod
+    def execute(cls, adapter_name: str) -> io.NodeOutput:
+        return io.NodeOutput(HostAdapter.load(adapter_name))

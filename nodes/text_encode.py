@@ -1,0 +1,59 @@
+"""The usual graph in one node."""
+
+import comfy.sd
+from comfy_api.v0_0_2 import io
+
+from .conditioning import Conditioning, encode_clip, fuse_conditioning
+from .host import HostAdapter
+from .host_llm import HostLLM
+from .wires import CATEGORY, AdapterWire, LLMWire, search_aliases, strength_input
+
+
+class LLM4GENTextEncode(io.ComfyNode):
+    """Positive and negative text to both fused conditionings."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LLM4GENTextEncode",
+            display_name="Text Encode (LLM4GEN)",
+            category=CATEGORY,
+            description="Encodes the positive and the negative prompt with CLIP and with the LLM and fuses them. Both "
+            "results are equally long, so that guidance stays one UNet call a step.",
+            **search_aliases("prompt", "llm text encode", "positive negative", "ella"),
+            inputs=[
+                io.Clip.Input("clip", tooltip="The checkpoint's CLIP."),
+                LLMWire.Input("llm", display_name="LLM", tooltip="From Load LLM."),
+                AdapterWire.Input("adapter", display_name="ADAPTER", tooltip="From Load Adapter."),
+                io.String.Input(
+                    "positive",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="What to paint: long, dense descriptions are what LLM4GEN is for. (word:1.3) weights work.",
+                ),
+                io.String.Input(
+                    "negative",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="What to avoid; may be empty, as in the paper.",
+                ),
+                strength_input(),
+            ],
+            outputs=[
+                io.Conditioning.Output("positive_conditioning", display_name="positive", tooltip="For the sampler."),
+                io.Conditioning.Output("negative_conditioning", display_name="negative", tooltip="For the sampler."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, clip: comfy.sd.CLIP, llm: HostLLM, adapter: HostAdapter, positive: str, negative: str, strength: float
+    ) -> io.NodeOutput:
+        spec = llm.spec_for(adapter.metadata.llm, adapter.name)
+        length = max(len(llm.tokenize(text, spec)["prompt"].ids) for text in (positive, negative))
+
+        def encode(text: str, other: str) -> Conditioning:
+            conditioning = encode_clip(clip, text, paired_text=other)
+            return fuse_conditioning(adapter, conditioning, llm.encode(text, spec, pad_to=length), strength)
+
+        return io.NodeOutput(encode(positive, negative), encode(negative, positive))

@@ -1,0 +1,34 @@
+"""The host knows the nodes: an error in the entry point would only be a line in its log."""
+
+import pytest
+
+NODES = [
+    "LLM4GENLoadLLM",
+    "LLM4GENLoadAdapter",
+    "LLM4GENTextEncode",
+    "LLM4GENEncodeLLM",
+    "LLM4GENEncodeCLIP",
+    "LLM4GENFuse",
+]
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_node_is_registered(server, node):
+    assert node in server.get(f"/object_info/{node}")
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_every_input_has_a_tooltip(server, node):
+    groups = server.get(f"/object_info/{node}")[node]["input"]
+    for group in groups.values():
+        for name, definition in group.items():
+            assert definition[1].get("tooltip"), name
+
+
+def test_lists_name_files_and_folders(server, models):
+    def options(node, name):
+        definition = server.get(f"/object_info/{node}")[node]["input"]["required"][name]
+        return definition[1]["options"] if definition[0] == "COMBO" else definition[0]
+
+    assert options("LLM4GENLoadAdapter", "adapter_name") == ["projector.pth"]
+    assert options("LLM4GENLoadLLM", "llm_name") == ["rankgen.safetensors", "some/t5-folder/"]
