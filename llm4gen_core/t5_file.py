@@ -135,7 +135,7 @@ def encoder_tensors(file: T5File, tensors: Mapping[str, torch.Tensor]) -> dict[s
     plain = {
         name.removeprefix(file.key_prefix): tensor
         for name, tensor in tensors.items()
-        if name.startswith(file.key_prefix + "encoder.") or name.removeprefix(file.key_prefix) == "scaled_fp8"
+        if name.startswith(file.key_prefix + "encoder.")
     }
     plain.pop("encoder.embed_tokens.weight", None)
     plain["shared.weight"] = tensors[file.embedding]

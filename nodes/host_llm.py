@@ -6,6 +6,7 @@ Face folder is built by transformers and its layers are exchanged for the host's
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -139,9 +140,9 @@ def _load_t5_file(
         T5TokenizerFast.from_pretrained(Path(comfy.text_encoders.t5.__file__).parent / "t5_tokenizer"),
         sum(tensor.nelement() for tensor in weights.values()),
         options,
+        weights,
     )
-    missing, _ = clip.load_sd(weights)
-    if missing:
+    if missing := clip.cond_stage_model.missing:
         raise LLM4GENError(
             f"LLM {path} is a {file.description} but lacks {len(missing)} of its tensors ({missing[0]}, ...); "
             "download it again."
@@ -193,9 +194,18 @@ def _load_folder(
     return clip, spec, f"{spec.label}, Hugging Face folder, weights in {str(dtype).removeprefix('torch.')}"
 
 
-def _host_text_encoder(model: Callable, tokenizer: Any, parameters: int, options: dict[str, Any]) -> comfy.sd.CLIP:
+def _host_text_encoder(
+    model: Callable, tokenizer: Any, parameters: int, options: dict[str, Any], weights: dict[str, Tensor] | None = None
+) -> comfy.sd.CLIP:
     target = comfy.supported_models_base.ClipTarget(partial(_HostTokenizer, tokenizer), model)
-    return comfy.sd.CLIP(target, parameters=parameters, model_options=options)
+    if weights is None:
+        return comfy.sd.CLIP(target, parameters=parameters, model_options=options)
+    if "state_dict" in inspect.signature(comfy.sd.CLIP.__init__).parameters:
+        # Quantized layers of newer hosts have no weight until it is loaded, which must then happen inside.
+        return comfy.sd.CLIP(target, parameters=parameters, model_options=options, state_dict=[weights])
+    clip = comfy.sd.CLIP(target, parameters=parameters, model_options=options)
+    clip.load_sd(weights)
+    return clip
 
 
 class _HostTokenizer:
@@ -276,6 +286,7 @@ class _HostT5(_HostLLMModel):
             model_class=comfy.text_encoders.t5.T5,
             model_options={**model_options, "model_name": "llm4gen_t5"},
         )
+        self.missing: list[str] = []
 
     def hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
         t5 = self.text_encoder.transformer
@@ -297,7 +308,9 @@ class _HostT5(_HostLLMModel):
 
     def load_sd(self, tensors: dict[str, Tensor]) -> tuple[list[str], list[str]]:
         missing, unexpected = self.text_encoder.load_sd(tensors)
-        return list(missing), list(unexpected)
+        # 0.3.64 marks a quantized model with an empty parameter of this name.
+        self.missing = [name for name in missing if name != "scaled_fp8"]
+        return self.missing, unexpected
 
 
 class _HostTransformersModel(_HostLLMModel):
@@ -318,10 +331,11 @@ class _HostTransformersModel(_HostLLMModel):
 
 
 def _use_host_layers(model: nn.Module) -> None:
-    """Exchange linear layers and embeddings for the host's, which compute in float32 and stream from memory.
+    """Exchange linear layers and the token embedding for the host's, which compute in float32 and stream from memory.
 
-    What is neither (norms, mostly small) is kept in float32, so that no half-precision sum can overflow.
+    The rest (norms, position embeddings: mostly small) is kept in float32, so that no half-precision sum can overflow.
     """
+    token_embedding = model.get_input_embeddings()
     exchanged: dict[nn.Module, nn.Module] = {}
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
@@ -331,7 +345,7 @@ def _use_host_layers(model: nn.Module) -> None:
                     child.in_features, child.out_features, bias=child.bias is not None, device="meta"
                 )
                 layer.bias = child.bias
-            elif type(child) is nn.Embedding:
+            elif type(child) is nn.Embedding and child is token_embedding:
                 layer = comfy.ops.manual_cast.Embedding(
                     child.num_embeddings, child.embedding_dim, padding_idx=child.padding_idx, device="meta"
                 )
