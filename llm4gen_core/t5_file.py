@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .encoder import RANKGEN_PREFIX, RANKGEN_PROMPT_PREFIX
+from .encoder import RANKGEN_PREFIX, RANKGEN_PROMPT_PREFIX, weight_names
 from .errors import LLM4GENError
 from .llm_spec import RANKGEN_T5_XL, LLMSpec
 
@@ -128,6 +128,19 @@ def describe_t5(shapes: Shapes, path: Path) -> T5File:
         prefix=RANKGEN_PROMPT_PREFIX if is_rankgen else "",
     )
     return T5File(prefix, embedding, config, spec)
+
+
+def t5_without_tokenizer(folder: Path) -> Path | None:
+    """The weights in a Hugging Face folder that holds a T5 encoder but no tokenizer, as RankGen is published.
+
+    Such a file can be read by itself, with T5's own tokenizer.
+    """
+    if any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model")):
+        return None
+    files = [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
+    if not files or not any(name.endswith(_FIRST_QUERY) for name in weight_names(folder)):
+        return None
+    return files[0]
 
 
 def encoder_tensors(file: T5File, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

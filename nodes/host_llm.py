@@ -37,7 +37,7 @@ from ..llm4gen_core.encoder import (
 )
 from ..llm4gen_core.llm_spec import Layer
 from ..llm4gen_core.prompt_tokens import PromptTokens, Segment, tokenize_prompt
-from ..llm4gen_core.t5_file import T5File, describe_t5, encoder_tensors
+from ..llm4gen_core.t5_file import T5File, describe_t5, encoder_tensors, t5_without_tokenizer
 from ..llm4gen_core.weights import SAFETENSORS_SUFFIXES, load_tensors, read_header
 from .host import llm_path, log, release
 
@@ -113,6 +113,8 @@ def load_llm(name: str, model_options: dict[str, Any]) -> HostLLM:
         LLM4GENError: the file or folder is missing, broken, or not an LLM; the message says what it is.
     """
     path = llm_path(name)
+    if path.is_dir():
+        path = t5_without_tokenizer(path) or path
     progress = comfy.utils.ProgressBar(3)
     progress.update(1)
     load = _load_folder if path.is_dir() else _load_t5_file

@@ -7,7 +7,7 @@ import importlib
 import pytest
 import torch
 from comfy_server import COMFYUI
-from host_models import rankgen_state, save_half, t5_state
+from host_models import rankgen_state, t5_state
 from safetensors.torch import save_file
 
 PROMPTS = ["", "a red cube on a blue sphere", "  spaces   everywhere ", "naïve café, 猫 and 🙂", "word " * 400]
@@ -78,7 +78,9 @@ def test_any_layer_equals_transformers(core, native, folder, reference, layer):
     spec = replace(native.spec, layer=layer)
     states = reference("a red cube", output_hidden_states=True).hidden_states
     if layer == "mean":
-        normalised = [(s - s.mean(-1, keepdim=True)) / (s.var(-1, keepdim=True, correction=0) + 1e-5).sqrt() for s in states]
+        normalised = [
+            (s - s.mean(-1, keepdim=True)) / (s.var(-1, keepdim=True, correction=0) + 1e-5).sqrt() for s in states
+        ]
         expected = sum(normalised[1:]) / 3
     else:
         expected = states[layer]
@@ -175,6 +177,17 @@ def test_pickled_file(host_llm, native, models):
     assert torch.equal(llm.encode("a cube", llm.spec).hidden, native.encode("a cube", native.spec).hidden)
 
 
+def test_rankgens_folder_as_published(host_llm, native, models):
+    """config.json and a pickle, without a tokenizer: the host's T5 tokenizer serves."""
+    folder = models / "llm" / "rankgen-as-published"
+    folder.mkdir()
+    torch.save(rankgen_state(20), folder / "pytorch_model.bin")
+    (folder / "config.json").write_text((models / "llm" / "some" / "t5-folder" / "config.json").read_text())
+    llm = host_llm.load_llm("rankgen-as-published/", {"dtype": torch.float32})
+    assert llm.spec == native.spec
+    assert torch.equal(llm.encode("a cube", llm.spec).hidden, native.encode("a cube", native.spec).hidden)
+
+
 def test_plain_t5_file_takes_the_adapters_prefix(host_llm, native, models, reference):
     """A RankGen file whose key prefix somebody stripped still gives RankGen's features with RankGen's adapter."""
     save_file(t5_state(20), models / "llm" / "stripped.safetensors")
@@ -186,7 +199,8 @@ def test_plain_t5_file_takes_the_adapters_prefix(host_llm, native, models, refer
 
 def test_decoder_only_folder(host_llm, core, models):
     """A folder of another architecture, against the encoder that training uses."""
-    from tokenizers import Tokenizer, models as tokenizer_models, pre_tokenizers
+    from tokenizers import Tokenizer, pre_tokenizers
+    from tokenizers import models as tokenizer_models
     from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
     folder = models / "llm" / "tiny-llama"
@@ -231,6 +245,6 @@ def test_nothing_stays_on_the_compute_device(pack, native, monkeypatch):
         management, "free_memory", lambda size, device, keep_loaded: freed.append((size, device, keep_loaded))
     )
     host.release(patcher)
-    (size, device, kept), = freed
+    ((size, device, kept),) = freed
     assert device == patcher.load_device and size >= 1e20
     assert all(loaded.model.model is not patcher.model for loaded in kept)

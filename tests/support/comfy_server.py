@@ -146,7 +146,13 @@ def to_api_format(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict
         declared = object_info[node["type"]]["input"]
         for name, definition in {**declared.get("required", {}), **declared.get("optional", {})}.items():
             options = definition[1] if len(definition) > 1 else {}
-            is_widget = isinstance(definition[0], list) or definition[0] in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+            is_widget = isinstance(definition[0], list) or definition[0] in (
+                "INT",
+                "FLOAT",
+                "STRING",
+                "BOOLEAN",
+                "COMBO",
+            )
             if is_widget and not options.get("forceInput"):
                 inputs[name] = values.pop(0)
                 if options.get("control_after_generate"):

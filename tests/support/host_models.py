@@ -142,7 +142,11 @@ def save_hf_t5(state: Mapping[str, Tensor], folder: Path, tokenizer: Path) -> No
     from transformers import T5Config, T5TokenizerFast
 
     folder.mkdir(parents=True, exist_ok=True)
-    config: dict[str, Any] = {**T5Config(**T5_CONFIG).to_dict(), "architectures": ["T5EncoderModel"], "dtype": "float32"}
+    config: dict[str, Any] = {
+        **T5Config(**T5_CONFIG).to_dict(),
+        "architectures": ["T5EncoderModel"],
+        "dtype": "float32",
+    }
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     save_file(dict(state), folder / "model.safetensors", metadata={"format": "pt"})
     T5TokenizerFast.from_pretrained(tokenizer).save_pretrained(folder)

@@ -57,16 +57,45 @@ class ProbeConditioning(io.ComfyNode):
     @classmethod
     def execute(cls, conditioning, path: str) -> io.NodeOutput:
         saved = [
-            (context.cpu(), {key: value for key, value in options.items() if isinstance(value, (torch.Tensor, float, int))})
+            (
+                context.cpu(),
+                {key: value for key, value in options.items() if isinstance(value, (torch.Tensor, float, int))},
+            )
             for context, options in conditioning
         ]
         torch.save(saved, path)
         return io.NodeOutput(conditioning)
 
 
+class ProbeWideConditioning(io.ComfyNode):
+    """A conditioning of SDXL's width."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ProbeWideConditioning", category="tests", inputs=[], outputs=[io.Conditioning.Output()]
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput([[torch.zeros(1, 77, 2048), {"pooled_output": torch.zeros(1, 1280)}]])
+
+
+class ProbeNothing(io.ComfyNode):
+    """The CLIP output of a checkpoint without a text encoder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(node_id="ProbeNothing", category="tests", inputs=[], outputs=[io.Clip.Output()])
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(None)
+
+
 class ProbeExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ProbeModel, ProbeConditioning]
+        return [ProbeModel, ProbeConditioning, ProbeWideConditioning, ProbeNothing]
 
 
 async def comfy_entrypoint() -> ProbeExtension:
