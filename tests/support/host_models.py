@@ -45,23 +45,35 @@ def random_state(module: nn.Module, seed: int, scale: float = 1.0) -> dict[str, 
     return state
 
 
-def unet_state(seed: int) -> dict[str, Tensor]:
+def unet_state(seed: int, full: bool = False) -> dict[str, Tensor]:
+    """SD1.5's UNet in the checkpoint's keys: two levels of one block, or the whole of it."""
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
+    if full:
+        layout = {
+            "num_res_blocks": [2, 2, 2, 2],
+            "channel_mult": [1, 2, 4, 4],
+            "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+            "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+        }
+    else:
+        layout = {
+            "num_res_blocks": [1, 1],
+            "channel_mult": [1, 2],
+            "transformer_depth": [1, 1],
+            "transformer_depth_output": [1, 1, 1, 1],
+        }
     unet = UNetModel(
         image_size=32,
         in_channels=4,
         model_channels=320,
         out_channels=4,
-        num_res_blocks=[1, 1],
-        channel_mult=[1, 2],
         num_heads=8,
         use_spatial_transformer=True,
-        transformer_depth=[1, 1],
         transformer_depth_middle=1,
-        transformer_depth_output=[1, 1, 1, 1],
         context_dim=768,
         legacy=False,
+        **layout,
         dtype=torch.float32,
         device="meta",
     )

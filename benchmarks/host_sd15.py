@@ -1,0 +1,144 @@
+"""What LLM4GEN costs inside ComfyUI: seconds a step, seconds to import, bytes left on the compute device.
+
+    COMFYUI_PATH=~/ComfyUI python benchmarks/host_sd15.py [--full] [--size 512] [--pairs 5]
+
+Everything is measured in one process of the host, with random weights: time does not depend on their values.
+A step with the fused context (333 tokens) and one with plain CLIP (77 tokens) alternate, and the ratio is the
+median over the pairs, so that a noisy machine disturbs both alike. `--full` takes SD1.5's whole UNet (860 M
+parameters) in place of the shallow one of the tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import importlib.util
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPOSITORY / "tests" / "support"), str(REPOSITORY)]
+
+import host_models  # noqa: E402
+import torch  # noqa: E402
+from comfy_server import COMFYUI, make_base  # noqa: E402
+
+
+def start_host(base: Path) -> None:
+    sys.path.insert(0, str(COMFYUI))
+    device = [] if torch.cuda.is_available() else ["--cpu"]
+    sys.argv = ["main.py", *device, "--base-directory", str(base)]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import nodes  # noqa: F401  the host's own, with everything that a started host has imported
+
+
+def import_seconds() -> tuple[float, str]:
+    """(seconds from nothing to registered schemas, name under which the pack was imported)."""
+    name = "pack"
+    started = time.perf_counter()
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "__init__.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    extension = importlib.import_module(".nodes", name).LLM4GENExtension()
+    for node in asyncio.run(extension.get_node_list()):
+        node.GET_SCHEMA()
+    return time.perf_counter() - started, name
+
+
+def step_ratio(pack: str, models: Path, full: bool, size: int, pairs: int) -> dict[str, float]:
+    import comfy.sample
+    import comfy.sd
+
+    conditioning = importlib.import_module(f"{pack}.nodes.conditioning")
+    host = importlib.import_module(f"{pack}.nodes.host")
+    host_llm = importlib.import_module(f"{pack}.nodes.host_llm")
+    clip = comfy.sd.load_checkpoint_guess_config(str(models / "checkpoints" / "sd15.safetensors"))[1]
+    unet = comfy.sd.load_diffusion_model_state_dict(host_models.unet_state(0, full=full))
+    llm = host_llm.load_llm("rankgen.safetensors", {})
+    adapter = host.HostAdapter.load("projector.pth")
+
+    def side(text: str):
+        plain = conditioning.encode_clip(clip, text)
+        return plain, conditioning.fuse_conditioning(adapter, plain, llm.encode(text, llm.spec), 1.0)
+
+    plain_positive, fused_positive = side("a green armchair left of a round oak table")
+    plain_negative, fused_negative = side("")
+    latent = torch.zeros(1, 4, size // 8, size // 8)
+    noise = comfy.sample.prepare_noise(latent, 0)
+
+    def seconds(positive, negative) -> float:
+        started = time.perf_counter()
+        comfy.sample.sample(
+            unet, noise, 1, 7.5, "ddim", "ddim_uniform", positive, negative, latent, disable_pbar=True, seed=0
+        )
+        return time.perf_counter() - started
+
+    plain, fused = [], []
+    seconds(plain_positive, plain_negative), seconds(fused_positive, fused_negative)
+    for _ in range(pairs):
+        plain.append(seconds(plain_positive, plain_negative))
+        fused.append(seconds(fused_positive, fused_negative))
+    return {
+        "plain_seconds_a_step": statistics.median(plain),
+        "fused_seconds_a_step": statistics.median(fused),
+        "ratio": statistics.median(f / p for f, p in zip(fused, plain, strict=True)),
+        "context_tokens": fused_positive[0][0].shape[1],
+    }
+
+
+def bytes_on_compute_device(pack: str) -> dict[str, object]:
+    """Bytes of the LLM and of the adapter on the compute device after a prompt was encoded."""
+    import comfy.model_management as management
+
+    host = importlib.import_module(f"{pack}.nodes.host")
+    host_llm = importlib.import_module(f"{pack}.nodes.host_llm")
+    conditioning = importlib.import_module(f"{pack}.nodes.conditioning")
+    llm = host_llm.load_llm("rankgen.safetensors", {})
+    adapter = host.HostAdapter.load("projector.pth")
+    features = llm.encode("a prompt", llm.spec)
+    conditioning.fuse_conditioning(adapter, [[torch.zeros(1, 77, 768), {}]], features, 1.0)
+    compute = management.get_torch_device()
+
+    def held(module: torch.nn.Module) -> int:
+        return sum(p.nbytes for p in module.parameters() if p.device == compute and compute.type != "cpu")
+
+    return {
+        "compute_device": str(compute),
+        "llm_bytes": held(llm.clip.cond_stage_model),
+        "adapter_bytes": held(adapter.module),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="SD1.5's whole UNet")
+    parser.add_argument("--size", type=int, default=512, help="pixels of a side")
+    parser.add_argument("--pairs", type=int, default=5, help="pairs of steps to time")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        base = make_base(Path(folder) / "base")
+        start_host(base)
+        seconds, pack = import_seconds()
+        host_models.fill(base / "models", COMFYUI / "comfy" / "text_encoders" / "t5_tokenizer")
+        results = {
+            "torch": torch.__version__,
+            "unet": "full" if options.full else "shallow",
+            "size": options.size,
+            "import_seconds": seconds,
+            "steps": step_ratio(pack, base / "models", options.full, options.size, options.pairs),
+            "after_encoding": bytes_on_compute_device(pack),
+        }
+    print(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""The README's two commands, on a machine that has nothing but Python.
+
+    python tools/dev.py demo    paints with small models that it makes itself
+    python tools/dev.py test    linters, type checker and every test
+
+Both run in a virtual environment outside the clone, under a name that is a hash of the files that say what
+belongs into it: complete on a new machine, ready at once on a used one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llm4gen"
+HOSTS = [
+    Path(os.environ.get("COMFYUI_PATH", Path.home() / "ComfyUI")).expanduser(),
+    Path(os.environ.get("COMFYUI_OLDEST_PATH", Path.home() / "ComfyUI-0.3.64")).expanduser(),
+]
+"""The host that is developed against, and the oldest that is supported; tests run on those that are there."""
+
+
+def environment() -> Path:
+    """The interpreter of the environment, which is made if it is not there yet."""
+    recipes = [REPOSITORY / "pyproject.toml", REPOSITORY / "constraints.txt"]
+    host_requirements = HOSTS[0] / "requirements.txt"
+    if host_requirements.is_file():
+        recipes.append(host_requirements)
+    digest = hashlib.sha256(sys.version.encode() + b"".join(path.read_bytes() for path in recipes)).hexdigest()[:16]
+    folder = CACHE / f"env-{digest}"
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    complete = folder / "complete"
+    if not complete.is_file():
+        print(f"Making the environment {folder} (about 7 GB, some minutes) ...", flush=True)
+        venv.create(folder, with_pip=True, clear=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        packages = ["-c", str(REPOSITORY / "constraints.txt"), *dependencies(), "torchvision", "torchaudio"]
+        if host_requirements.is_file():
+            packages += ["-r", str(host_requirements)]
+        subprocess.run([*pip, *packages], check=True)
+        complete.touch()
+    return python
+
+
+def dependencies() -> list[str]:
+    """The project's dependencies with all extras. The project itself runs from the clone."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        from pip._vendor import tomli as tomllib
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [package for extra in project["optional-dependencies"].values() for package in extra]
+    return [package for package in project["dependencies"] + extras if not package.startswith(project["name"])]
+
+
+def host_site(host: Path, python: Path) -> Path:
+    """A folder with the front end that a host pins, for hosts other than the one in the environment."""
+    pins = [line for line in (host / "requirements.txt").read_text().splitlines() if line.startswith("comfyui-")]
+    folder = CACHE / f"front-end-{hashlib.sha256(' '.join(pins).encode()).hexdigest()[:16]}"
+    complete = folder / "complete"
+    if not complete.is_file():
+        command = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(folder)]
+        subprocess.run([*command, *pins], check=True)
+        complete.touch()
+    return folder
+
+
+def run(python: Path, *arguments: str, **variables: str) -> None:
+    print("$ python", *arguments, flush=True)
+    subprocess.run([str(python), *arguments], cwd=REPOSITORY, env={**os.environ, **variables}, check=True)
+
+
+def demo(arguments: list[str]) -> None:
+    run(environment(), "-m", "train", "demo", *(arguments or ["--output", str(REPOSITORY / "demo")]))
+
+
+def test(arguments: list[str]) -> None:
+    python = environment()
+    run(python, "-m", "ruff", "check", ".")
+    run(python, "-m", "ruff", "format", "--check", ".")
+    run(python, "-m", "mypy")
+    main, oldest = HOSTS
+    run(python, "-m", "pytest", *arguments, COMFYUI_PATH=str(main))
+    if (oldest / "main.py").is_file():
+        site = os.pathsep.join(filter(None, [str(host_site(oldest, python)), os.environ.get("PYTHONPATH")]))
+        run(
+            python, "-m", "pytest", "tests/host", "tests/browser", *arguments, COMFYUI_PATH=str(oldest), PYTHONPATH=site
+        )
+    else:
+        print(f"TESTS ON THE OLDEST HOST SKIPPED: there is no ComfyUI at {oldest}.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["demo", "test"])
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on to the demo or to pytest")
+    options = parser.parse_args()
+    try:
+        {"demo": demo, "test": test}[options.command](options.arguments)
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)
+
+
+if __name__ == "__main__":
+    main()
