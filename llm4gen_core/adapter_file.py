@@ -9,8 +9,9 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import math
 import os
-import tempfile
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,9 +68,19 @@ class AdapterMetadata:
 
     def __post_init__(self) -> None:
         if self.base_family is not None and self.base_family not in FAMILIES:
-            raise LLM4GENError(f"Adapter: base family {self.base_family!r} is not known; expected {', '.join(FAMILIES)}.")
+            raise LLM4GENError(
+                f"Adapter: base family {self.base_family!r} is not known; expected {', '.join(FAMILIES)}."
+            )
         if self.lambda_mode not in LAMBDA_MODES:
-            raise LLM4GENError(f"Adapter: λ mode {self.lambda_mode!r} is not known; expected {', '.join(LAMBDA_MODES)}.")
+            raise LLM4GENError(
+                f"Adapter: λ mode {self.lambda_mode!r} is not known; expected {', '.join(LAMBDA_MODES)}."
+            )
+        if not math.isfinite(self.default_strength):
+            raise LLM4GENError(f"Adapter: default strength is {self.default_strength}; expected a number such as 1.0.")
+        if not isinstance(self.training, Mapping):
+            raise LLM4GENError(
+                f"Adapter: the training summary is a {type(self.training).__name__}; expected names with values."
+            )
 
 
 def load_adapter(path: str | os.PathLike[str], operations: Any = nn) -> CrossAdapter:
@@ -102,7 +113,9 @@ def load_adapter(path: str | os.PathLike[str], operations: Any = nn) -> CrossAda
         cam = {n.removeprefix(_OFFICIAL_CAM): t for n, t in tensors.items() if n.startswith(_OFFICIAL_CAM)}
         blocks = {name.split(".")[1] for name in tensors if name.startswith(_OFFICIAL)}
         if blocks != {"0"}:
-            raise LLM4GENError(f"Adapter {path} stacks Cross-Adapters {sorted(blocks)}; the release has exactly one, 0.")
+            raise LLM4GENError(
+                f"Adapter {path} stacks Cross-Adapters {sorted(blocks)}; the release has exactly one, 0."
+            )
         config = _official_config(cam, path)
         metadata = _official_metadata(config)
     else:
@@ -112,7 +125,7 @@ def load_adapter(path: str | os.PathLike[str], operations: Any = nn) -> CrossAda
             f"metadata, or {_OFFICIAL_CAM}* as in the official projector.pth."
         )
     _check_state(cam, config, path)
-    adapter = CrossAdapter(config, operations)
+    adapter = CrossAdapter(config, operations, device="meta")  # no random weights: they would shift the global seed
     adapter.load_state_dict(cam, strict=True, assign=True)
     adapter.requires_grad_(False).eval()
     adapter.metadata = metadata
@@ -133,6 +146,8 @@ def save_adapter(adapter: CrossAdapter, path: str | os.PathLike[str], metadata: 
     path = Path(path)
     if path.suffix.lower() not in SAFETENSORS_SUFFIXES:
         raise LLM4GENError(f"Adapter {path} must end in .safetensors.")
+    if path.is_dir():
+        raise LLM4GENError(f"Adapter {path} is a folder; give the name of a file in it.")
     if not path.parent.is_dir():
         raise LLM4GENError(f"Adapter {path} cannot be written: the folder {path.parent} does not exist.")
     if metadata.base_family is None:
@@ -141,15 +156,16 @@ def save_adapter(adapter: CrossAdapter, path: str | os.PathLike[str], metadata: 
         )
     tensors = {_CAM + name: tensor.detach().contiguous().cpu() for name, tensor in adapter.state_dict().items()}
     content = safetensors_bytes(tensors, _build_header(adapter.config, metadata, tensors, path.stem))
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".partial")
+    # Not tempfile's: its files can be read by their owner alone, and would stay so under the final name.
+    temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.partial")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -183,9 +199,7 @@ def _parse_header(header: Mapping[str, str], path: Path) -> tuple[CrossAdapterCo
     try:
         version = int(header["format_version"])
         if version > FORMAT_VERSION:
-            raise LLM4GENError(
-                f"Adapter {path} has format version {version}; this LLM4GEN reads up to {FORMAT_VERSION}. Update LLM4GEN."
-            )
+            raise LLM4GENError(f"format version {version} is newer than {FORMAT_VERSION}; update LLM4GEN to read it.")
         metadata = AdapterMetadata(
             base_family=header["base_family"],
             llm=LLMSpec.from_json(header["llm"]) if header["llm"] else None,
@@ -200,7 +214,9 @@ def _parse_header(header: Mapping[str, str], path: Path) -> tuple[CrossAdapterCo
     except LLM4GENError as error:
         raise LLM4GENError(f"Adapter {path}: {error}") from error
     except KeyError as error:
-        raise LLM4GENError(f"Adapter {path} lacks the metadata field {error}; it was not written by LLM4GEN.") from error
+        raise LLM4GENError(
+            f"Adapter {path} lacks the metadata field {error}; it was not written by LLM4GEN."
+        ) from error
     except (TypeError, ValueError) as error:
         raise LLM4GENError(f"Adapter {path} has metadata that cannot be understood ({error}).") from error
 
@@ -210,7 +226,10 @@ def _official_config(cam: Mapping[str, Tensor], path: Path) -> CrossAdapterConfi
     if projection is None or projection.ndim != 2:
         raise LLM4GENError(f"Adapter {path} has no matrix {_OFFICIAL_CAM}llm_proj.weight; it is incomplete.")
     d_text, d_llm = projection.shape
-    return CrossAdapterConfig(d_text=d_text, d_llm=d_llm, heads=_OFFICIAL_HEADS)
+    try:
+        return CrossAdapterConfig(d_text=d_text, d_llm=d_llm, heads=_OFFICIAL_HEADS)
+    except LLM4GENError as error:
+        raise LLM4GENError(f"Adapter {path}: {error}") from error
 
 
 def _official_metadata(config: CrossAdapterConfig) -> AdapterMetadata:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Sequence
@@ -16,10 +17,20 @@ from torch import Tensor, nn
 from .errors import LLM4GENError
 from .llm_spec import Layer, LLMSpec
 from .prompt_tokens import Segment, tokenize_prompt
-from .weights import SAFETENSORS_SUFFIXES, read_header
+from .weights import SAFETENSORS_SUFFIXES, load_pickle, read_header
 
 RANKGEN_PREFIX = "t5_encoder."
 RANKGEN_PROMPT_PREFIX = "pre "
+
+_WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""The weights of a Hugging Face folder, in the order in which transformers prefers them."""
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "tekken.json")
+"""Any of these, or a file that the tokenizer's class names, makes a tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class LLMEncoder:
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, spec: LLMSpec) -> None:
-        self.model = model
+        self.model: Any = model
         self.tokenizer = tokenizer
         self.spec = spec
 
@@ -78,6 +89,7 @@ class LLMEncoder:
                 "Hidden states of another LLM mean nothing to the adapter."
             )
         model = load_language_model(folder, dtype).to(device)
+        own = replace(own, dtype=str(dtype).removeprefix("torch."))
         return cls(model, load_tokenizer(folder), spec or own)
 
     @torch.no_grad()
@@ -90,7 +102,12 @@ class LLMEncoder:
 
         Returns:
             hidden [B, L_llm, d_llm] and mask [B, L_llm], on the model's device.
+
+        Raises:
+            LLM4GENError: there is no prompt, or the tokenizer belongs to another model.
         """
+        if isinstance(prompts, str):
+            raise LLM4GENError("prompts is a single text; give a list of texts, such as [text].")
         if not prompts:
             raise LLM4GENError("There are no prompts to encode; give at least one, an empty text if need be.")
         tokens = [tokenize_prompt(self.tokenizer, prompt, self.spec) for prompt in prompts]
@@ -101,12 +118,18 @@ class LLMEncoder:
         if bool((weights != 1).any()):
             empty = tokenize_prompt(self.tokenizer, "", self.spec, pad_to=longest)
             z_empty, _ = self._hidden_states([empty.ids], [empty.mask])
-            hidden = torch.where(weights.unsqueeze(-1) == 1, hidden, z_empty + weights.unsqueeze(-1) * (hidden - z_empty))
+            hidden = apply_token_weights(hidden, z_empty, weights)
         return LLMFeatures(hidden, mask, self.spec)
 
     def _hidden_states(self, ids: list[list[int]], masks: list[list[int]]) -> tuple[Tensor, Tensor]:
         device = next(self.model.parameters()).device
         mask = torch.tensor(masks, device=device)
+        rows = self.model.get_input_embeddings().weight.shape[0]
+        if (highest := max(max(row) for row in ids)) >= rows:
+            raise LLM4GENError(
+                f"The LLM's tokenizer gives the token id {highest}, but its embedding has {rows} rows: they belong to "
+                "different models. Put the tokenizer files of the same model beside its weights."
+            )
         return hidden_states(self.model, mask, self.spec.layer, input_ids=torch.tensor(ids, device=device)), mask
 
 
@@ -122,14 +145,33 @@ def hidden_states(model: nn.Module, mask: Tensor, layer: Layer, **inputs: Tensor
     Returns:
         [B, L, d_llm].
     """
-    if not bool(mask[:, 0].all()) and "position_ids" in model.forward.__code__.co_varnames:
+    if not bool(mask[:, 0].all()) and "position_ids" in inspect.signature(model.forward).parameters:
         # Left padding: positions are counted from the first real token, as in generation.
-        inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+        inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0) + _first_position(model)
     needs_all = layer != "last"
     output = model(attention_mask=mask, output_hidden_states=needs_all, return_dict=True, **inputs)
     if layer == "last":
         return output.last_hidden_state
     return select_layer(output.hidden_states, layer)
+
+
+def _first_position(model: nn.Module) -> int:
+    """Position of a prompt's first token: 0, but RoBERTa and its relatives keep the first rows for padding."""
+    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    return 0 if padding is None else padding + 1
+
+
+def apply_token_weights(hidden: Tensor, empty: Tensor, weights: Tensor) -> Tensor:
+    """ComfyUI's rule for `(word:1.3)`: z = z_empty + w (z - z_empty). Tokens of weight 1 stay bit-identical.
+
+    Args:
+        hidden: z [B, L, d_llm].
+        empty: z_empty [1, L, d_llm], hidden states of the empty prompt at the same positions.
+        weights: w [B, L].
+    """
+    weights = weights.unsqueeze(-1)
+    return torch.where(weights == 1, hidden, empty + weights * (hidden - empty))
 
 
 def select_layer(states: Sequence[Tensor], layer: Layer) -> Tensor:
@@ -192,15 +234,18 @@ def load_language_model(folder: Path, dtype: torch.dtype) -> nn.Module:
             key_mapping=key_mapping,
             local_files_only=True,
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # the report names them, and they are refused below
             output_loading_info=True,
         )
     except Exception as error:  # transformers raises a different type for every way in which a folder can be broken
         raise LLM4GENError(f"LLM {folder} cannot be loaded: {_first_line(error)}") from error
     missing = sorted(name for name in report["missing_keys"] if "pooler" not in name)
-    if missing or report["mismatched_keys"]:
+    mismatched = sorted(str(key[0]) for key in report["mismatched_keys"])
+    if missing or mismatched:
         raise LLM4GENError(
-            f"LLM {folder}: its weights lack {len(missing)} tensors of a {config.model_type} "
-            f"({', '.join(missing[:3]) or report['mismatched_keys']}). The weights belong to another model than config.json."
+            f"LLM {folder}: of the tensors of a {config.model_type}, its weights lack {len(missing)} and have "
+            f"{len(mismatched)} in another size ({', '.join((missing + mismatched)[:3])}). They belong to another "
+            "model than config.json."
         )
     if model.config.is_encoder_decoder and hasattr(model, "get_encoder"):
         model = model.get_encoder()
@@ -215,13 +260,20 @@ def load_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
+    advice = (
+        "Put tokenizer.json and tokenizer_config.json (or spiece.model) of the same model beside its config.json; "
+        "RankGen has those of google/t5-v1_1-xl."
+    )
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # as above: many types for one situation
-        raise LLM4GENError(
-            f"LLM {folder} has no tokenizer that can be read ({_first_line(error)}). Put tokenizer.json and "
-            "tokenizer_config.json (or spiece.model) of the same model beside its config.json."
-        ) from error
+        reason = _first_line(error)
+        raise LLM4GENError(f"LLM {folder} has no tokenizer that can be read ({reason}). {advice}") from error
+    # transformers makes a blank tokenizer, for which all words are unknown, where it finds no vocabulary.
+    own_files = tokenizer.vocab_files_names.values()
+    if own_files and not any((folder / name).is_file() for name in (*own_files, *_TOKENIZER_FILES)):
+        raise LLM4GENError(f"LLM {folder} has no tokenizer. {advice}")
+    return tokenizer
 
 
 def _load_config(folder: Path) -> Any:
@@ -229,7 +281,8 @@ def _load_config(folder: Path) -> Any:
 
     if not (folder / "config.json").is_file():
         raise LLM4GENError(
-            f"LLM {folder} has no config.json; expected a Hugging Face model folder with config.json, weights and tokenizer."
+            f"LLM {folder} has no config.json; expected a Hugging Face model folder with config.json, weights and "
+            "tokenizer."
         )
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -239,21 +292,26 @@ def _load_config(folder: Path) -> Any:
 
 def _is_rankgen(folder: Path) -> bool:
     """Whether the weights carry RankGen's key prefix."""
-    return any(name.startswith(RANKGEN_PREFIX) for name in _weight_names(folder))
+    return any(name.startswith(RANKGEN_PREFIX) for name in weight_names(folder))
 
 
-def _weight_names(folder: Path) -> list[str]:
-    for index in sorted(folder.glob("*.index.json")):
-        return list(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}))
-    for file in sorted(folder.iterdir()):
-        if file.suffix in SAFETENSORS_SUFFIXES:
-            return list(read_header(file, "LLM")[0])
-    for file in sorted(folder.glob("*.bin")):
-        try:
-            return list(torch.load(file, map_location="meta", weights_only=True, mmap=True))
-        except Exception as error:
-            raise LLM4GENError(f"LLM {file} cannot be read ({_first_line(error)}); download it again.") from error
-    return []
+def weight_names(folder: Path) -> list[str]:
+    """Names of the tensors in the weights of a Hugging Face folder; the tensors themselves are not read.
+
+    Raises:
+        LLM4GENError: there are no weights, or they are broken.
+    """
+    file = next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
+    if file is None:
+        raise LLM4GENError(f"LLM {folder} has no weights; expected {' or '.join(_WEIGHT_FILES)}.")
+    if file.suffix in SAFETENSORS_SUFFIXES:
+        return list(read_header(file, "LLM")[0])
+    if file.suffix == ".bin":
+        return list(load_pickle(file, "LLM", device="meta"))
+    try:
+        return list(json.loads(file.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise LLM4GENError(f"LLM {file} is no index of weights ({_first_line(error)}); download it again.") from error
 
 
 def _first_line(error: Exception) -> str:

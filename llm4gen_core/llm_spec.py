@@ -54,10 +54,10 @@ class LLMSpec:
             require(name, whole and value >= 1, "a whole number of at least 1")
         require("padding", self.padding in ("max_length", "longest"), '"max_length" or "longest"')
         require("padding_side", self.padding_side in ("right", "left"), '"right" or "left"')
-        if self.layer not in ("last", "mean"):
-            expected = f'"last", "mean" or a whole number from {-self.layers - 1} to {self.layers}'
-            whole = isinstance(self.layer, int) and not isinstance(self.layer, bool)
-            require("layer", whole and -self.layers - 1 <= self.layer <= self.layers, expected)
+        layer = self.layer
+        whole = isinstance(layer, int) and not isinstance(layer, bool) and -self.layers - 1 <= layer <= self.layers
+        expected = f'"last", "mean" or a whole number from {-self.layers - 1} to {self.layers}'
+        require("layer", whole or layer in ("last", "mean"), expected)
 
     @property
     def label(self) -> str:

@@ -13,7 +13,7 @@ from .llm_spec import LLMSpec
 Segment = tuple[str, float]
 """A stretch of the prompt and its weight, as in `(word:1.3)`."""
 
-_TEXTUAL_INVERSION = re.compile(r"(?:(?<=\s)|^)embedding:\S+")
+_TEXTUAL_INVERSION = re.compile(r"(?:(?<=\s)|^)embedding:\S+ ?")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ def tokenize_prompt(
 
     Args:
         tokenizer: a transformers tokenizer.
-        prompt: text, or text with weights. The empty prompt keeps the prefix.
+        prompt: text, or text with weights. The empty prompt keeps the prefix; where nothing at all is left
+            (no prefix, and a tokenizer that adds no special tokens), one start or end token stands for it.
         spec: prefix, length, padding.
         pad_to: pad to this many tokens instead of what `spec.padding` says; for "longest" in a batch.
 
@@ -67,6 +68,9 @@ def tokenize_prompt(
         weights = _token_weights(text, len(spec.prefix), segments, encoded["offset_mapping"])
     else:
         weights = [1.0] * len(ids)
+    if not ids:
+        bos = tokenizer.bos_token_id
+        ids, weights = [pad_id(tokenizer) if bos is None else int(bos)], [1.0]
     length = len(ids)
     ids, weights = ids[: spec.max_length], weights[: spec.max_length]
     target = spec.max_length if spec.padding == "max_length" else len(ids)

@@ -156,11 +156,9 @@ def encoder_tensors(file: T5File, tensors: Mapping[str, torch.Tensor]) -> dict[s
 
 
 def _what_else(shapes: Shapes, path: Path) -> str:
-    for mark, kind in _OTHER_KINDS:
-        if any(name.startswith(mark) or f".{mark}" in name for name in shapes):
-            break
-    else:
-        kind = f"something unknown, with tensors such as {', '.join(sorted(shapes)[:2]) or 'none at all'}"
+    unknown = f"something unknown, with tensors such as {', '.join(sorted(shapes)[:2]) or 'none at all'}"
+    marked = (kind for mark, kind in _OTHER_KINDS if any(n.startswith(mark) or f".{mark}" in n for n in shapes))
+    kind = next(marked, unknown)
     advice = (
         "Put its whole Hugging Face folder (config.json, weights, tokenizer) into models/llm and choose the folder."
         if "decoder-only" in kind

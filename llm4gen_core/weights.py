@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
+import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from .errors import LLM4GENError
 
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+
+_WANTED_CODE = re.compile(r"GLOBAL (\S+)")
+"""In the messages of torch's unpickler: the function or class that a file asked for."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def read_header(path: Path, what: str = "File") -> tuple[dict[str, TensorInfo], 
             slices = {name: file.get_slice(name) for name in file.keys()}
             tensors = {name: TensorInfo(tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
             return tensors, file.metadata() or {}
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise _broken(path, what, error) from error
 
 
@@ -69,21 +73,27 @@ def load_tensors(path: Path, what: str = "File") -> dict[str, Tensor]:
         try:
             with safe_open(str(path), framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise _broken(path, what, error) from error
     if suffix not in PICKLE_SUFFIXES:
         known = ", ".join(SAFETENSORS_SUFFIXES + PICKLE_SUFFIXES)
         raise LLM4GENError(f"{what} {path} ends in {suffix or 'nothing'!r}; expected one of {known}.")
+    return load_pickle(path, what)
+
+
+def load_pickle(path: Path, what: str = "File", device: str = "cpu") -> dict[str, Tensor]:
+    """A pickled state dict, as `load_tensors` reads it; on the "meta" device names and shapes alone are read."""
+    require_file(path, what)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+        # Files from before torch 1.6 are no zip archives and cannot be mapped into memory.
+        mmap = device == "meta" and zipfile.is_zipfile(path)
+        content = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
+    except Exception as error:  # a broken pickle can raise nearly anything, IndexError and struct.error among them
+        if code := _WANTED_CODE.search(str(error)):
             raise LLM4GENError(
-                f"{what} {path} needs to run code to be opened, which a file of weights never does. It was refused "
-                "and nothing was executed. Delete it and download the weights from their official source."
+                f"{what} {path} needs to run code ({code[1]}) to be opened, which a file of weights never does. It was "
+                "refused and nothing was executed. Delete it and download the weights from their official source."
             ) from error
-        raise _broken(path, what, error) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise _broken(path, what, error) from error
     if not isinstance(content, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
@@ -93,7 +103,10 @@ def load_tensors(path: Path, what: str = "File") -> dict[str, Tensor]:
 
 
 def _broken(path: Path, what: str, error: Exception) -> LLM4GENError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if reason.startswith("Weights only load failed"):  # torch goes on to advise switching its protection off
+        reason = "its pickle is damaged"
+    reason = reason.split(". ")[0]
     return LLM4GENError(
         f"{what} {path} ({path.stat().st_size:,} bytes) cannot be read: it is truncated or not of the kind that its "
         f"name says ({reason}). Download it again and compare its size with the source's."
