@@ -99,6 +99,13 @@ class HostLLM:
                 f"Adapter {adapter_name} was trained with the LLM {adapter_spec.label}, but {self.name} is "
                 f"{self.spec.label}: {reason}. Load the adapter's LLM, or an adapter that was trained with this one."
             )
+        if adapter_spec.model and not self.spec.model:
+            log.warning(
+                "Adapter %s was trained with %s. %s does not tell whose weights it holds; of its size there are others.",
+                adapter_name,
+                adapter_spec.model,
+                self.name,
+            )
         return adapter_spec
 
 

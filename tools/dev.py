@@ -28,24 +28,26 @@ HOSTS = [
 
 def environment() -> Path:
     """The interpreter of the environment, which is made if it is not there yet."""
-    recipes = [REPOSITORY / "pyproject.toml", REPOSITORY / "constraints.txt"]
-    host_requirements = HOSTS[0] / "requirements.txt"
-    if host_requirements.is_file():
-        recipes.append(host_requirements)
-    digest = hashlib.sha256(sys.version.encode() + b"".join(path.read_bytes() for path in recipes)).hexdigest()[:16]
-    folder = CACHE / f"env-{digest}"
+    packages = [*dependencies(), "torchvision", "torchaudio"]
+    constraints = REPOSITORY / "constraints.txt"
+    files = [constraints, HOSTS[0] / "requirements.txt"]
+    recipe = [sys.version, *packages, *(file.read_text(encoding="utf-8") for file in files if file.is_file())]
+    folder = CACHE / f"env-{digest(recipe)}"
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     complete = folder / "complete"
     if not complete.is_file():
         print(f"Making the environment {folder} (about 7 GB, some minutes) ...", flush=True)
         venv.create(folder, with_pip=True, clear=True)
+        if files[1].is_file():
+            packages += ["-r", str(files[1])]
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        packages = ["-c", str(REPOSITORY / "constraints.txt"), *dependencies(), "torchvision", "torchaudio"]
-        if host_requirements.is_file():
-            packages += ["-r", str(host_requirements)]
-        subprocess.run([*pip, *packages], check=True)
+        subprocess.run([*pip, "-c", str(constraints), *packages], check=True)
         complete.touch()
     return python
+
+
+def digest(parts: list[str]) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def dependencies() -> list[str]:
@@ -62,7 +64,7 @@ def dependencies() -> list[str]:
 def host_site(host: Path, python: Path) -> Path:
     """A folder with the front end that a host pins, for hosts other than the one in the environment."""
     pins = [line for line in (host / "requirements.txt").read_text().splitlines() if line.startswith("comfyui-")]
-    folder = CACHE / f"front-end-{hashlib.sha256(' '.join(pins).encode()).hexdigest()[:16]}"
+    folder = CACHE / f"front-end-{digest(pins)}"
     complete = folder / "complete"
     if not complete.is_file():
         command = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(folder)]
