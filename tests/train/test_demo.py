@@ -1,0 +1,113 @@
+"""The demonstration and the miniatures that it paints with."""
+
+import json
+import shlex
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, CLIPTokenizer
+
+from llm4gen_core import LLMEncoder
+from train.__main__ import main
+from train.demo import demo
+from train.small_models import make_diffusers_folder, make_projector, make_t5_folder
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr("train.demo.SIZE", 64)
+    monkeypatch.setattr("train.demo.STEPS", 2)
+
+
+def test_the_demo_paints_both_prompts_with_and_without_llm4gen(tmp_path, quick):
+    files = demo(tmp_path)
+    images = [np.asarray(Image.open(file)).astype(int) for file in files]
+    assert len(files) == 4 and all(image.shape == (64, 64, 3) and image.std() > 5 for image in images)
+    assert all(np.abs(a - b).max() > 0 for i, a in enumerate(images) for b in images[:i])
+    has_llm = ["llm" in json.loads(Image.open(file).text["llm4gen"]) for file in files]
+    assert has_llm == [False, False, True, True]
+
+
+def test_the_demo_says_that_its_models_are_random(tmp_path, quick, capsys):
+    demo(tmp_path)
+    out = capsys.readouterr().out
+    assert "random miniatures" in out and "abstract patterns" in out and "the whole path runs" in out
+
+
+def test_the_command_that_the_demo_shows_works(tmp_path, quick, capsys):
+    demo(tmp_path)
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert command[:3] == ["python", "-m", "train"]
+    assert main([*command[3:], "--output", str(tmp_path / "again.png")]) == 0
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "llm4gen.png").read_bytes()
+
+
+def test_a_second_demo_keeps_the_images_of_the_first(tmp_path, quick):
+    first, second = demo(tmp_path), demo(tmp_path)
+    assert len(set(first + second)) == 8 and all(file.is_file() for file in first)
+
+
+@pytest.mark.slow
+def test_the_demo_takes_less_than_a_minute(tmp_path):
+    start = time.process_time()  # of all threads, so that a busy machine does not fail the test
+    demo(tmp_path)
+    assert time.process_time() - start < 60
+
+
+def test_the_same_seed_gives_the_same_weights_and_leaves_the_callers_noise_alone(tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(2)
+    torch.manual_seed(5)
+    states = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        base = make_diffusers_folder(tmp_path / name, seed=seed)
+        states.append(load_file(base / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.weight"])
+    assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_key_names_are_those_of_released_files(models):
+    clip = load_file(models.base / "text_encoder" / "model.safetensors")
+    assert "text_model.encoder.layers.0.self_attn.q_proj.weight" in clip and "text_model.final_layer_norm.bias" in clip
+    rankgen = torch.load(models.llm / "pytorch_model.bin", weights_only=True)
+    assert "t5_encoder.encoder.block.0.layer.0.SelfAttention.q.weight" in rankgen and "projection.weight" in rankgen
+    assert "CrossFusionModule.0.FFN.2.bias" in torch.load(models.adapter, weights_only=True)
+
+
+def test_the_projector_has_the_keys_of_the_releases(models):
+    release = torch.load(Path(__file__).parents[1] / "data" / "official_projector.pth", weights_only=True)
+    ours = torch.load(models.adapter, weights_only=True)
+    assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in release.items()}
+
+
+@pytest.mark.parametrize("text", ["a red cat", "Ünïcode 猫 and 'quotes'", ""])
+def test_tokenizers_read_any_text(models, text):
+    clip = CLIPTokenizer.from_pretrained(models.base / "tokenizer")
+    ids = clip(text)["input_ids"]
+    assert ids[0] == clip.bos_token_id == len(clip) - 2 and ids[-1] == clip.eos_token_id == len(clip) - 1
+    t5 = AutoTokenizer.from_pretrained(models.llm)
+    assert t5(text)["input_ids"][-1] == 1 and (t5.pad_token_id, t5.eos_token_id, t5.is_fast) == (0, 1, True)
+
+
+def test_known_words_are_one_token(models):
+    ids = CLIPTokenizer.from_pretrained(models.base / "tokenizer")("a red cat")["input_ids"]
+    assert len(ids) == 5
+    assert len(AutoTokenizer.from_pretrained(models.llm)("red cat")["input_ids"]) == 3
+
+
+def test_rankgens_layout_and_t5s_own_give_the_same_encoder(models, tmp_path):
+    own = LLMEncoder.from_folder(make_t5_folder(tmp_path / "t5", 96, rankgen=False))
+    rankgen = LLMEncoder.from_folder(models.llm)
+    assert (own.spec.prefix, rankgen.spec.prefix) == ("", "pre ")
+    assert torch.equal(own.encode(["pre a red cat"]).hidden, rankgen.encode(["a red cat"]).hidden)
+
+
+def test_sizes_are_as_asked_for(tmp_path):
+    projector = torch.load(make_projector(tmp_path / "p.pth", 32, 48), weights_only=True)
+    assert projector["CrossFusionModule.0.llm_proj.weight"].shape == (32, 48)
+    assert LLMEncoder.from_folder(make_t5_folder(tmp_path / "t5", 48, layers=3)).spec.layers == 3

@@ -1,0 +1,1 @@
+"""Command line around `llm4gen_core`: `python -m train --help`."""

@@ -1,0 +1,168 @@
+"""`python -m train generate`: the image of the ComfyUI workflow, without ComfyUI."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+from llm4gen_core import LLM4GENError
+
+from .images import check_output, save_png
+from .schedule import TRAIN_STEPS
+from .sd15 import SD15
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class GenerateSettings:
+    """What `generate` paints; checked when made, before any model is loaded.
+
+    Attributes:
+        base, unet, adapter, llm: see `SD15.from_folders`.
+        prompts: one or more; each is painted with the same seed, as a workflow with a fixed seed would.
+        negative, seed, steps, guidance, width, height, batch, strength: see `SD15.paint`.
+        dtype: a key of `DTYPES`; None is float16 on a GPU and float32 elsewhere.
+        device: such as "cpu", "cuda:1" or "mps"; None takes a GPU if there is one.
+        output: see `save_png`.
+
+    Raises:
+        LLM4GENError: a value is impossible.
+    """
+
+    base: str
+    prompts: Sequence[str]
+    output: str
+    unet: str | None = None
+    adapter: str | None = None
+    llm: str | None = None
+    negative: str = ""
+    seed: int = 0
+    steps: int = 50
+    guidance: float = 7.5
+    width: int = 512
+    height: int = 512
+    batch: int = 1
+    strength: float | None = None
+    dtype: str | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        def require(name: str, ok: bool, expected: str) -> None:
+            if not ok:
+                raise LLM4GENError(f"{name.capitalize()} is {getattr(self, name)!r}; expected {expected}.")
+
+        if not self.prompts:
+            raise LLM4GENError("There is no prompt; give at least one, an empty text if need be.")
+        require("seed", 0 <= self.seed < 2**64, "a whole number from 0 to 2**64 - 1")
+        require("steps", 1 <= self.steps <= TRAIN_STEPS, f"a whole number from 1 to {TRAIN_STEPS}")
+        require("guidance", math.isfinite(self.guidance) and self.guidance >= 1, "a number of at least 1 (1 is off)")
+        for name in ("width", "height"):
+            size = getattr(self, name)
+            require(name, size % 8 == 0 and 16 <= size <= 16384, "a multiple of 8 from 16 to 16384 pixels")
+        require("batch", self.batch >= 1, "a whole number of at least 1")
+        if self.strength is not None:
+            require("strength", math.isfinite(self.strength) and self.strength >= 0, "a number of at least 0")
+            if self.adapter is None:
+                raise LLM4GENError(
+                    f"Strength is {self.strength}, but there is no adapter whose strength it could be; "
+                    "give an adapter and its LLM, or leave the strength out."
+                )
+        require("dtype", self.dtype is None or self.dtype in DTYPES, ", ".join(DTYPES))
+        check_output(self.output)
+
+
+def generate(settings: GenerateSettings) -> list[Path]:
+    """Paint every prompt and print the name of each file as it is written.
+
+    Args:
+        settings: all of it.
+
+    Returns:
+        The PNG files, `settings.batch` for each prompt in turn.
+
+    Raises:
+        LLM4GENError: see `SD15.from_folders`; or the device does not exist or is out of memory.
+    """
+    device = choose_device(settings.device)
+    dtype = settings.dtype or ("float32" if device.type == "cpu" else "float16")
+    model = SD15.from_folders(
+        settings.base, settings.unet, settings.adapter, settings.llm, dtype=DTYPES[dtype], device=device
+    )
+    files = []
+    for prompt in settings.prompts:
+        try:
+            images = model.paint(
+                prompt,
+                settings.negative,
+                seed=settings.seed,
+                steps=settings.steps,
+                guidance=settings.guidance,
+                width=settings.width,
+                height=settings.height,
+                batch=settings.batch,
+                strength=settings.strength,
+            )
+        except torch.OutOfMemoryError as error:
+            raise LLM4GENError(
+                f"Device {device} ran out of memory at {settings.width} x {settings.height}, batch {settings.batch}, "
+                f"{dtype}; choose a smaller size or batch, dtype float16, or device cpu."
+            ) from error
+        for index, image in enumerate(images):
+            file = save_png(image, settings.output, _record(settings, model, prompt, index, dtype))
+            print(file, flush=True)
+            files.append(file)
+    return files
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device of that name; for None the first GPU, or the CPU if there is none.
+
+    Raises:
+        LLM4GENError: there is no such device here.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError is how torch without CUDA refuses "cuda"
+        raise LLM4GENError(
+            f"Device {name!r} cannot be used by this torch ({str(error).splitlines()[0]}); "
+            "expected cpu, or a GPU that it knows, such as cuda, cuda:1 or mps."
+        ) from error
+    return device
+
+
+def _record(settings: GenerateSettings, model: SD15, prompt: str, index: int, dtype: str) -> dict[str, Any]:
+    """Everything needed to paint image `index` of `prompt` again; files by name only, since images are shared."""
+    record: dict[str, Any] = {
+        "prompt": prompt,
+        "negative": settings.negative,
+        "seed": settings.seed,
+        "batch": settings.batch,
+        "index": index,
+        "steps": settings.steps,
+        "guidance": settings.guidance,
+        "width": settings.width,
+        "height": settings.height,
+        "sampler": "ddim",
+        "scheduler": "ddim_uniform",
+        "dtype": dtype,
+        "base": Path(settings.base).resolve().name,
+        "diffusers": diffusers.__version__,
+        "torch": torch.__version__,
+    }
+    if settings.unet is not None:
+        record["unet"] = Path(settings.unet).resolve().name
+    if settings.adapter is not None and model.llm is not None:
+        record["adapter"] = Path(settings.adapter).name
+        record["llm"] = model.llm.spec.label
+        record["strength"] = model.default_strength() if settings.strength is None else settings.strength
+    return record

@@ -1,0 +1,255 @@
+"""Random miniatures in the real file formats: what the demo paints with, and what tests load.
+
+The images they make are abstract patterns. Everything else about them is real: folder layout, key names,
+tokenizer files, and the pickled state dict of the release. The same seed gives the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+from llm4gen_core import CrossAdapter, CrossAdapterConfig
+
+from .schedule import BETA_END, BETA_START
+
+PathLike = str | os.PathLike[str]
+
+WORDS = "a and are bird black blue boat cat chair dog four green hat in is man of on red sky the three two white woman"
+"""Words that the miniature tokenizers know as one token; anything else is split further."""
+
+
+def make_diffusers_folder(path: PathLike, d_text: int = 64, channels: Sequence[int] = (32, 64), seed: int = 0) -> Path:
+    """A diffusers folder with everything that SD1.5's has: UNet, VAE, CLIP with its tokenizer, scheduler.
+
+    Args:
+        path: made if it does not exist.
+        d_text: width of CLIP and of the UNet's context; a multiple of 16.
+        channels: of the UNet's levels, each a multiple of 32; the last level has no cross-attention, as in SD1.5.
+        seed: of the weights.
+
+    Returns:
+        `path`.
+    """
+    path = Path(path)
+    vocabulary_size = _write_clip_tokenizer(path / "tokenizer")
+    _write_clip(path / "text_encoder", d_text, vocabulary_size, seed)
+    make_unet_folder(path / "unet", d_text, channels, seed)
+    with _seeded(seed):
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(32, 32, 32, 32),
+            layers_per_block=1,
+            latent_channels=4,
+            sample_size=512,
+            scaling_factor=0.18215,
+        )
+    vae.save_pretrained(path / "vae")
+    DDIMScheduler(
+        beta_start=BETA_START,
+        beta_end=BETA_END,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    ).save_pretrained(path / "scheduler")
+    _write_json(
+        path / "model_index.json",
+        {
+            "_class_name": "StableDiffusionPipeline",
+            "scheduler": ["diffusers", "DDIMScheduler"],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+        },
+    )
+    return path
+
+
+def make_unet_folder(path: PathLike, d_text: int = 64, channels: Sequence[int] = (32, 64), seed: int = 0) -> Path:
+    """A diffusers UNet folder alone, like the fine-tuned one of the release; arguments as above."""
+    path = Path(path)
+    attending = len(channels) - 1
+    with _seeded(seed):
+        unet = UNet2DConditionModel(
+            sample_size=64,
+            block_out_channels=tuple(channels),
+            down_block_types=("CrossAttnDownBlock2D",) * attending + ("DownBlock2D",),
+            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * attending,
+            layers_per_block=1,
+            cross_attention_dim=d_text,
+            attention_head_dim=8,
+        )
+    unet.save_pretrained(path)
+    return path
+
+
+def make_t5_folder(path: PathLike, width: int = 96, layers: int = 2, rankgen: bool = True, seed: int = 0) -> Path:
+    """A Hugging Face folder of a T5-v1.1 encoder with a fast tokenizer that appends `</s>`.
+
+    Args:
+        path: made if it does not exist.
+        width: d_llm, a multiple of 4.
+        layers: transformer blocks.
+        rankgen: store it as RankGen does, a pickled state dict with the prefix `t5_encoder.` and an unused
+            projection; otherwise as T5 itself, in safetensors.
+        seed: of the weights.
+
+    Returns:
+        `path`.
+    """
+    path = Path(path)
+    vocabulary_size = _write_t5_tokenizer(path)
+    config = T5Config(
+        vocab_size=vocabulary_size,
+        d_model=width,
+        d_kv=width // 4,
+        d_ff=2 * width,
+        num_layers=layers,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        pad_token_id=0,
+        eos_token_id=1,
+        architectures=["T5EncoderModel"],
+    )
+    config.save_pretrained(path)
+    with _seeded(seed):
+        encoder = T5EncoderModel(config)
+        # T5's own initialisation is made for training at full size; at this one, all prompts would look alike.
+        torch.nn.init.normal_(encoder.shared.weight)
+        projection = torch.randn(width, width)
+    state = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    if rankgen:
+        state = {f"t5_encoder.{name}": tensor for name, tensor in state.items()}
+        torch.save({**state, "projection.weight": projection}, path / "pytorch_model.bin")
+    else:
+        del state["encoder.embed_tokens.weight"]  # safetensors stores what is shared once, as transformers does
+        save_file(state, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+def make_projector(path: PathLike, d_text: int = 64, d_llm: int = 96, seed: int = 0) -> Path:
+    """A CAM of 8 heads as the release stores it: a pickled state dict, keys `CrossFusionModule.0.*`.
+
+    Args:
+        path: such as `projector.pth`; its folder is made if it does not exist.
+        d_text: width of the text context, a multiple of 8.
+        d_llm: width of the LLM's hidden states.
+        seed: of the weights.
+
+    Returns:
+        `path`.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _seeded(seed):
+        adapter = CrossAdapter(CrossAdapterConfig(d_text=d_text, d_llm=d_llm, heads=8))
+    torch.save({f"CrossFusionModule.0.{name}": tensor for name, tensor in adapter.state_dict().items()}, path)
+    return path
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Weights made inside come from `seed`; the caller's random numbers go on as if nothing had happened."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _write_clip_tokenizer(path: Path) -> int:
+    """CLIP's two files, with merges for `WORDS` and for nothing else; returns the size of the vocabulary."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = letters + [letter + "</w>" for letter in letters]
+    merges: list[str] = []
+    for word in WORDS.split():
+        left, *rest = [*word[:-1], word[-1] + "</w>"]
+        for right in rest:
+            if f"{left} {right}" not in merges:
+                merges.append(f"{left} {right}")
+                vocabulary.append(left + right)
+            left += right
+    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+    path.mkdir(parents=True, exist_ok=True)
+    _write_json(path / "vocab.json", {token: number for number, token in enumerate(vocabulary)})
+    (path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+    special = {"bos_token": "<|startoftext|>"} | dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>")
+    _write_json(path / "special_tokens_map.json", special)
+    _write_json(
+        path / "tokenizer_config.json",
+        {
+            "tokenizer_class": "CLIPTokenizer",
+            "do_lower_case": True,
+            "model_max_length": 77,
+            "errors": "replace",
+            **special,
+        },
+    )
+    return len(vocabulary)
+
+
+def _write_clip(path: Path, d_text: int, vocabulary_size: int, seed: int) -> None:
+    """Written by hand, because transformers 5 saves its own, shorter key names; released files have these."""
+    config = CLIPTextConfig(
+        vocab_size=vocabulary_size,
+        hidden_size=d_text,
+        intermediate_size=4 * d_text,
+        num_hidden_layers=2,
+        num_attention_heads=d_text // 16,
+        max_position_embeddings=77,
+        hidden_act="quick_gelu",
+        bos_token_id=vocabulary_size - 2,
+        eos_token_id=vocabulary_size - 1,
+        pad_token_id=vocabulary_size - 1,
+        architectures=["CLIPTextModel"],
+    )
+    config.save_pretrained(path)
+    with _seeded(seed):
+        model = CLIPTextModel(config)
+    state = {"text_model." + name.removeprefix("text_model."): value for name, value in model.state_dict().items()}
+    state = {name: value.contiguous() for name, value in state.items() if not name.endswith("position_ids")}
+    save_file(state, path / "model.safetensors", metadata={"format": "pt"})
+
+
+def _write_t5_tokenizer(path: Path) -> int:
+    """A Unigram tokenizer with T5's special tokens: `<pad>` 0, `</s>` 1, `<unk>` 2."""
+    letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    pieces += [(f"▁{word}", -2.0) for word in WORDS.split() if len(word) > 1]
+    pieces += [("▁pre", -2.0), ("▁", -4.0)]
+    pieces += [(letter, -6.0) for letter in letters]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in ("<pad>", "</s>", "<unk>")])
+    path.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(path / "tokenizer.json"))
+    _write_json(
+        path / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": 512,
+            "pad_token": "<pad>",
+            "eos_token": "</s>",
+            "unk_token": "<unk>",
+        },
+    )
+    return len(pieces)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
