@@ -36,6 +36,8 @@ def start_host(base: Path) -> None:
     import comfy.options
 
     comfy.options.enable_args_parsing()
+    import server  # noqa: F401
+
     import nodes  # noqa: F401  the host's own, with everything that a started host has imported
 
 

@@ -6,7 +6,7 @@ from comfy_api.v0_0_2 import io
 from .conditioning import encode_clip
 from .host import HostAdapter
 from .host_llm import HostLLM
-from .wires import CATEGORY, AdapterWire, FeaturesWire, LLMWire, search_aliases
+from .wires import CATEGORY, AdapterWire, FeaturesWire, LLMWire, say, search_aliases
 
 
 class LLM4GENEncodeLLM(io.ComfyNode):
@@ -45,6 +45,7 @@ class LLM4GENEncodeLLM(io.ComfyNode):
     @classmethod
     def execute(cls, llm: HostLLM, text: str, adapter: HostAdapter | None = None) -> io.NodeOutput:
         spec = llm.spec if adapter is None else llm.spec_for(adapter.metadata.llm, adapter.name)
+        say(cls, llm.count_tokens(text, spec))
         return io.NodeOutput(llm.encode(text, spec))
 
 

@@ -143,12 +143,21 @@ class HostAdapter:
                 f"Adapter {name} was trained with the λ mode {metadata.lambda_mode!r}, which changes the UNet's "
                 "attention; this version of LLM4GEN has only 'embedding'. Update LLM4GEN."
             )
-        log.info("Adapter %s: d_text %d, d_llm %d", name, module.config.d_text, module.config.d_llm)
-        return cls(patcher, metadata, name)
+        adapter = cls(patcher, metadata, name)
+        log.info("Adapter %s: %s", name, adapter.description)
+        return adapter
 
     @property
     def module(self) -> CrossAdapter:
         return self.patcher.model
+
+    @property
+    def description(self) -> str:
+        """For people: what the adapter belongs to."""
+        config = self.module.config
+        base = self.metadata.base_family or f"text width {config.d_text}"
+        llm = self.metadata.llm.label if self.metadata.llm else f"an LLM of width {config.d_llm}"
+        return f"Adapter for {base} and {llm}"
 
     def adapt(self, text: torch.Tensor, llm: torch.Tensor) -> torch.Tensor:
         """c'_l [B, L_llm, d_text] in float32 on the host's intermediate device; see `CrossAdapter.forward`."""

@@ -50,11 +50,13 @@ class HostLLM:
         clip: the host's text encoder object.
         spec: what the LLM is by itself.
         name: as it was chosen in the list.
+        description: what the file or folder was found to be.
     """
 
     clip: comfy.sd.CLIP
     spec: LLMSpec
     name: str
+    description: str
 
     def encode(self, text: str, spec: LLMSpec, pad_to: int | None = None) -> LLMFeatures:
         """Hidden states of one prompt, `(word:1.3)` weights applied; the LLM leaves the compute device afterwards.
@@ -67,24 +69,24 @@ class HostLLM:
         Returns:
             hidden [1, L_llm, d_llm] float32 and mask [1, L_llm], on the host's intermediate device.
         """
-        tokens = self.tokenize(text, spec, pad_to)
-        prompt: PromptTokens = tokens["prompt"]
-        if prompt.length > spec.max_length:
-            log.warning(
-                "The prompt has %d LLM tokens; the adapter reads %d, so the last %d are not seen.",
-                prompt.length,
-                spec.max_length,
-                prompt.length - spec.max_length,
-            )
         clip = self.clip.clone()
         clip.clip_layer(spec.layer)
-        encoded = clip.encode_from_tokens(tokens, return_dict=True)
+        encoded = clip.encode_from_tokens(self.tokenize(text, spec, pad_to), return_dict=True)
         release(clip.patcher)
         return LLMFeatures(encoded["cond"], encoded["attention_mask"], spec)
 
     def tokenize(self, text: str, spec: LLMSpec, pad_to: int | None = None) -> dict[str, PromptTokens]:
         """Tokens of the prompt and, equally long, of the empty prompt that weights are measured from."""
         return self.clip.tokenize(text, spec=spec, pad_to=pad_to)
+
+    def count_tokens(self, text: str, spec: LLMSpec) -> str:
+        """How much of a prompt is read, for people; what is cut is logged too."""
+        length = self.tokenize(text, spec)["prompt"].length
+        if length <= spec.max_length:
+            return f"{length} of {spec.max_length} LLM tokens"
+        cut = f"{length} LLM tokens: the adapter reads {spec.max_length}, the last {length - spec.max_length} are cut"
+        log.warning("A prompt has %s.", cut)
+        return cut
 
     def spec_for(self, adapter_spec: LLMSpec | None, adapter_name: str) -> LLMSpec:
         """How to encode for an adapter; an adapter whose file does not tell its LLM takes this LLM's own way.
@@ -101,7 +103,7 @@ class HostLLM:
             )
         if adapter_spec.model and not self.spec.model:
             log.warning(
-                "Adapter %s was trained with %s. %s does not tell whose weights it holds; of its size there are others.",
+                "Adapter %s was trained with %s. %s does not tell whose weights it holds; others have the same size.",
                 adapter_name,
                 adapter_spec.model,
                 self.name,
@@ -128,7 +130,7 @@ def load_llm(name: str, model_options: dict[str, Any]) -> HostLLM:
     clip, spec, description = load(path, model_options, partial(progress.update, 1))
     clip.cond_stage_model.execution_device = clip.patcher.load_device
     log.info("LLM %s: %s", name, description)
-    return HostLLM(clip, spec, name)
+    return HostLLM(clip, spec, name, description)
 
 
 def _load_t5_file(

@@ -7,7 +7,7 @@ from comfy_api.v0_0_2 import io
 
 from .host import HostAdapter, list_adapters, list_llms, register_folders
 from .host_llm import load_llm
-from .wires import CATEGORY, AdapterWire, LLMWire, search_aliases
+from .wires import CATEGORY, AdapterWire, LLMWire, say, search_aliases
 
 register_folders()
 
@@ -55,6 +55,7 @@ class LLM4GENLoadLLM(io.ComfyNode):
                     "Calculations run in float32 either way.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[LLMWire.Output(display_name="LLM", tooltip="The language model, for LLM4GEN's encode nodes.")],
         )
 
@@ -71,7 +72,9 @@ class LLM4GENLoadLLM(io.ComfyNode):
         dtype = _PRECISIONS[precision]
         if dtype is not None:
             options["dtype"] = dtype
-        return io.NodeOutput(load_llm(llm_name, options))
+        llm = load_llm(llm_name, options)
+        say(cls, llm.description)
+        return io.NodeOutput(llm)
 
 
 class LLM4GENLoadAdapter(io.ComfyNode):
@@ -93,6 +96,7 @@ class LLM4GENLoadAdapter(io.ComfyNode):
                     tooltip="A file in models/llm4gen: projector.pth of the official release, or a .safetensors.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[AdapterWire.Output(display_name="ADAPTER", tooltip="The Cross-Adapter.")],
         )
 
@@ -102,4 +106,6 @@ class LLM4GENLoadAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, adapter_name: str) -> io.NodeOutput:
-        return io.NodeOutput(HostAdapter.load(adapter_name))
+        adapter = HostAdapter.load(adapter_name)
+        say(cls, adapter.description)
+        return io.NodeOutput(adapter)

@@ -6,7 +6,7 @@ from comfy_api.v0_0_2 import io
 from .conditioning import Conditioning, encode_clip, fuse_conditioning
 from .host import HostAdapter
 from .host_llm import HostLLM
-from .wires import CATEGORY, AdapterWire, LLMWire, search_aliases, strength_input
+from .wires import CATEGORY, AdapterWire, LLMWire, say, search_aliases, strength_input
 
 
 class LLM4GENTextEncode(io.ComfyNode):
@@ -39,6 +39,7 @@ class LLM4GENTextEncode(io.ComfyNode):
                 ),
                 strength_input(),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[
                 io.Conditioning.Output("positive_conditioning", display_name="positive", tooltip="For the sampler."),
                 io.Conditioning.Output("negative_conditioning", display_name="negative", tooltip="For the sampler."),
@@ -50,6 +51,7 @@ class LLM4GENTextEncode(io.ComfyNode):
         cls, clip: comfy.sd.CLIP, llm: HostLLM, adapter: HostAdapter, positive: str, negative: str, strength: float
     ) -> io.NodeOutput:
         spec = llm.spec_for(adapter.metadata.llm, adapter.name)
+        say(cls, f"positive: {llm.count_tokens(positive, spec)}\nnegative: {llm.count_tokens(negative, spec)}")
         length = max(len(llm.tokenize(text, spec)["prompt"].ids) for text in (positive, negative))
 
         def encode(text: str, other: str) -> Conditioning:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from comfy_api.v0_0_2 import io
+from server import PromptServer
 
 LLMWire = io.Custom("LLM4GEN_LLM")
 AdapterWire = io.Custom("LLM4GEN_ADAPTER")
@@ -17,6 +18,11 @@ _SCHEMA_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 def search_aliases(*names: str) -> dict[str, Any]:
     """Other words under which the node search finds a node, for hosts whose schema knows them (after 0.3.64)."""
     return {"search_aliases": list(names)} if "search_aliases" in _SCHEMA_FIELDS else {}
+
+
+def say(node: type[io.ComfyNode], text: str) -> None:
+    """Show a line of text on the node that is being executed; it must ask for `io.Hidden.unique_id`."""
+    PromptServer.instance.send_progress_text(text, node.hidden.unique_id)
 
 
 def strength_input() -> io.Float.Input:

@@ -20,8 +20,8 @@ def test_node_is_registered(server, node):
 @pytest.mark.parametrize("node", NODES)
 def test_every_input_has_a_tooltip(server, node):
     groups = server.get(f"/object_info/{node}")[node]["input"]
-    for group in groups.values():
-        for name, definition in group.items():
+    for group in ("required", "optional"):
+        for name, definition in groups.get(group, {}).items():
             assert definition[1].get("tooltip"), name
 
 
