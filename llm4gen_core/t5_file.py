@@ -105,6 +105,7 @@ def describe_t5(shapes: Shapes, path: Path) -> T5File:
         raise LLM4GENError(
             f"LLM {path} has {buckets} relative position buckets; T5 has 32. Use its Hugging Face folder."
         )
+    shape("encoder.final_layer_norm.weight")  # its precision is taken for the whole file's
     gated = f"{prefix}encoder.block.0.layer.1.DenseReluDense.wi_0.weight" in shapes
     inner = shape("encoder.block.0.layer.1.DenseReluDense." + ("wi_0" if gated else "wi") + ".weight")[0]
     config = {

@@ -124,10 +124,10 @@ def load_llm(name: str, model_options: dict[str, Any]) -> HostLLM:
     path = llm_path(name)
     if path.is_dir():
         path = t5_without_tokenizer(path) or path
-    progress = comfy.utils.ProgressBar(3)
-    progress.update(1)
+    progress = comfy.utils.ProgressBar(2)
     load = _load_folder if path.is_dir() else _load_t5_file
     clip, spec, description = load(path, model_options, partial(progress.update, 1))
+    progress.update(1)
     clip.cond_stage_model.execution_device = clip.patcher.load_device
     log.info("LLM %s: %s", name, description)
     return HostLLM(clip, spec, name, description)

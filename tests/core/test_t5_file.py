@@ -93,6 +93,7 @@ def incomplete(name: str) -> Shapes:
     ("shapes", "words"),
     [
         (lambda: incomplete("shared.weight"), "lacks shared.weight; it is incomplete"),
+        (lambda: incomplete("encoder.final_layer_norm.weight"), "final_layer_norm.weight; it is incomplete"),
         (lambda: incomplete("encoder.block.0.layer.1.DenseReluDense.wi_0.weight"), "it is incomplete"),
         (
             lambda: incomplete("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
