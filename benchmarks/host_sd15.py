@@ -4,8 +4,8 @@
 
 Everything is measured in one process of the host, with random weights: time does not depend on their values.
 A step with the fused context (333 tokens) and one with plain CLIP (77 tokens) alternate, so that a noisy machine
-disturbs both alike; the ratio is given as the median over the pairs and between the fastest of each. `--full` takes SD1.5's whole UNet (860 M
-parameters) in place of the shallow one of the tests.
+disturbs both alike; the ratio is given as the median over the pairs and between the fastest of each. `--full`
+takes SD1.5's whole UNet (860 M parameters) in place of the shallow one of the tests.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class LLM4GENTextEncode(io.ComfyNode):
         cls, clip: comfy.sd.CLIP, llm: HostLLM, adapter: HostAdapter, positive: str, negative: str, strength: float
     ) -> io.NodeOutput:
         spec = llm.spec_for(adapter.metadata.llm, adapter.name)
-        say(cls, f"positive: {llm.count_tokens(positive, spec)}\nnegative: {llm.count_tokens(negative, spec)}")
+        say(cls, f"positive: {llm.count_tokens(positive, spec)} · negative: {llm.count_tokens(negative, spec)}")
         length = max(len(llm.tokenize(text, spec)["prompt"].ids) for text in (positive, negative))
 
         def encode(text: str, other: str) -> Conditioning:

@@ -45,6 +45,18 @@ class Result:
     """Nodes that ran; the others came from the cache."""
     error: str | None = None
 
+    @classmethod
+    def of(cls, entry: dict[str, Any]) -> Result:
+        """From a prompt's entry in the server's history."""
+        cached: set[str] = set()
+        error = None
+        for kind, data in entry["status"]["messages"]:
+            if kind == "execution_cached":
+                cached = set(data["nodes"])
+            elif kind == "execution_error":
+                error = f"{data['node_type']}: {data['exception_message'].strip()}"
+        return cls(entry["outputs"], set(entry["prompt"][2]) - cached, error)
+
     def images(self) -> list[str]:
         return [image["filename"] for output in self.outputs.values() for image in output.get("images", [])]
 
@@ -115,20 +127,9 @@ class ComfyServer:
         while time.monotonic() < deadline:
             history = self.get(f"/history/{prompt_id}")
             if prompt_id in history:
-                return self._result(history[prompt_id], graph)
+                return Result.of(history[prompt_id])
             time.sleep(0.1)
         raise TimeoutError(f"The prompt did not end in {timeout} s:\n{self.log.read_text()[-4000:]}")
-
-    @staticmethod
-    def _result(entry: dict[str, Any], graph: dict[str, Any]) -> Result:
-        cached: set[str] = set()
-        error = None
-        for kind, data in entry["status"]["messages"]:
-            if kind == "execution_cached":
-                cached = set(data["nodes"])
-            elif kind == "execution_error":
-                error = f"{data['node_type']}: {data['exception_message'].strip()}"
-        return Result(entry["outputs"], set(graph) - cached, error)
 
 
 def to_api_format(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:

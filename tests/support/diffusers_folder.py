@@ -64,4 +64,3 @@ def write_diffusers_folder(checkpoint_file: Path, clip_tokenizer: Path, folder: 
         requires_safety_checker=False,
     ).save_pretrained(folder)
     return folder
-

@@ -1,0 +1,80 @@
+"""Takes the documentation's pictures, when asked to.
+
+    LLM4GEN_SCREENSHOT=. python -m pytest tests/browser/test_pictures.py
+
+writes docs/images/canvas.png and the workflow's thumbnail under the given folder. The small random models paint an
+abstract pattern whatever the number of steps, so two are enough; the shipped number stands on the canvas again when
+the picture is taken.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+from comfy_server import PACK_FOLDER
+from PIL import Image
+from playwright.sync_api import expect
+
+TARGET = Path(os.environ["LLM4GEN_SCREENSHOT"]).resolve()
+
+SHOW_IN = """([[left, top, right, bottom], [x, y, width, height]]) => {
+    const { ds } = app.canvas
+    ds.scale = Math.min(width / (right - left), height / (bottom - top))
+    ds.offset[0] = (x + width / 2) / ds.scale - (left + right) / 2
+    ds.offset[1] = (y + height / 2) / ds.scale - (top + bottom) / 2
+    app.canvas.setDirty(true, true)
+}"""
+
+
+@pytest.fixture(scope="session")
+def base(base):
+    """The pack under the folder name that an ordinary installation gives it: the front end shows it on the nodes."""
+    custom_nodes = base / "custom_nodes"
+    (custom_nodes / PACK_FOLDER).rename(custom_nodes / "llm4gen")
+    return base
+
+
+def take(canvas, area, nodes=""):
+    """A picture of the page; the graph, or those of its nodes, fill the area [x, y, width, height] as they fit."""
+    rectangles = (place for name, place in canvas.rectangles().items() if name.split()[0] in nodes or not nodes)
+    left, top, right, bottom = zip(*rectangles, strict=True)
+    canvas.page.evaluate(SHOW_IN, [[min(left), min(top), max(right), max(bottom)], area])
+    # The view glides; it has arrived when two pictures are the same.
+    picture = previous = None
+    while picture is None or picture != previous:
+        canvas.page.wait_for_timeout(300)
+        previous, picture = picture, canvas.page.screenshot()
+    return Image.open(io.BytesIO(picture)).convert("RGB")
+
+
+def test_pictures(open_canvas, workflow_file):
+    """The page after Run, for the README; the middle of the graph, in a square, for the template browser."""
+    canvas = open_canvas()
+    page = canvas.page
+    for setting in ("Comfy.Minimap.Visible", "Comfy.Graph.CanvasInfo"):
+        page.evaluate("(setting) => app.extensionManager.setting.set(setting, false)", setting)
+    canvas.drop(workflow_file)
+    canvas.edit("KSampler", "steps", 2)
+    result = canvas.run(timeout=600)
+    assert result.error is None, result.error
+    (name,) = result.images()
+    assert canvas.shown_image(name) == [512, 512]
+    canvas.edit("KSampler", "steps", 50)
+    expect(page.get_by_text("Job completed")).to_have_count(0, timeout=30_000)
+
+    readme = TARGET / "docs" / "images" / "canvas.png"
+    readme.parent.mkdir(parents=True, exist_ok=True)
+    picture = take(canvas, [80, 100, 1820, 940])
+    picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(readme, optimize=True)
+    assert readme.stat().st_size < 500_000
+
+    page.evaluate("app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
+    page.evaluate("app.extensionManager.setting.set('Comfy.Graph.CanvasMenu', false)")
+    picture = take(canvas, [530, 110, 860, 860], nodes="LLM4GENTextEncode KSampler").crop((510, 90, 1410, 990))
+    thumbnail = TARGET / "workflows" / f"{workflow_file.stem}.jpg"
+    thumbnail.parent.mkdir(exist_ok=True)
+    picture.resize((512, 512), Image.Resampling.LANCZOS).save(thumbnail, quality=85, optimize=True)
+    assert thumbnail.stat().st_size < 100_000
