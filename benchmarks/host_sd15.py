@@ -36,9 +36,10 @@ def start_host(base: Path) -> None:
     import comfy.options
 
     comfy.options.enable_args_parsing()
-    import server  # noqa: F401
-
-    import nodes  # noqa: F401  the host's own, with everything that a started host has imported
+    # What a started host has imported, in its own order.
+    importlib.import_module("utils.extra_config")
+    importlib.import_module("nodes")
+    importlib.import_module("server")
 
 
 def import_seconds() -> tuple[float, str]:

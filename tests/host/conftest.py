@@ -33,6 +33,8 @@ def comfy(base: Path) -> ModuleType:
     import comfy.options
 
     comfy.options.enable_args_parsing()
+    # As the host's main.py does first: 0.3.64 then puts its comfy folder, with a utils.py, before everything.
+    importlib.import_module("utils.extra_config")
     import comfy.sd
 
     return comfy

@@ -58,7 +58,9 @@ def write_diffusers_folder(checkpoint_file: Path, clip_tokenizer: Path, folder: 
         vae=vae,
         text_encoder=clip,
         tokenizer=CLIPTokenizer.from_pretrained(clip_tokenizer),
-        scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1),
+        scheduler=DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+        ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
