@@ -10,19 +10,11 @@ import urllib.request
 from importlib.metadata import version
 
 import pytest
-from comfy_server import PACK_FOLDER, to_api_format
+from comfy_server import NODES, PACK_FOLDER, to_api_format
 from PIL import Image
 from playwright.sync_api import expect
 
 FRONT_END = tuple(int(number) for number in version("comfyui_frontend_package").split(".")[:2])
-NODES = [
-    "LLM4GENLoadLLM",
-    "LLM4GENLoadAdapter",
-    "LLM4GENTextEncode",
-    "LLM4GENEncodeLLM",
-    "LLM4GENEncodeCLIP",
-    "LLM4GENFuse",
-]
 
 
 def fetch(server, path):

@@ -248,3 +248,23 @@ def test_nothing_stays_on_the_compute_device(pack, native, monkeypatch):
     ((size, device, kept),) = freed
     assert device == patcher.load_device and size >= 1e20
     assert all(loaded.model.model is not patcher.model for loaded in kept)
+
+
+@pytest.mark.parametrize("route", ["native", "folder"])
+def test_streams_in_parts_when_memory_is_short(request, native, reference, monkeypatch, route):
+    """The host's low-VRAM loading: room for next to nothing, so that every layer is brought in when it computes."""
+    import comfy.model_management as management
+
+    llm = request.getfixturevalue(route)
+
+    def load_in_parts(patchers, **options):
+        for patcher in patchers:
+            patcher.detach()
+            patcher.load(device_to=torch.device("cpu"), lowvram_model_memory=1)
+            assert patcher.model.model_lowvram
+
+    monkeypatch.setattr(management, "load_models_gpu", load_in_parts)
+    monkeypatch.setattr(management, "load_model_gpu", lambda patcher: load_in_parts([patcher]))
+    features = llm.encode("a red cube", native.spec)
+    assert relative_error(features.hidden, reference("a red cube").last_hidden_state) < 1e-5
+    llm.clip.patcher.detach()

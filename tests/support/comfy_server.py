@@ -19,6 +19,15 @@ COMFYUI = Path(os.environ.get("COMFYUI_PATH", Path.home() / "ComfyUI")).expandus
 REPOSITORY = Path(__file__).parents[2]
 PACK_FOLDER = "renamed-by-the-user"
 """The pack must not rely on its folder's name."""
+NODES = [
+    "LLM4GENLoadLLM",
+    "LLM4GENLoadAdapter",
+    "LLM4GENTextEncode",
+    "LLM4GENEncodeLLM",
+    "LLM4GENEncodeCLIP",
+    "LLM4GENFuse",
+]
+"""Ids of the pack's nodes; workflows of users depend on them."""
 
 
 def host_is_here() -> bool:
