@@ -31,7 +31,8 @@ from comfy_server import COMFYUI, make_base  # noqa: E402
 
 def start_host(base: Path) -> None:
     sys.path.insert(0, str(COMFYUI))
-    device = [] if torch.cuda.is_available() else ["--cpu"]
+    # The attention that the host takes on a GPU; on a CPU it would take one that is made to save memory.
+    device = [] if torch.cuda.is_available() else ["--cpu", "--use-pytorch-cross-attention"]
     sys.argv = ["main.py", *device, "--base-directory", str(base)]
     import comfy.options
 
