@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import LLM4GENError
-from .llm_spec import Layer, LLMSpec
+from .llm_spec import Layer, LLMSpec, own_spec
 from .prompt_tokens import Segment, tokenize_prompt
 from .weights import SAFETENSORS_SUFFIXES, load_pickle, read_header
 
 RANKGEN_PREFIX = "t5_encoder."
-RANKGEN_PROMPT_PREFIX = "pre "
+"""Of the names of RankGen's tensors."""
 
 _WEIGHT_FILES = (
     "model.safetensors",
@@ -124,13 +124,19 @@ class LLMEncoder:
     def _hidden_states(self, ids: list[list[int]], masks: list[list[int]]) -> tuple[Tensor, Tensor]:
         device = next(self.model.parameters()).device
         mask = torch.tensor(masks, device=device)
-        rows = self.model.get_input_embeddings().weight.shape[0]
-        if (highest := max(max(row) for row in ids)) >= rows:
-            raise LLM4GENError(
-                f"The LLM's tokenizer gives the token id {highest}, but its embedding has {rows} rows: they belong to "
-                "different models. Put the tokenizer files of the same model beside its weights."
-            )
-        return hidden_states(self.model, mask, self.spec.layer, input_ids=torch.tensor(ids, device=device)), mask
+        input_ids = torch.tensor(ids, device=device)
+        check_token_ids(input_ids, self.model)
+        return hidden_states(self.model, mask, self.spec.layer, input_ids=input_ids), mask
+
+
+def check_token_ids(ids: Tensor, model: Any) -> None:
+    """Raise LLM4GENError if ids [B, L] go beyond the token embedding of a transformers model."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if (highest := int(ids.max())) >= rows:
+        raise LLM4GENError(
+            f"The LLM's tokenizer gives the token id {highest}, but its embedding has {rows} rows: they belong to "
+            "different models. Put the tokenizer files of the same model beside its weights."
+        )
 
 
 def hidden_states(model: nn.Module, mask: Tensor, layer: Layer, **inputs: Tensor) -> Tensor:
@@ -190,10 +196,7 @@ def select_layer(states: Sequence[Tensor], layer: Layer) -> Tensor:
 
 
 def folder_spec(folder: Path) -> LLMSpec:
-    """The `LLMSpec` that a Hugging Face folder stands for by itself.
-
-    RankGen's key layout brings its prompt prefix. Every model is padded to 256 tokens on the right, as in
-    the release, so that both sides of guidance are equally long.
+    """The `LLMSpec` that a Hugging Face folder stands for by itself; see `own_spec`.
 
     Raises:
         LLM4GENError: there is no config.json, or transformers does not know the architecture.
@@ -204,14 +207,7 @@ def folder_spec(folder: Path) -> LLMSpec:
     width = next((v for n in ("d_model", "hidden_size", "n_embd") if (v := getattr(config, n, None))), None)
     if layers is None or width is None:
         raise LLM4GENError(f"LLM {folder} is a {config.model_type}, which is not a text encoder or language model.")
-    is_rankgen = _is_rankgen(folder)
-    return LLMSpec(
-        model="kalpeshk2011/rankgen-t5-xl-all" if is_rankgen and width == 2048 else "",
-        architecture=config.model_type,
-        layers=layers,
-        width=width,
-        prefix=RANKGEN_PROMPT_PREFIX if is_rankgen else "",
-    )
+    return own_spec(config.model_type, layers, width, _is_rankgen(folder))
 
 
 def load_language_model(folder: Path, dtype: torch.dtype) -> nn.Module:

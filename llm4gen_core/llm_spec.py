@@ -111,3 +111,19 @@ RANKGEN_T5_XL = LLMSpec(
     max_length=256,
 )
 """The LLM of the official SD1.5 release: RankGen's T5-v1.1-XL encoder, prefix "pre ", 256 tokens."""
+
+
+def own_spec(architecture: str, layers: int, width: int, is_rankgen: bool) -> LLMSpec:
+    """The `LLMSpec` that weights stand for by themselves, without an adapter's.
+
+    RankGen's key layout brings its prompt prefix, and at the size of the release its name too. Every model is
+    padded to 256 tokens on the right, as in the release, so that both sides of guidance are equally long.
+    """
+    is_released = is_rankgen and (layers, width) == (RANKGEN_T5_XL.layers, RANKGEN_T5_XL.width)
+    return LLMSpec(
+        model=RANKGEN_T5_XL.model if is_released else "",
+        architecture=architecture,
+        layers=layers,
+        width=width,
+        prefix=RANKGEN_T5_XL.prefix if is_rankgen else "",
+    )

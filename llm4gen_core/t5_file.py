@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from .encoder import RANKGEN_PREFIX, RANKGEN_PROMPT_PREFIX, weight_names
+from .encoder import RANKGEN_PREFIX, weight_names
 from .errors import LLM4GENError
-from .llm_spec import RANKGEN_T5_XL, LLMSpec
+from .llm_spec import LLMSpec, own_spec
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 _FIRST_QUERY = "encoder.block.0.layer.0.SelfAttention.q.weight"
-_T5_VOCABULARY = range(32000, 32257)
+_T5_VOCABULARY = range(32100, 32257)
 """T5's 32,100 pieces, usually padded to 32,128 rows; other sizes belong to mT5 and umT5."""
 
 _OTHER_KINDS = (
@@ -119,15 +119,7 @@ def describe_t5(shapes: Shapes, path: Path) -> T5File:
         "dense_act_fn": "gelu_pytorch_tanh" if gated else "relu",
         "vocab_size": vocabulary,
     }
-    is_rankgen = prefix == RANKGEN_PREFIX
-    is_official = is_rankgen and (layers, width) == (RANKGEN_T5_XL.layers, RANKGEN_T5_XL.width)
-    spec = LLMSpec(
-        model=RANKGEN_T5_XL.model if is_official else "",
-        architecture="t5",
-        layers=layers,
-        width=width,
-        prefix=RANKGEN_PROMPT_PREFIX if is_rankgen else "",
-    )
+    spec = own_spec("t5", layers, width, is_rankgen=prefix == RANKGEN_PREFIX)
     return T5File(prefix, embedding, config, spec)
 
 

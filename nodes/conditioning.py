@@ -97,10 +97,14 @@ def _check_entry(adapter: HostAdapter, text: torch.Tensor, options: dict[str, An
             "Load that LLM, or an adapter that was trained with this one."
         )
     if metadata.llm is not None and metadata.llm != features.spec:
-        reason = metadata.llm.mismatch(features.spec) or "they were made in another way (prefix, length or layer)"
+        if reason := metadata.llm.mismatch(features.spec):
+            advice = "Load that LLM, or an adapter that was trained with this one."
+        else:
+            reason = "they were made in another way (prefix, length or layer)"
+            advice = "Connect the adapter to the LLM Encode node too."
         raise LLM4GENError(
             f"The LLM features come from {features.spec.label}, but adapter {adapter.name} was trained with "
-            f"{metadata.llm.label}: {reason}. Connect the adapter to the LLM Encode node too."
+            f"{metadata.llm.label}: {reason}. {advice}"
         )
     if FUSED in options:
         raise LLM4GENError(

@@ -37,6 +37,7 @@ class LLM4GENEncodeLLM(io.ComfyNode):
                     "layer). Without it the LLM's own settings are used.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[
                 FeaturesWire.Output(display_name="LLM_FEATURES", tooltip="Hidden states of the prompt, for Fuse.")
             ],

@@ -29,6 +29,7 @@ from transformers import T5TokenizerFast
 from ..llm4gen_core import LLM4GENError, LLMFeatures, LLMSpec
 from ..llm4gen_core.encoder import (
     apply_token_weights,
+    check_token_ids,
     folder_spec,
     hidden_states,
     load_language_model,
@@ -333,6 +334,7 @@ class _HostTransformersModel(_HostLLMModel):
         self.transformer = model
 
     def hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        check_token_ids(ids, self.transformer)
         embedding = self.transformer.get_input_embeddings()
         if isinstance(embedding, comfy.ops.manual_cast.Embedding):
             embeds = embedding(ids, out_dtype=torch.float32)

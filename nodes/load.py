@@ -44,7 +44,7 @@ class LLM4GENLoadLLM(io.ComfyNode):
                     options=["default", "cpu"],
                     default="default",
                     optional=True,
-                    tooltip="Where the LLM computes. 'cpu' spares GPU memory and is slower; the result is the same.",
+                    tooltip="Where the LLM computes. 'cpu' spares GPU memory and is slower; results differ by rounding.",
                 ),
                 io.Combo.Input(
                     "precision",

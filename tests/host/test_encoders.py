@@ -229,25 +229,39 @@ def test_half_precision_folder_computes_in_float32(host_llm, native, folder):
     assert relative_error(features.hidden, folder.encode("a red cube", native.spec).hidden) < 0.01
 
 
-def test_nothing_stays_on_the_compute_device(pack, native, monkeypatch):
+def test_nothing_stays_on_the_compute_device(pack, native, folder, monkeypatch):
     """With a compute device apart from the memory, `release` empties it of this model and of no other."""
     import comfy.model_management as management
 
     host = importlib.import_module(f"{pack.__name__}.nodes.host")
-    native.encode("a red cube", native.spec)
-    patcher = native.clip.patcher
-    bystander = native.clip.patcher.clone()
-    bystander.model = torch.nn.Linear(2, 2)
-    bystander.model.device = torch.device("cpu")
+    patcher, bystander = native.clip.patcher, folder.clip.patcher
+    management.load_models_gpu([patcher, bystander])
+
+    def holds(loaded, model):
+        return any(entry.model is not None and entry.model.model is model for entry in loaded)
+
+    assert holds(management.current_loaded_models, patcher.model)
     freed = []
     monkeypatch.setattr(patcher, "offload_device", torch.device("meta"))
-    monkeypatch.setattr(
-        management, "free_memory", lambda size, device, keep_loaded: freed.append((size, device, keep_loaded))
-    )
+    monkeypatch.setattr(management, "free_memory", lambda size, device, keep_loaded: freed.append((size, keep_loaded)))
     host.release(patcher)
-    ((size, device, kept),) = freed
-    assert device == patcher.load_device and size >= 1e20
-    assert all(loaded.model.model is not patcher.model for loaded in kept)
+    ((size, kept),) = freed
+    assert size >= 1e20
+    assert holds(kept, bystander.model) and not holds(kept, patcher.model)
+
+
+def test_tokenizer_of_another_model(host_llm, models):
+    """A tokenizer whose ids go beyond the embedding: a sentence in place of an index error."""
+    from transformers import LlamaConfig, LlamaModel, T5TokenizerFast
+
+    path = models / "llm" / "foreign-tokenizer"
+    LlamaModel(
+        LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    ).save_pretrained(path)
+    T5TokenizerFast.from_pretrained(COMFYUI / "comfy" / "text_encoders" / "t5_tokenizer").save_pretrained(path)
+    llm = host_llm.load_llm("foreign-tokenizer/", {"dtype": torch.float32})
+    with pytest.raises(ValueError, match="its embedding has 9 rows: they belong to different models"):
+        llm.encode("a red cube", llm.spec)
 
 
 @pytest.mark.parametrize("route", ["native", "folder"])

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from comfy_server import REPOSITORY, to_api_format
 from graphs import DENSE, graph, separate
 from PIL import Image
+
+
+@pytest.fixture(scope="module", autouse=True)
+def log_before(server):
+    """Length of the server's log before this file's tests: others provoke errors on purpose."""
+    return len(server.log.read_text())
 
 
 def load(path):
@@ -226,5 +232,43 @@ def test_names_saved_on_windows_are_found(server):
     assert result.error is None, result.error
 
 
-def test_log_has_no_traceback(server):
-    assert "Traceback" not in Path(server.log).read_text()
+def test_log_has_no_traceback(server, log_before):
+    assert "Traceback" not in server.log.read_text()[log_before:]
+
+
+def test_nodes_say_what_they_did(server):
+    """The text reaches a person's browser, addressed to the node: of the loaders and of each way to encode."""
+    import aiohttp
+
+    nodes = separate(graph(positive="a red cat that says something"))
+    nodes["text"] = graph(negative="and another")["text"]
+    nodes["other"] = {**nodes["sampler"], "inputs": {**nodes["sampler"]["inputs"], "positive": ["text", 0]}}
+    nodes["preview"] = {"class_type": "PreviewImage", "inputs": {"images": ["decode_other", 0]}}
+    nodes["decode_other"] = {**nodes["decode"], "inputs": {**nodes["decode"]["inputs"], "samples": ["other", 0]}}
+    for loader in ("llm", "adapter"):  # under other names they are not taken from the cache
+        nodes[f"{loader}_again"] = nodes.pop(loader)
+    for node in nodes.values():
+        for name, value in node["inputs"].items():
+            if value in (["llm", 0], ["adapter", 0]):
+                node["inputs"][name] = [f"{value[0]}_again", 0]
+    nodes["llm_again"]["inputs"]["llm_name"] = "some/t5-folder/"
+
+    async def listen():
+        said = {}
+        async with aiohttp.ClientSession() as session, session.ws_connect(f"{server.url}/ws") as socket:
+            result = await asyncio.to_thread(server.run, nodes)
+            assert result.error is None, result.error
+            try:
+                while True:
+                    message = await socket.receive(timeout=1)
+                    # Event 3 is text: four bytes each for event and length of the node's id, the id, the text.
+                    if message.type == aiohttp.WSMsgType.BINARY and message.data[:4] == bytes([0, 0, 0, 3]):
+                        end = 8 + int.from_bytes(message.data[4:8], "big")
+                        said[message.data[8:end].decode()] = message.data[end:].decode()
+            except asyncio.TimeoutError:
+                return said
+
+    said = asyncio.run(listen())
+    assert said["llm_again"].startswith("t5, 3 layers, width 64, Hugging Face folder")
+    assert said["llm_positive"].endswith("of 256 LLM tokens")
+    assert said["text"].startswith("positive: ") and "· negative: " in said["text"]

@@ -170,6 +170,21 @@ def test_features_made_for_another_adapter(server, bad, pack):
     assert "Connect the adapter to the LLM Encode node too" in message(server, nodes)
 
 
+def test_features_of_another_llm(server, bad, pack):
+    """Without the adapter at LLM Encode, Fuse is where it shows; connecting the adapter would not help."""
+    core = importlib.import_module(f"{pack.__name__}.llm4gen_core")
+    adapter = core.load_adapter(bad / "llm4gen" / "projector.pth")
+    spec = core.LLMSpec(model="google/flan-t5-small", architecture="t5", layers=8, width=64)
+    core.save_adapter(adapter, bad / "llm4gen" / "flan2.safetensors", core.AdapterMetadata("sd15", spec))
+    nodes = separate(graph())
+    nodes["adapter2"] = {"class_type": "LLM4GENLoadAdapter", "inputs": {"adapter_name": "flan2.safetensors"}}
+    nodes["fuse_positive"]["inputs"]["adapter"] = ["adapter2", 0]
+    del nodes["llm_positive"]["inputs"]["adapter"]
+    error = message(server, nodes)
+    assert error.startswith("LLM4GENFuse:")
+    assert "google/flan-t5-small" in error and "it is another model. Load that LLM" in error
+
+
 def test_fused_twice(server):
     nodes = separate(graph())
     nodes["again"] = {
