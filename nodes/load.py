@@ -44,7 +44,7 @@ class LLM4GENLoadLLM(io.ComfyNode):
                     options=["default", "cpu"],
                     default="default",
                     optional=True,
-                    tooltip="Where the LLM computes. 'cpu' spares GPU memory and is slower; results differ by rounding.",
+                    tooltip="Where the LLM computes. 'cpu' spares GPU memory, is slower, and differs by rounding.",
                 ),
                 io.Combo.Input(
                     "precision",
