@@ -5,6 +5,7 @@ from .adapter_file import AdapterMetadata, load_adapter, save_adapter
 from .encoder import LLMEncoder, LLMFeatures
 from .errors import LLM4GENError
 from .llm_spec import RANKGEN_T5_XL, LLMSpec
+from .unet_part import UNetPart
 
 __all__ = [
     "RANKGEN_T5_XL",
@@ -15,6 +16,7 @@ __all__ = [
     "LLMEncoder",
     "LLMFeatures",
     "LLMSpec",
+    "UNetPart",
     "fuse",
     "load_adapter",
     "save_adapter",

@@ -1,8 +1,9 @@
-"""The Cross-Adapter Module (CAM) of LLM4GEN and the fusion of its output with CLIP's.
+"""The Cross-Adapter Module (CAM) of LLM4GEN, the ablations beside it, and the fusion with CLIP's tokens.
 
 Paper: Liu et al., "LLM4GEN: Leveraging Semantic Representation of LLMs for Text-to-Image
-Generation", AAAI 2025, eq. 1-3. Where the paper and the released SD1.5 weights differ, this
-module follows the weights.
+Generation", AAAI 2025, eq. 1-3 and Table 4. Where the paper and the released SD1.5 weights differ,
+this module follows the weights. The ablations are named in the paper but not written out, and no
+code of them was released: what each computes here is this project's reading.
 """
 
 from __future__ import annotations
@@ -18,20 +19,29 @@ from .errors import LLM4GENError
 
 if TYPE_CHECKING:
     from .adapter_file import AdapterMetadata
+    from .unet_part import UNetPart
 
-FUSIONS = ("cross_adapter",)
-"""Ways to combine LLM and CLIP features (Table 4); `cross_adapter` is the method."""
+_LAYOUTS = {
+    "cross_adapter": ("text", "llm"),
+    "mlp": ("llm",),
+    "cross_attention": ("llm",),
+    "mlp_concat": ("text", "llm"),
+    "cross_attention_concat": ("text", "llm"),
+    "clip_query": ("text", "text"),
+}
+FUSIONS = tuple(_LAYOUTS)
+"""Ways to combine LLM and CLIP features; `cross_adapter` is the method, the others are rows 3 to 6 of Table 4."""
 
 
 @dataclass(frozen=True)
 class CrossAdapterConfig:
-    """Sizes of a CAM.
+    """Sizes of an adapter, and its kind.
 
     Attributes:
         d_text: width of the text context that the UNet reads (768 for SD1.5, 2048 for SDXL).
         d_llm: width of the LLM's hidden states (2048 for T5-XL).
-        heads: attention heads; not stored in the released file, where it is 8.
-        fusion: one of `FUSIONS`.
+        heads: attention heads; not stored in the released file, where it is 8. `mlp` and `mlp_concat` have none.
+        fusion: one of `FUSIONS`; see `CrossAdapter`.
     """
 
     d_text: int
@@ -55,6 +65,15 @@ class CrossAdapterConfig:
                 "Update LLM4GEN if the adapter was made by a newer one."
             )
 
+    @property
+    def context_layout(self) -> tuple[str, ...]:
+        """Which tokens follow each other in the context of `CrossAdapter.combine`.
+
+        Every "text" stands for as many tokens as CLIP gave, in CLIP's order, and "llm" for as many as the LLM gave.
+        The first "text" of two parts is CLIP's own; every other part is what the adapter computed.
+        """
+        return _LAYOUTS[self.fusion]
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -67,26 +86,40 @@ class QuickGELU(nn.Module):
 
 
 class CrossAdapter(nn.Module):
-    """Adapts LLM tokens to the text space of the diffusion model (eq. 1 and 2).
+    """Adapts LLM tokens to the text space of the diffusion model (eq. 1 and 2), or one of Table 4's ablations of it.
 
-    Query is the LLM, key and value are CLIP::
+    `cross_adapter`, the method: query is the LLM, key and value are CLIP::
 
         l  = llm_proj(c_l)
         l' = out_proj(softmax(Q Kᵀ / sqrt(head_dim)) V) + l
         c'_l = FFN(norm(l')) + l'
 
     The released weights name the two input norms the wrong way round: `kv_norm` normalises the
-    query and `q_norm` the key and value. Parameters keep those names, so that state dicts of the
-    release load unchanged.
+    LLM's tokens, here the query, and `q_norm` CLIP's. Parameters keep those names, so that state
+    dicts of the release load unchanged, and belong to the same tokens in every fusion.
+
+    The ablations, with only the parameters that they use:
+
+    * `mlp`, `mlp_concat`: c'_l = FFN(c_l), from d_llm over 4 d_text to d_text; the tokens of the LLM see neither CLIP
+      nor each other. "Linear layer" and "MLP" are both the paper's words for it.
+    * `cross_attention`, `cross_attention_concat`: c'_l = out_proj(softmax(Q Kᵀ / sqrt(head_dim)) V), the attention of
+      the CAM with its norms, but with neither residual nor FFN.
+    * `clip_query`: the CAM with its sides exchanged. Query is CLIP, key and value are llm_proj(c_l); the residual is
+      c_t, so that the result has one token for each of CLIP's.
+
+    `mlp` and `cross_attention` replace CLIP's tokens by the result, all others put it behind them: see `combine`.
 
     Args:
-        config: sizes.
+        config: sizes and fusion.
         operations: namespace with `Linear` and `LayerNorm`; `torch.nn`, or a host's own casting layers.
         device, dtype: of the parameters.
     """
 
     metadata: AdapterMetadata | None
     """What the file said that this adapter was loaded from; None for a new one."""
+
+    unet_part: UNetPart | None
+    """What was trained of the UNet together with this adapter; no submodule, it stays where and as it was loaded."""
 
     def __init__(
         self,
@@ -98,31 +131,38 @@ class CrossAdapter(nn.Module):
         super().__init__()
         self.config = config
         self.metadata = None
+        self.unet_part = None
         d = config.d_text
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.llm_proj = operations.Linear(config.d_llm, d, **factory)
-        self.q_proj = operations.Linear(d, d, **factory)
-        self.k_proj = operations.Linear(d, d, **factory)
-        self.v_proj = operations.Linear(d, d, **factory)
-        self.out_proj = operations.Linear(d, d, **factory)
-        self.q_norm = operations.LayerNorm(d, **factory)
-        self.kv_norm = operations.LayerNorm(d, **factory)
-        self.norm = operations.LayerNorm(d, **factory)
-        self.FFN = nn.Sequential(
-            operations.Linear(d, 4 * d, **factory), QuickGELU(), operations.Linear(4 * d, d, **factory)
-        )
+        self._attends = config.fusion not in ("mlp", "mlp_concat")
+        self._refines = config.fusion in ("cross_adapter", "clip_query")
+        if self._attends:
+            self.llm_proj = operations.Linear(config.d_llm, d, **factory)
+            self.q_proj = operations.Linear(d, d, **factory)
+            self.k_proj = operations.Linear(d, d, **factory)
+            self.v_proj = operations.Linear(d, d, **factory)
+            self.out_proj = operations.Linear(d, d, **factory)
+            self.q_norm = operations.LayerNorm(d, **factory)
+            self.kv_norm = operations.LayerNorm(d, **factory)
+        if self._refines:
+            self.norm = operations.LayerNorm(d, **factory)
+        if self._refines or not self._attends:
+            d_in = d if self._attends else config.d_llm
+            self.FFN = nn.Sequential(
+                operations.Linear(d_in, 4 * d, **factory), QuickGELU(), operations.Linear(4 * d, d, **factory)
+            )
 
     def forward(self, text: Tensor, llm: Tensor, llm_mask: Tensor | None = None) -> Tensor:
-        """Adapted LLM tokens c'_l.
+        """Adapted tokens: c'_l, or c'_t of `clip_query`.
 
         Args:
             text: c_t [B, L_text, d_text], hidden states of the model's own text encoder.
             llm: c_l [B, L_llm, d_llm], hidden states of the LLM.
-            llm_mask: [B, L_llm], 0 where a token is padding: its row of the result is zero. None, as in
-                the release, lets padding take part.
+            llm_mask: [B, L_llm], 0 where a token is padding: its row of the result is zero; in `clip_query`, whose
+                rows are CLIP's, it is not attended to. None, as in the release, lets padding take part.
 
         Returns:
-            c'_l [B, L_llm, d_text].
+            [B, L_llm, d_text], or [B, L_text, d_text] of `clip_query`.
 
         Raises:
             LLM4GENError: a width or batch size does not fit.
@@ -137,17 +177,54 @@ class CrossAdapter(nn.Module):
             raise LLM4GENError(
                 f"llm_mask has shape {list(llm_mask.shape)}; expected {list(llm.shape[:2])}, one value a token of llm."
             )
-        hidden = self.llm_proj(llm)
-        context = self.q_norm(text)
-        query = self._split_heads(self.q_proj(self.kv_norm(hidden)))
+        if not self._attends:
+            adapted = self.FFN(llm)
+        else:
+            hidden = self.llm_proj(llm)
+            of_llm, of_text = self.kv_norm(hidden), self.q_norm(text)
+            if self.config.fusion == "clip_query":
+                key_mask = None if llm_mask is None else llm_mask.bool()[:, None, None, :]
+                adapted, residual = self._attention(of_text, of_llm, key_mask), text
+            else:
+                adapted, residual = self._attention(of_llm, of_text), hidden
+            if self._refines:
+                adapted = adapted + residual
+                adapted = self.FFN(self.norm(adapted)) + adapted
+        if llm_mask is not None and self.config.fusion != "clip_query":
+            adapted = adapted * llm_mask.to(adapted.dtype).unsqueeze(-1)
+        return adapted
+
+    def combine(self, text: Tensor, adapted: Tensor, strength: float = 1.0) -> Tensor:
+        """The context that the UNet's cross-attention reads, as this adapter's fusion makes it.
+
+        Args:
+            text: c_t [B, L_text, d_text].
+            adapted: result of calling this adapter.
+            strength: λ, the scale of the adapted tokens; 0 gives `text` itself, that is plain CLIP.
+
+        Returns:
+            The parts that `CrossAdapterConfig.context_layout` names: `fuse` of both, or, where the fusion replaces
+            CLIP's tokens, λ c'_l alone: [B, L_llm, d_text], another length than `text` has.
+
+        Raises:
+            LLM4GENError: batch sizes or widths differ.
+        """
+        if len(self.config.context_layout) == 2:
+            return fuse(text, adapted, strength)
+        _check_alike(text, adapted)
+        if strength == 0:
+            return text
+        if strength != 1:
+            adapted = adapted * strength
+        return adapted.to(text.dtype)
+
+    def _attention(self, query: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """One layer of attention, [B, L_query, d] to the same; `mask` broadcasts to [B, heads, L_query, L_context]."""
+        split_query = self._split_heads(self.q_proj(query))
         key = self._split_heads(self.k_proj(context))
         value = self._split_heads(self.v_proj(context))
-        attended = F.scaled_dot_product_attention(query, key, value)
-        hidden = self.out_proj(attended.transpose(1, 2).flatten(2)) + hidden
-        hidden = self.FFN(self.norm(hidden)) + hidden
-        if llm_mask is not None:
-            hidden = hidden * llm_mask.to(hidden.dtype).unsqueeze(-1)
-        return hidden
+        attended = F.scaled_dot_product_attention(split_query, key, value, attn_mask=mask)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """[B, L, d] to [B, heads, L, d / heads]."""
@@ -177,13 +254,17 @@ def fuse(text: Tensor, adapted: Tensor, strength: float = 1.0) -> Tensor:
     Raises:
         LLM4GENError: batch sizes or widths differ.
     """
-    if text.shape[0] != adapted.shape[0] or text.shape[-1] != adapted.shape[-1]:
-        raise LLM4GENError(
-            f"Cannot concatenate text {list(text.shape)} and adapted LLM tokens {list(adapted.shape)}: "
-            "batch size and width must be equal."
-        )
+    _check_alike(text, adapted)
     if strength == 0:
         return text
     if strength != 1:
         adapted = adapted * strength
     return torch.cat([text, adapted.to(text.dtype)], dim=1)
+
+
+def _check_alike(text: Tensor, adapted: Tensor) -> None:
+    if text.shape[0] != adapted.shape[0] or text.shape[-1] != adapted.shape[-1]:
+        raise LLM4GENError(
+            f"text {list(text.shape)} and adapted LLM tokens {list(adapted.shape)} cannot be one context: "
+            "batch size and width must be equal."
+        )

@@ -1,4 +1,4 @@
-"""The adapter file: one safetensors with the CAM and everything that must fit around it.
+"""The adapter file: one safetensors with the CAM, what was trained of the UNet, and all that must fit around them.
 
 Three forms are read: the project's own, the official `projector.pth`, and the official keys in
 safetensors. Only the first is written.
@@ -7,6 +7,7 @@ safetensors. Only the first is written.
 from __future__ import annotations
 
 import datetime
+import errno
 import hashlib
 import json
 import math
@@ -24,10 +25,15 @@ from torch import Tensor, nn
 from .adapter import CrossAdapter, CrossAdapterConfig
 from .errors import LLM4GENError
 from .llm_spec import RANKGEN_T5_XL, LLMSpec
+from .unet_part import UNetPart
 from .weights import SAFETENSORS_SUFFIXES, load_tensors, read_header
 
 FORMAT = "llm4gen-adapter"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest version that is read. 1: the Cross-Adapter alone; 2: a UNet part, or an ablation in its place.
+
+A file is written in the lowest version that can say what is in it, so that older readers take it or refuse it whole.
+"""
 LAMBDA_MODES = ("embedding", "value", "decoupled")
 FAMILIES = {
     "sd15": "stable-diffusion-v1",
@@ -39,9 +45,11 @@ FAMILIES = {
 FAMILY_OF_WIDTH = {768: "sd15", 2048: "sdxl", 4096: "sd3"}
 
 _CAM = "cam."
+_UNET = "unet."
 _OFFICIAL_CAM = "CrossFusionModule.0."
 _OFFICIAL = "CrossFusionModule."
 _OFFICIAL_HEADS = 8
+_DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ def load_adapter(path: str | os.PathLike[str], operations: Any = nn) -> CrossAda
         operations: see `CrossAdapter`.
 
     Returns:
-        The CAM in the file's precision, with `metadata` set.
+        The adapter in the file's precision, with `metadata` set, and `unet_part` if the file holds one.
 
     Raises:
         LLM4GENError: the file is missing, broken, unsafe, incomplete or no adapter.
@@ -103,12 +111,7 @@ def load_adapter(path: str | os.PathLike[str], operations: Any = nn) -> CrossAda
     if header.get("format") == FORMAT:
         config, metadata = _parse_header(header, path)
         cam = {name.removeprefix(_CAM): tensor for name, tensor in tensors.items() if name.startswith(_CAM)}
-        foreign = sorted(name for name in tensors if not name.startswith(_CAM))
-        if foreign:
-            raise LLM4GENError(
-                f"Adapter {path} holds {len(foreign)} tensors besides its Cross-Adapter ({foreign[0]}, ...). This "
-                "version of LLM4GEN reads adapters of the Cross-Adapter alone; update it to use this file whole."
-            )
+        unet_part = _parse_unet_part(header, tensors, path)
     elif any(name.startswith(_OFFICIAL) for name in tensors):
         cam = {n.removeprefix(_OFFICIAL_CAM): t for n, t in tensors.items() if n.startswith(_OFFICIAL_CAM)}
         blocks = {name.split(".")[1] for name in tensors if name.startswith(_OFFICIAL)}
@@ -116,6 +119,7 @@ def load_adapter(path: str | os.PathLike[str], operations: Any = nn) -> CrossAda
             raise LLM4GENError(
                 f"Adapter {path} stacks Cross-Adapters {sorted(blocks)}; the release has exactly one, 0."
             )
+        unet_part = None
         config = _official_config(cam, path)
         metadata = _official_metadata(config)
     else:
@@ -129,19 +133,27 @@ def load_adapter(path: str | os.PathLike[str], operations: Any = nn) -> CrossAda
     adapter.load_state_dict(cam, strict=True, assign=True)
     adapter.requires_grad_(False).eval()
     adapter.metadata = metadata
+    adapter.unet_part = unet_part
     return adapter
 
 
-def save_adapter(adapter: CrossAdapter, path: str | os.PathLike[str], metadata: AdapterMetadata) -> None:
+def save_adapter(
+    adapter: CrossAdapter,
+    path: str | os.PathLike[str],
+    metadata: AdapterMetadata,
+    unet_part: UNetPart | None = None,
+) -> None:
     """Write the project's own form. The file appears whole or not at all.
 
     Args:
         adapter: the CAM; its tensors are stored in the precision they have.
         path: ends in `.safetensors`; an existing file is replaced.
         metadata: stored in the header, beside the CAM's sizes and the ModelSpec fields.
+        unet_part: what was trained of the UNet; without it the adapter's own `unet_part`, if it has one, is stored,
+            so that a loaded adapter is not saved by half.
 
     Raises:
-        LLM4GENError: the name or folder cannot be used, or the metadata is incomplete.
+        LLM4GENError: the name or folder cannot be used, the metadata is incomplete, or the disk is full.
     """
     path = Path(path)
     if path.suffix.lower() not in SAFETENSORS_SUFFIXES:
@@ -154,8 +166,19 @@ def save_adapter(adapter: CrossAdapter, path: str | os.PathLike[str], metadata: 
         raise LLM4GENError(
             f"Adapter {path} needs a base family to be stored; say which of {', '.join(FAMILIES)} it was trained for."
         )
-    tensors = {_CAM + name: tensor.detach().contiguous().cpu() for name, tensor in adapter.state_dict().items()}
-    content = safetensors_bytes(tensors, _build_header(adapter.config, metadata, tensors, path.stem))
+    unet_part = unet_part or adapter.unet_part
+    stored = {_CAM + name: tensor for name, tensor in adapter.state_dict().items()}
+    if unet_part is not None:
+        # One number may serve as every layer's alpha, but safetensors stores no tensor twice.
+        stored |= {_UNET + name: t if t.ndim else t.clone() for name, t in unet_part.tensors.items()}
+    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in stored.items()}
+    header = _build_header(adapter.config, metadata, tensors, path.stem)
+    if unet_part is not None:
+        header["unet_part"] = unet_part.kind
+    _write_whole(path, safetensors_bytes(tensors, header))
+
+
+def _write_whole(path: Path, content: bytes) -> None:
     # Not tempfile's: its files can be read by their owner alone, and would stay so under the final name.
     temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.partial")
     try:
@@ -164,8 +187,13 @@ def save_adapter(adapter: CrossAdapter, path: str | os.PathLike[str], metadata: 
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            raise LLM4GENError(
+                f"Adapter {path} cannot be written: the disk is full. It needs {len(content):,} bytes; nothing was "
+                "left behind. Free that much, or choose a folder on another disk."
+            ) from error
         raise
 
 
@@ -175,9 +203,10 @@ def _build_header(
     assert metadata.base_family is not None
     plain = safetensors_bytes(dict(tensors))
     data = plain[8 + int.from_bytes(plain[:8], "little") :]
+    is_plain_cam = config.fusion == "cross_adapter" and all(name.startswith(_CAM) for name in tensors)
     return {
         "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
+        "format_version": "1" if is_plain_cam else "2",
         "base_family": metadata.base_family,
         "cam": json.dumps(config.to_dict(), sort_keys=True),
         "llm": metadata.llm.to_json() if metadata.llm else "",
@@ -219,6 +248,28 @@ def _parse_header(header: Mapping[str, str], path: Path) -> tuple[CrossAdapterCo
         ) from error
     except (TypeError, ValueError) as error:
         raise LLM4GENError(f"Adapter {path} has metadata that cannot be understood ({error}).") from error
+
+
+def _parse_unet_part(header: Mapping[str, str], tensors: Mapping[str, Tensor], path: Path) -> UNetPart | None:
+    foreign = sorted(name for name in tensors if not name.startswith((_CAM, _UNET)))
+    if foreign:
+        raise LLM4GENError(
+            f"Adapter {path} holds {len(foreign)} tensors that this version of LLM4GEN does not know ({foreign[0]}, "
+            "...); update it to use this file whole."
+        )
+    unet = {name.removeprefix(_UNET): tensor for name, tensor in tensors.items() if name.startswith(_UNET)}
+    kind = header.get("unet_part")
+    if kind is None and not unet:
+        return None
+    if kind is None:
+        raise LLM4GENError(
+            f"Adapter {path} holds {len(unet)} tensors of a UNet ({_UNET}{min(unet)}, ...) but lacks the metadata "
+            "field 'unet_part' that says what they are; it was not written by LLM4GEN."
+        )
+    try:
+        return UNetPart(kind, unet)
+    except LLM4GENError as error:
+        raise LLM4GENError(f"Adapter {path}: {error}") from error
 
 
 def _official_config(cam: Mapping[str, Tensor], path: Path) -> CrossAdapterConfig:

@@ -82,6 +82,41 @@ def tokenize_prompt(
     return PromptTokens([fill] * padding + ids, [0] * padding + mask, [1.0] * padding + weights, length)
 
 
+def prompt_offsets(tokenizer: Any, prompt: str, spec: LLMSpec) -> list[tuple[int, int]]:
+    """For every token of `tokenize_prompt` the characters of the prompt that it stands for.
+
+    Args:
+        tokenizer: a fast transformers tokenizer.
+        prompt: text, without weights.
+        spec: as for `tokenize_prompt`, with padding "max_length".
+
+    Returns:
+        (start, end) of each of `spec.max_length` tokens; (0, 0) for those of the prefix, special ones and padding.
+
+    Raises:
+        LLM4GENError: the tokenizer gives no offsets.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise LLM4GENError(
+            "This LLM's tokenizer gives no character offsets, so words cannot be mapped to its tokens; use a model "
+            "folder with a tokenizer.json."
+        )
+    left_out = [range(*match.span()) for match in _TEXTUAL_INVERSION.finditer(prompt)]
+    kept = [i for i in range(len(prompt)) if not any(i in span for span in left_out)] if left_out else range(len(prompt))
+    start = len(spec.prefix)
+    encoded = tokenizer(
+        spec.prefix + "".join(prompt[i] for i in kept) if left_out else spec.prefix + prompt,
+        return_offsets_mapping=True,
+        verbose=False,
+    )
+    offsets = []
+    for begin, end in encoded["offset_mapping"][: spec.max_length]:
+        begin, end = max(begin - start, 0), end - start
+        offsets.append((kept[begin], kept[end - 1] + 1) if begin < end else (0, 0))
+    padding = [(0, 0)] * (spec.max_length - len(offsets))
+    return offsets + padding if spec.padding_side == "right" else padding + offsets
+
+
 def pad_id(tokenizer: Any) -> int:
     """Id of the padding token; models without one are padded with their end token, which the mask hides."""
     for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):

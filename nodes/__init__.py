@@ -5,6 +5,7 @@ from comfy_api.v0_0_2 import ComfyExtension, io
 from .encode import LLM4GENEncodeCLIP, LLM4GENEncodeLLM
 from .fuse import LLM4GENFuse
 from .load import LLM4GENLoadAdapter, LLM4GENLoadLLM
+from .patch import LLM4GENPatch
 from .text_encode import LLM4GENTextEncode
 
 
@@ -17,4 +18,5 @@ class LLM4GENExtension(ComfyExtension):
             LLM4GENEncodeLLM,
             LLM4GENEncodeCLIP,
             LLM4GENFuse,
+            LLM4GENPatch,
         ]

@@ -7,14 +7,14 @@ from typing import Any
 import comfy.sd
 import torch
 
-from ..llm4gen_core import LLM4GENError, LLMFeatures, fuse
+from ..llm4gen_core import LLM4GENError, LLMFeatures
 from .host import HostAdapter, release
 
 Conditioning = list[list[Any]]
 """The host's form: entries of [context [B, L, d_text], options]."""
 
 FUSED = "llm4gen_text_tokens"
-"""Option of a fused entry: how many of its tokens are CLIP's."""
+"""Option of a fused entry: how many of its tokens, the first ones, are CLIP's own."""
 
 _WIDTHS = {768: "SD1.5", 1024: "SD2", 1280: "the SDXL refiner", 2048: "SDXL", 4096: "SD3 or another large model"}
 
@@ -59,7 +59,8 @@ def fuse_conditioning(
         strength: λ; 0 gives the conditioning back unchanged.
 
     Returns:
-        Entries with context [B, L_text + L_llm, d_text].
+        Entries with context [B, L_text + L_llm, d_text]; [B, L_llm, d_text] of an ablation that replaces CLIP's
+        tokens, and [B, 2 L_text, d_text] of `clip_query`. Positive and negative side of equal lengths stay so.
 
     Raises:
         LLM4GENError: a width, a batch size or the LLM does not fit, or an entry is fused already.
@@ -73,8 +74,9 @@ def fuse_conditioning(
         size = max(text.shape[0], features.hidden.shape[0])
         context = _to_batch(text, size)
         adapted = adapter.adapt(context, _to_batch(features.hidden, size))
-        options = {"cross_attn_controlnet": text, **options, FUSED: text.shape[1]}
-        fused.append([fuse(context, adapted.to(context.device), strength), options])
+        own = text.shape[1] if adapter.module.config.context_layout[0] == "text" else 0
+        options = {"cross_attn_controlnet": text, **options, FUSED: own}
+        fused.append([adapter.module.combine(context, adapted.to(context.device), strength), options])
     release(adapter.patcher)
     return fused
 

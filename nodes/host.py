@@ -152,15 +152,33 @@ class HostAdapter:
         return self.patcher.model
 
     @property
+    def base(self) -> str:
+        """For people: the base family."""
+        return self.metadata.base_family or f"text width {self.module.config.d_text}"
+
+    @property
+    def unet_label(self) -> str:
+        """For people: what it holds of the UNet; empty if that is nothing."""
+        part = self.module.unet_part
+        if part is None:
+            return ""
+        kinds = {"lora": "LoRA", "cross_attention_kv": "cross-attention keys and values"}
+        return f"UNet part ({kinds[part.kind]} of {len(part.modules)} layers)"
+
+    @property
     def description(self) -> str:
-        """For people: what the adapter belongs to."""
+        """For people: what the adapter belongs to, and what else must be wired."""
         config = self.module.config
-        base = self.metadata.base_family or f"text width {config.d_text}"
         llm = self.metadata.llm.label if self.metadata.llm else f"an LLM of width {config.d_llm}"
-        return f"Adapter for {base} and {llm}"
+        text = f"Adapter for {self.base} and {llm}"
+        if config.fusion != "cross_adapter":
+            text += f" · ablation {config.fusion}"
+        if self.unet_label:
+            text += f" · with a {self.unet_label}: connect Patch Model too"
+        return text
 
     def adapt(self, text: torch.Tensor, llm: torch.Tensor) -> torch.Tensor:
-        """c'_l [B, L_llm, d_text] in float32 on the host's intermediate device; see `CrossAdapter.forward`."""
+        """What the adapter makes of both, in float32 on the host's intermediate device; see `CrossAdapter.forward`."""
         comfy.model_management.load_models_gpu([self.patcher])
         device = self.patcher.load_device
         adapted = self.module(text.to(device, torch.float32), llm.to(device, torch.float32))

@@ -32,19 +32,32 @@ def build_parser() -> Parser:
 def _add_generate(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "generate",
-        help="paint images with SD1.5 and LLM4GEN",
+        help="paint images with a base model and LLM4GEN",
         description="Paint the image that the ComfyUI workflow paints with sampler ddim, scheduler ddim_uniform and "
-        "the same seed. Without --adapter and --llm it is plain SD1.5. The name of each image is printed; its prompt "
-        "and settings are stored in the PNG. Prompts are taken literally: ComfyUI's (word:1.3) has no meaning here.",
+        "the same seed. Without --adapter and --llm it is the plain base. The name of each image is printed; its "
+        "prompt and settings are stored in the PNG. Prompts are taken literally: ComfyUI's (word:1.3) has no meaning "
+        "here.",
         epilog="example: python -m train generate --base models/sd15 --unet LLM4GEN/unet --adapter "
         'LLM4GEN/projector.pth --llm models/rankgen-t5-xl-all --prompt "a red cat on a blue chair" --seed 7',
     )
     models = parser.add_argument_group("models")
-    models.add_argument("--base", required=True, metavar="DIR", help="SD1.5 as a diffusers folder")
+    models.add_argument(
+        "--base", required=True, metavar="PATH", help="SD1.5 or SDXL: a diffusers folder, or a checkpoint as in ComfyUI"
+    )
+    models.add_argument("--family", metavar="NAME", help="sd15, sdxl or miniature (default: told by the base)")
     models.add_argument(
         "--unet",
+        metavar="PATH",
+        help="UNet in place of the base's, such as the release's fine-tuned one: a diffusers folder or a file",
+    )
+    models.add_argument(
+        "--clip", metavar="DIR", help="fine-tuned text encoder in place of the base's: a transformers folder"
+    )
+    models.add_argument(
+        "--tokenizer",
         metavar="DIR",
-        help="diffusers UNet folder in place of the base's, such as the release's fine-tuned one",
+        help="folder with CLIP's vocab.json and merges.txt, which a checkpoint does not hold "
+        "(default: that of the ComfyUI in whose custom_nodes this is)",
     )
     models.add_argument("--adapter", metavar="FILE", help="adapter: projector.pth or .safetensors")
     models.add_argument("--llm", metavar="DIR", help="Hugging Face folder of the adapter's LLM")
@@ -61,8 +74,8 @@ def _add_generate(commands: argparse._SubParsersAction[Parser]) -> None:
         help="where it does not divide 1000, ddim_uniform makes more, such as 31 for 30 (default: %(default)s)",
     )
     image.add_argument("--guidance", type=float, default=7.5, help="CFG scale; 1 is off (default: %(default)s)")
-    image.add_argument("--width", type=int, default=512, help="multiple of 8 (default: %(default)s)")
-    image.add_argument("--height", type=int, default=512, help="multiple of 8 (default: %(default)s)")
+    image.add_argument("--width", type=int, help="multiple of 8 (default: 512 of SD1.5, 1024 of SDXL)")
+    image.add_argument("--height", type=int, help="multiple of 8 (default: 512 of SD1.5, 1024 of SDXL)")
     image.add_argument("--batch", type=int, default=1, help="images of each prompt (default: %(default)s)")
     image.add_argument("--strength", type=float, help="of the LLM's tokens; 0 is plain CLIP (default: the adapter's)")
     run = parser.add_argument_group("run")

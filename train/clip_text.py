@@ -1,54 +1,87 @@
-"""Prompts of any length through SD1.5's CLIP, in chunks, as ComfyUI does it."""
+"""Prompts of any length for CLIP, in chunks, as ComfyUI does it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from llm4gen_core import LLM4GENError
 
 CHUNK_LENGTH = 77
+ROOM = CHUNK_LENGTH - 2
+"""Tokens of text in a chunk, between its start and its end."""
 
 
-def clip_chunks(tokenizer: Any, prompt: str) -> list[list[int]]:
-    """Token ids of a prompt in chunks of 77: start, up to 75 tokens of text, end, padded with the end token.
+@dataclass(frozen=True)
+class ClipTokens:
+    """A prompt in chunks of 77 tokens: start, up to 75 tokens of text, end, padding.
+
+    Attributes:
+        ids: k lists of 77 ids.
+        offsets: 77 k pairs (start, end), the characters of the prompt that a token stands for; (0, 0) for start, end
+            and padding. The tokenizer changes case, white space and composed letters; the offsets do not move.
+    """
+
+    ids: list[list[int]]
+    offsets: list[tuple[int, int]]
+
+
+def clip_tokens(tokenizer: Any, prompt: str, chunks: int | None = None, pad_id: int | None = None) -> ClipTokens:
+    """Tokens of a prompt.
 
     The text is taken literally: ComfyUI's weights `(word:1.3)` and `embedding:name` have no meaning here.
 
     Args:
-        tokenizer: CLIP's.
+        tokenizer: CLIP's, a fast one.
         prompt: any text; the empty one gives one chunk.
+        chunks: exactly so many: what exceeds them is cut, and empty chunks are added; None for as many as it needs.
+        pad_id: token after the end; None for the end token itself.
 
-    Returns:
-        At least one list of 77 ids.
+    Raises:
+        LLM4GENError: `chunks` is not at least 1.
     """
+    if chunks is not None and chunks < 1:
+        raise LLM4GENError(f"CLIP chunks: {chunks}; expected a whole number of at least 1.")
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-    ids = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
-    room = CHUNK_LENGTH - 2
-    texts = [ids[i : i + room] for i in range(0, len(ids), room)] or [[]]
-    return [[start, *text, end] + [end] * (room - len(text)) for text in texts]
+    pad = end if pad_id is None else pad_id
+    # ids and offsets of one call: nothing can come between them
+    encoded = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    text: list[int] = encoded["input_ids"]
+    where: list[tuple[int, int]] = [tuple(pair) for pair in encoded["offset_mapping"]]
+    if chunks is None:
+        chunks = max(1, -(-len(text) // ROOM))
+    ids, offsets = [], []
+    for first in range(0, chunks * ROOM, ROOM):
+        part = text[first : first + ROOM]
+        padding = ROOM - len(part)
+        ids.append([start, *part, end] + [pad] * padding)
+        offsets += [(0, 0), *where[first : first + ROOM], (0, 0)] + [(0, 0)] * padding
+    return ClipTokens(ids, offsets)
 
 
-@torch.no_grad()
-def clip_hidden_states(text_encoder: nn.Module, tokenizer: Any, prompts: Sequence[str]) -> Tensor:
-    """CLIP's last hidden states, after its final layer norm.
+def clip_ids(tokenizer: Any, prompts: Sequence[str], chunks: int | None = None, pad_id: int | None = None) -> Tensor:
+    """Token ids of several prompts.
 
     Shorter prompts are filled up with chunks of the empty prompt, so that both sides of guidance, encoded
     together, come out equally long and share one call of the UNet.
 
     Args:
-        text_encoder: CLIPTextModel.
-        tokenizer: of the same model.
+        tokenizer, pad_id: see `clip_tokens`.
         prompts: B texts.
+        chunks: k; None for as many as the longest prompt needs.
 
     Returns:
-        [B, 77 k, d_text], k being the number of chunks of the longest prompt.
+        [B, k, 77].
+
+    Raises:
+        LLM4GENError: there is no prompt, or `chunks` is not at least 1.
     """
-    chunks = [clip_chunks(tokenizer, prompt) for prompt in prompts]
-    longest = max(len(of_prompt) for of_prompt in chunks)
-    empty = clip_chunks(tokenizer, "")
-    ids = torch.tensor([of_prompt + empty * (longest - len(of_prompt)) for of_prompt in chunks])
-    device = next(text_encoder.parameters()).device
-    hidden = text_encoder(input_ids=ids.flatten(0, 1).to(device)).last_hidden_state
-    return hidden.unflatten(0, (len(prompts), longest)).flatten(1, 2)
+    if isinstance(prompts, str) or not prompts:
+        raise LLM4GENError(f"Prompts are {prompts!r}; expected a list of at least one text, an empty one if need be.")
+    if chunks is None:
+        chunks = max(len(clip_tokens(tokenizer, prompt).ids) for prompt in prompts)
+    return torch.tensor([clip_tokens(tokenizer, prompt, chunks, pad_id).ids for prompt in prompts])

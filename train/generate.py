@@ -10,12 +10,14 @@ from typing import Any
 
 import diffusers
 import torch
+from torch import Tensor
 
 from llm4gen_core import LLM4GENError
 
+from .families import FAMILIES
 from .images import check_output, save_png
+from .painter import Painter
 from .schedule import TRAIN_STEPS
-from .sd15 import SD15
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -25,9 +27,9 @@ class GenerateSettings:
     """What `generate` paints; checked when made, before any model is loaded.
 
     Attributes:
-        base, unet, adapter, llm: see `SD15.from_folders`.
+        base, unet, adapter, llm, clip, tokenizer, family: see `Painter.from_files`.
         prompts: one or more; each is painted with the same seed, as a workflow with a fixed seed would.
-        negative, seed, steps, guidance, width, height, batch, strength: see `SD15.paint`.
+        negative, seed, steps, guidance, width, height, batch, strength: see `Painter.paint`.
         dtype: a key of `DTYPES`; None is float16 on a GPU and float32 elsewhere.
         device: such as "cpu", "cuda:1" or "mps"; None takes a GPU if there is one.
         output: see `save_png`.
@@ -42,12 +44,15 @@ class GenerateSettings:
     unet: str | None = None
     adapter: str | None = None
     llm: str | None = None
+    clip: str | None = None
+    tokenizer: str | None = None
+    family: str | None = None
     negative: str = ""
     seed: int = 0
     steps: int = 50
     guidance: float = 7.5
-    width: int = 512
-    height: int = 512
+    width: int | None = None
+    height: int | None = None
     batch: int = 1
     strength: float | None = None
     dtype: str | None = None
@@ -65,7 +70,9 @@ class GenerateSettings:
         require("guidance", math.isfinite(self.guidance) and self.guidance >= 1, "a number of at least 1 (1 is off)")
         for name in ("width", "height"):
             size = getattr(self, name)
-            require(name, size % 8 == 0 and 16 <= size <= 16384, "a multiple of 8 from 16 to 16384 pixels")
+            possible = size is None or (size % 8 == 0 and 16 <= size <= 16384)
+            require(name, possible, "a multiple of 8 from 16 to 16384 pixels")
+        require("family", self.family is None or self.family in FAMILIES, ", ".join(FAMILIES))
         require("batch", self.batch >= 1, "a whole number of at least 1")
         if self.strength is not None:
             require("strength", math.isfinite(self.strength) and self.strength >= 0, "a number of at least 0")
@@ -88,34 +95,43 @@ def generate(settings: GenerateSettings) -> list[Path]:
         The PNG files, `settings.batch` for each prompt in turn.
 
     Raises:
-        LLM4GENError: see `SD15.from_folders`; or the device does not exist or is out of memory.
+        LLM4GENError: see `Painter.from_files`; or the device does not exist or is out of memory.
     """
     device = choose_device(settings.device)
     dtype = settings.dtype or ("float32" if device.type == "cpu" else "float16")
-    model = SD15.from_folders(
-        settings.base, settings.unet, settings.adapter, settings.llm, dtype=DTYPES[dtype], device=device
+    painter = Painter.from_files(
+        settings.base,
+        family=settings.family,
+        unet=settings.unet,
+        adapter=settings.adapter,
+        llm=settings.llm,
+        clip=settings.clip,
+        tokenizer=settings.tokenizer,
+        dtype=DTYPES[dtype],
+        device=device,
     )
+    width, height = (side or painter.family.native_size for side in (settings.width, settings.height))
     files = []
     for prompt in settings.prompts:
         try:
-            images = model.paint(
+            images = painter.paint(
                 prompt,
                 settings.negative,
                 seed=settings.seed,
                 steps=settings.steps,
                 guidance=settings.guidance,
-                width=settings.width,
-                height=settings.height,
+                width=width,
+                height=height,
                 batch=settings.batch,
                 strength=settings.strength,
             )
         except torch.OutOfMemoryError as error:
             raise LLM4GENError(
-                f"Device {device} ran out of memory at {settings.width} x {settings.height}, batch {settings.batch}, "
+                f"Device {device} ran out of memory at {width} x {height}, batch {settings.batch}, "
                 f"{dtype}; choose a smaller size or batch, dtype float16, or device cpu."
             ) from error
         for index, image in enumerate(images):
-            file = save_png(image, settings.output, _record(settings, model, prompt, index, dtype))
+            file = save_png(image, settings.output, _record(settings, painter, prompt, index, dtype, image))
             print(file, flush=True)
             files.append(file)
     return files
@@ -140,7 +156,9 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def _record(settings: GenerateSettings, model: SD15, prompt: str, index: int, dtype: str) -> dict[str, Any]:
+def _record(
+    settings: GenerateSettings, painter: Painter, prompt: str, index: int, dtype: str, image: Tensor
+) -> dict[str, Any]:
     """Everything needed to paint image `index` of `prompt` again; files by name only, since images are shared."""
     record: dict[str, Any] = {
         "prompt": prompt,
@@ -150,19 +168,21 @@ def _record(settings: GenerateSettings, model: SD15, prompt: str, index: int, dt
         "index": index,
         "steps": settings.steps,
         "guidance": settings.guidance,
-        "width": settings.width,
-        "height": settings.height,
+        "width": image.shape[2],
+        "height": image.shape[1],
         "sampler": "ddim",
         "scheduler": "ddim_uniform",
         "dtype": dtype,
+        "family": painter.family.name,
         "base": Path(settings.base).resolve().name,
         "diffusers": diffusers.__version__,
         "torch": torch.__version__,
     }
-    if settings.unet is not None:
-        record["unet"] = Path(settings.unet).resolve().name
-    if settings.adapter is not None and model.llm is not None:
+    for name in ("unet", "clip"):
+        if (path := getattr(settings, name)) is not None:
+            record[name] = Path(path).resolve().name
+    if settings.adapter is not None and painter.llm is not None:
         record["adapter"] = Path(settings.adapter).name
-        record["llm"] = model.llm.spec.label
-        record["strength"] = model.default_strength() if settings.strength is None else settings.strength
+        record["llm"] = painter.llm.spec.label
+        record["strength"] = painter.default_strength() if settings.strength is None else settings.strength
     return record

@@ -1,4 +1,4 @@
-"""ComfyUI's sampler `ddim` with the scheduler `ddim_uniform`, in diffusers' terms.
+"""The noise schedule of Stable Diffusion, and ComfyUI's sampler `ddim` with the scheduler `ddim_uniform`.
 
 ComfyUI integrates in sigma space with Euler's method, where x = latents / sqrt(alpha_bar) and
 sigma = sqrt((1 - alpha_bar) / alpha_bar). That is DDIM with eta 0, written differently. Four things have to
@@ -15,19 +15,92 @@ be chosen for both to give the same image, and diffusers' defaults differ in eac
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
+from llm4gen_core import LLM4GENError
+
 TRAIN_STEPS = 1000
 BETA_START, BETA_END = 0.00085, 0.012
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """How much noise each timestep of training adds, and what the UNet predicts of it.
+
+    Attributes:
+        alphas_cumprod: alpha_bar [1000] in float32: x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise.
+        prediction_type: one of `PREDICTION_TYPES`; "v_prediction" is v = sqrt(alpha_bar) noise -
+            sqrt(1 - alpha_bar) x_0 (arXiv 2202.00512).
+    """
+
+    alphas_cumprod: Tensor
+    prediction_type: str = "epsilon"
+
+    @classmethod
+    def stable_diffusion(cls, prediction_type: str = "epsilon", zero_terminal_snr: bool = False) -> NoiseSchedule:
+        """That of SD1.5 and SDXL."""
+        betas = torch.linspace(BETA_START**0.5, BETA_END**0.5, TRAIN_STEPS, dtype=torch.float64) ** 2
+        return cls._of_betas(betas, prediction_type, zero_terminal_snr)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], what: str) -> NoiseSchedule:
+        """That of a diffusers scheduler.
+
+        Args:
+            config: content of scheduler_config.json.
+            what: where it stands, for messages.
+
+        Raises:
+            LLM4GENError: it is not a schedule that this project trains and paints with.
+        """
+
+        def refuse(name: str, expected: str) -> LLM4GENError:
+            return LLM4GENError(f"{what}: {name} is {config.get(name)!r}; expected {expected}, as in SD1.5 and SDXL.")
+
+        if "EDM" in str(config.get("_class_name")):
+            raise refuse("_class_name", "a scheduler over 1000 timesteps")
+        if config.get("num_train_timesteps", TRAIN_STEPS) != TRAIN_STEPS:
+            raise refuse("num_train_timesteps", str(TRAIN_STEPS))
+        if config.get("trained_betas") is not None:
+            raise refuse("trained_betas", "none")
+        prediction = config.get("prediction_type", "epsilon")
+        if prediction not in PREDICTION_TYPES:
+            raise refuse("prediction_type", " or ".join(map(repr, PREDICTION_TYPES)))
+        start, end = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)  # diffusers' own defaults
+        if config.get("beta_schedule", "linear") == "scaled_linear":
+            betas = torch.linspace(start**0.5, end**0.5, TRAIN_STEPS, dtype=torch.float64) ** 2
+        elif config.get("beta_schedule", "linear") == "linear":
+            betas = torch.linspace(start, end, TRAIN_STEPS, dtype=torch.float64)
+        else:
+            raise refuse("beta_schedule", "'scaled_linear' or 'linear'")
+        return cls._of_betas(betas, prediction, bool(config.get("rescale_betas_zero_snr")))
+
+    @classmethod
+    def _of_betas(cls, betas: Tensor, prediction_type: str, zero_terminal_snr: bool) -> NoiseSchedule:
+        alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+        if zero_terminal_snr:
+            alphas_cumprod = rescale_zero_terminal_snr(alphas_cumprod)
+        return cls(alphas_cumprod.float(), prediction_type)
+
+
+def rescale_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
+    """alpha_bar [T] shifted and scaled so that the last timestep is pure noise (arXiv 2305.08891, algorithm 1)."""
+    root = alphas_cumprod.sqrt()
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
 
 
 class DDIMUniformScheduler(DDIMScheduler):
-    """DDIM over SD1.5's noise schedule with ComfyUI's `ddim_uniform` timesteps; made by `sd15`."""
+    """DDIM over a noise schedule with ComfyUI's `ddim_uniform` timesteps; made by `over`."""
 
     @classmethod
-    def sd15(cls) -> DDIMUniformScheduler:
+    def over(cls, schedule: NoiseSchedule) -> DDIMUniformScheduler:
         scheduler = cls(
             num_train_timesteps=TRAIN_STEPS,
             beta_start=BETA_START,
@@ -36,9 +109,9 @@ class DDIMUniformScheduler(DDIMScheduler):
             clip_sample=False,
             set_alpha_to_one=True,
             steps_offset=1,
+            prediction_type=schedule.prediction_type,
         )
-        betas = torch.linspace(BETA_START**0.5, BETA_END**0.5, TRAIN_STEPS, dtype=torch.float64) ** 2
-        scheduler.alphas_cumprod = torch.cumprod(1 - betas, dim=0).float()
+        scheduler.alphas_cumprod = schedule.alphas_cumprod.cpu()
         return scheduler
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str = "cpu") -> None:
@@ -50,11 +123,11 @@ class DDIMUniformScheduler(DDIMScheduler):
         """Latents to start `steps` steps from.
 
         Args:
-            noise: [B, 4, H/8, W/8], unit variance.
+            noise: [B, C, h, w], unit variance.
             steps: as for `set_timesteps`.
 
         Returns:
-            [B, 4, H/8, W/8].
+            [B, C, h, w].
         """
         self.set_timesteps(steps)
         first = int(self.timesteps[0])
@@ -63,16 +136,14 @@ class DDIMUniformScheduler(DDIMScheduler):
         return noise * (1 - self.alphas_cumprod[first]).sqrt()
 
 
-def unit_noise(seed: int, batch: int, height: int, width: int) -> Tensor:
+def unit_noise(seed: int, shape: Sequence[int]) -> Tensor:
     """The noise of ComfyUI's KSampler: one draw for the whole batch on the CPU, whatever the device.
 
     Args:
         seed: 0 to 2**64 - 1.
-        batch: images.
-        height, width: pixels.
+        shape: of the latents, [B, C, h, w].
 
     Returns:
-        [batch, 4, height/8, width/8] in float32.
+        [B, C, h, w] in float32.
     """
-    generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.randn((batch, 4, height // 8, width // 8), generator=generator)
+    return torch.randn(tuple(shape), generator=torch.Generator("cpu").manual_seed(seed))

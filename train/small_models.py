@@ -19,7 +19,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from llm4gen_core import CrossAdapter, CrossAdapterConfig
 
@@ -27,7 +27,10 @@ from .schedule import BETA_END, BETA_START
 
 PathLike = str | os.PathLike[str]
 
-WORDS = "a and are bird black blue boat cat chair dog four green hat in is man of on red sky the three two white woman"
+WORDS = (
+    "a an and are bird black blue boat cat chair circle cross dog four gray green hat in is man of on orange purple red "
+    "sky square the three triangle two white woman yellow"
+)
 """Words that the miniature tokenizers know as one token; anything else is split further."""
 
 
@@ -36,7 +39,7 @@ def make_diffusers_folder(path: PathLike, d_text: int = 64, channels: Sequence[i
 
     Args:
         path: made if it does not exist.
-        d_text: width of CLIP and of the UNet's context; a multiple of 16.
+        d_text: width of CLIP and of the UNet's context; a multiple of 64.
         channels: of the UNet's levels, each a multiple of 32; the last level has no cross-attention, as in SD1.5.
         seed: of the weights.
 
@@ -47,41 +50,105 @@ def make_diffusers_folder(path: PathLike, d_text: int = 64, channels: Sequence[i
     vocabulary_size = _write_clip_tokenizer(path / "tokenizer")
     _write_clip(path / "text_encoder", d_text, vocabulary_size, seed)
     make_unet_folder(path / "unet", d_text, channels, seed)
+    _write_vae(path / "vae", 0.18215, seed)
+    _write_scheduler(path / "scheduler")
+    _write_model_index(path, "StableDiffusionPipeline", vae=("diffusers", "AutoencoderKL"))
+    return path
+
+
+def make_sdxl_folder(
+    path: PathLike, widths: tuple[int, int] = (64, 128), channels: Sequence[int] = (64, 64), seed: int = 0
+) -> Path:
+    """A diffusers folder with everything that SDXL's has, both text encoders and tokenizers among it.
+
+    Args:
+        path: made if it does not exist.
+        widths: of CLIP-L and of bigG, multiples of 64; together the UNet's context.
+        channels: of the UNet's levels, multiples of 64; the first level has no cross-attention, as in SDXL.
+        seed: of the weights.
+
+    Returns:
+        `path`.
+    """
+    path = Path(path)
+    for name, pad in (("tokenizer", "<|endoftext|>"), ("tokenizer_2", "!")):
+        vocabulary_size = _write_clip_tokenizer(path / name, pad)
+    _write_clip(path / "text_encoder", widths[0], vocabulary_size, seed)
+    _write_clip(path / "text_encoder_2", widths[1], vocabulary_size, seed + 1, is_big=True)
     with _seeded(seed):
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(32, 32, 32, 32),
+        unet = UNet2DConditionModel(
+            sample_size=128,
+            block_out_channels=tuple(channels),
+            down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * (len(channels) - 1),
+            up_block_types=("CrossAttnUpBlock2D",) * (len(channels) - 1) + ("UpBlock2D",),
             layers_per_block=1,
-            latent_channels=4,
-            sample_size=512,
-            scaling_factor=0.18215,
+            transformer_layers_per_block=(1,) + (2,) * (len(channels) - 1),
+            cross_attention_dim=sum(widths),
+            attention_head_dim=tuple(width // 64 for width in channels),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=widths[1] + 6 * 256,
         )
-    vae.save_pretrained(path / "vae")
-    DDIMScheduler(
-        beta_start=BETA_START,
-        beta_end=BETA_END,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    ).save_pretrained(path / "scheduler")
-    _write_json(
-        path / "model_index.json",
-        {
-            "_class_name": "StableDiffusionPipeline",
-            "scheduler": ["diffusers", "DDIMScheduler"],
-            "text_encoder": ["transformers", "CLIPTextModel"],
-            "tokenizer": ["transformers", "CLIPTokenizer"],
-            "unet": ["diffusers", "UNet2DConditionModel"],
-            "vae": ["diffusers", "AutoencoderKL"],
-        },
+    unet.save_pretrained(path / "unet")
+    _write_vae(path / "vae", 0.13025, seed)
+    _write_scheduler(path / "scheduler")
+    _write_model_index(
+        path,
+        "StableDiffusionXLPipeline",
+        vae=("diffusers", "AutoencoderKL"),
+        text_encoder_2=("transformers", "CLIPTextModelWithProjection"),
+        tokenizer_2=("transformers", "CLIPTokenizer"),
     )
     return path
 
 
+def make_miniature_folder(
+    path: PathLike, d_text: int = 64, channels: Sequence[int] = (32, 64), size: int = 32, seed: int = 0
+) -> Path:
+    """The miniature's base: a UNet with cross-attention in every level, CLIP, and a VAE that loses nothing.
+
+    Args:
+        path: made if it does not exist.
+        d_text: width of CLIP and of the UNet's context; a multiple of 64.
+        channels: of the UNet's levels, each a multiple of 32.
+        size: pixels on a side of the images that it is meant for.
+        seed: of the weights.
+
+    Returns:
+        `path`.
+    """
+    path = Path(path)
+    factor = 2
+    vocabulary_size = _write_clip_tokenizer(path / "tokenizer")
+    _write_clip(path / "text_encoder", d_text, vocabulary_size, seed)
+    with _seeded(seed):
+        unet = UNet2DConditionModel(
+            sample_size=size // factor,
+            in_channels=3 * factor**2,
+            out_channels=3 * factor**2,
+            block_out_channels=tuple(channels),
+            down_block_types=("CrossAttnDownBlock2D",) * len(channels),
+            up_block_types=("CrossAttnUpBlock2D",) * len(channels),
+            layers_per_block=1,
+            cross_attention_dim=d_text,
+            attention_head_dim=4,
+            norm_num_groups=8,
+        )
+    unet.save_pretrained(path / "unet")
+    (path / "vae").mkdir(parents=True, exist_ok=True)
+    vae = {"_class_name": "PixelUnshuffle", "factor": factor, "latent_channels": 3 * factor**2}
+    _write_json(path / "vae" / "config.json", vae)
+    _write_scheduler(path / "scheduler")
+    _write_model_index(path, "LLM4GENMiniaturePipeline", vae=("train.families.miniature", "PixelUnshuffle"))
+    return path
+
+
 def make_unet_folder(path: PathLike, d_text: int = 64, channels: Sequence[int] = (32, 64), seed: int = 0) -> Path:
-    """A diffusers UNet folder alone, like the fine-tuned one of the release; arguments as above."""
+    """A diffusers UNet folder alone, like the fine-tuned one of the release.
+
+    Args: as of `make_diffusers_folder`.
+    """
     path = Path(path)
     attending = len(channels) - 1
     with _seeded(seed):
@@ -170,12 +237,48 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _write_clip_tokenizer(path: Path) -> int:
+def _write_vae(path: Path, scaling_factor: float, seed: int) -> None:
+    with _seeded(seed):
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(32, 32, 32, 32),
+            layers_per_block=1,
+            latent_channels=4,
+            sample_size=512,
+            scaling_factor=scaling_factor,
+        )
+    vae.save_pretrained(path)
+
+
+def _write_scheduler(path: Path) -> None:
+    DDIMScheduler(
+        beta_start=BETA_START,
+        beta_end=BETA_END,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    ).save_pretrained(path)
+
+
+def _write_model_index(path: Path, pipeline: str, **others: tuple[str, str]) -> None:
+    parts = {
+        "scheduler": ("diffusers", "DDIMScheduler"),
+        "text_encoder": ("transformers", "CLIPTextModel"),
+        "tokenizer": ("transformers", "CLIPTokenizer"),
+        "unet": ("diffusers", "UNet2DConditionModel"),
+        **others,
+    }
+    _write_json(path / "model_index.json", {"_class_name": pipeline, **dict(sorted(parts.items()))})
+
+
+def _write_clip_tokenizer(path: Path, pad: str = "<|endoftext|>") -> int:
     """CLIP's two files, with merges for `WORDS` and for nothing else; returns the size of the vocabulary."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = letters + [letter + "</w>" for letter in letters]
     merges: list[str] = []
-    for word in WORDS.split():
+    for word in sorted(WORDS.split(), key=len, reverse=True):  # a short one must not merge inside a long one
         left, *rest = [*word[:-1], word[-1] + "</w>"]
         for right in rest:
             if f"{left} {right}" not in merges:
@@ -186,7 +289,8 @@ def _write_clip_tokenizer(path: Path) -> int:
     path.mkdir(parents=True, exist_ok=True)
     _write_json(path / "vocab.json", {token: number for number, token in enumerate(vocabulary)})
     (path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
-    special = {"bos_token": "<|startoftext|>"} | dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>")
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    special["pad_token"] = pad
     _write_json(path / "special_tokens_map.json", special)
     _write_json(
         path / "tokenizer_config.json",
@@ -201,26 +305,34 @@ def _write_clip_tokenizer(path: Path) -> int:
     return len(vocabulary)
 
 
-def _write_clip(path: Path, d_text: int, vocabulary_size: int, seed: int) -> None:
-    """Written by hand, because transformers 5 saves its own, shorter key names; released files have these."""
+def _write_clip(path: Path, d_text: int, vocabulary_size: int, seed: int, is_big: bool = False) -> None:
+    """CLIP-L, or OpenCLIP's bigG with its projection; heads are 64 wide, as in both.
+
+    Written by hand, because transformers 5 saves its own, shorter key names; released files have these.
+    """
+    kind = CLIPTextModelWithProjection if is_big else CLIPTextModel
     config = CLIPTextConfig(
         vocab_size=vocabulary_size,
         hidden_size=d_text,
         intermediate_size=4 * d_text,
-        num_hidden_layers=2,
-        num_attention_heads=d_text // 16,
+        num_hidden_layers=3 if is_big else 2,
+        num_attention_heads=max(1, d_text // 64),
         max_position_embeddings=77,
-        hidden_act="quick_gelu",
+        hidden_act="gelu" if is_big else "quick_gelu",
+        projection_dim=d_text,
         bos_token_id=vocabulary_size - 2,
         eos_token_id=vocabulary_size - 1,
         pad_token_id=vocabulary_size - 1,
-        architectures=["CLIPTextModel"],
+        architectures=[kind.__name__],
     )
     config.save_pretrained(path)
     with _seeded(seed):
-        model = CLIPTextModel(config)
-    state = {"text_model." + name.removeprefix("text_model."): value for name, value in model.state_dict().items()}
-    state = {name: value.contiguous() for name, value in state.items() if not name.endswith("position_ids")}
+        model = kind(config)
+    state = {
+        name if name.startswith(("text_model.", "text_projection.")) else f"text_model.{name}": value.contiguous()
+        for name, value in model.state_dict().items()
+        if not name.endswith("position_ids")
+    }
     save_file(state, path / "model.safetensors", metadata={"format": "pt"})
 
 

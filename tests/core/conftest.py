@@ -48,9 +48,11 @@ def official_tensors(official_safetensors: Path) -> dict[str, Tensor]:
 def make_adapter() -> Callable[..., CrossAdapter]:
     """CAMs in which every parameter matters: norms are random as well, not 1 and 0."""
 
-    def make(d_text: int = 16, d_llm: int = 24, heads: int = 4, seed: int = 0) -> CrossAdapter:
+    def make(
+        d_text: int = 16, d_llm: int = 24, heads: int = 4, seed: int = 0, fusion: str = "cross_adapter"
+    ) -> CrossAdapter:
         generator = torch.Generator().manual_seed(seed)
-        adapter = CrossAdapter(CrossAdapterConfig(d_text, d_llm, heads)).eval()
+        adapter = CrossAdapter(CrossAdapterConfig(d_text, d_llm, heads, fusion)).eval()
         for name, parameter in adapter.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim == 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -24,9 +25,11 @@ from llm4gen_core import (
     CrossAdapterConfig,
     LLM4GENError,
     LLMSpec,
+    UNetPart,
     load_adapter,
     save_adapter,
 )
+from llm4gen_core.adapter import FUSIONS
 
 MakeAdapter = Callable[..., CrossAdapter]
 Refusal = Callable[[Path], str]
@@ -41,6 +44,21 @@ METADATA = AdapterMetadata(
     title="Été",
     author="Someone",
     description="A CAM.",
+)
+
+
+ATTENTION = "mid_block.attentions.0.transformer_blocks.0.attn2"
+KV = UNetPart(
+    "cross_attention_kv",
+    {f"{ATTENTION}.to_k.diff": torch.full((4, 16), 0.5), f"{ATTENTION}.to_v.diff": torch.full((4, 16), -0.25)},
+)
+LORA = UNetPart(
+    "lora",
+    {
+        f"{ATTENTION}.to_q.lora_A.weight": torch.full((2, 4), 0.5),
+        f"{ATTENTION}.to_q.lora_B.weight": torch.full((4, 2), 0.125).half(),
+        f"{ATTENTION}.to_q.alpha": torch.tensor(2.0),
+    },
 )
 
 
@@ -163,6 +181,86 @@ def test_a_trainable_adapter_with_transposed_memory_can_be_saved(make_adapter: M
     assert same_tensors(load_adapter(tmp_path / "a.safetensors"), adapter.state_dict())
 
 
+# The other fusions, and a part of the UNet
+
+
+@pytest.mark.parametrize("part", [None, KV, LORA], ids=["cam", "kv", "lora"])
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_round_trip_of_every_fusion_and_part(
+    fusion: str, part: UNetPart | None, make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    adapter = make_adapter(fusion=fusion)
+    save_adapter(adapter, tmp_path / "a.safetensors", METADATA, part)
+    loaded = load_adapter(tmp_path / "a.safetensors")
+    assert same_tensors(loaded, adapter.state_dict())
+    assert (loaded.config, loaded.metadata) == (adapter.config, METADATA)
+    assert (loaded.unet_part is None) == (part is None)
+    if part is not None:
+        assert loaded.unet_part is not None and loaded.unet_part.kind == part.kind
+        assert loaded.unet_part.tensors.keys() == part.tensors.keys()
+        for name, tensor in loaded.unet_part.tensors.items():
+            assert torch.equal(tensor, part.tensors[name]) and tensor.dtype == part.tensors[name].dtype
+
+
+@pytest.mark.parametrize(
+    ("fusion", "part", "version"),
+    [("cross_adapter", None, "1"), ("cross_adapter", KV, "2"), ("mlp", None, "2"), ("clip_query", LORA, "2")],
+)
+def test_the_lowest_version_that_suffices_is_written(
+    fusion: str, part: UNetPart | None, version: str, make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    save_adapter(make_adapter(fusion=fusion), tmp_path / "a.safetensors", METADATA, part)
+    entries, header, data = read_raw(tmp_path / "a.safetensors")
+    assert header["format_version"] == version
+    assert header.get("unet_part") == (None if part is None else part.kind)
+    assert header["modelspec.hash_sha256"] == "0x" + hashlib.sha256(data).hexdigest()
+    stored = {name.removeprefix("unet.") for name in entries if not name.startswith("cam.")}
+    assert stored == (set() if part is None else set(part.tensors))
+
+
+def test_the_unet_part_is_no_part_of_the_module(make_adapter: MakeAdapter, tmp_path: Path) -> None:
+    save_adapter(make_adapter(), tmp_path / "a.safetensors", METADATA, KV)
+    assert load_adapter(tmp_path / "a.safetensors").state_dict().keys() == make_adapter().state_dict().keys()
+
+
+def test_saving_a_loaded_adapter_keeps_its_unet_part(make_adapter: MakeAdapter, tmp_path: Path) -> None:
+    save_adapter(make_adapter(), tmp_path / "a.safetensors", METADATA, LORA)
+    save_adapter(load_adapter(tmp_path / "a.safetensors"), tmp_path / "again.safetensors", METADATA)
+    assert read_raw(tmp_path / "again.safetensors")[2] == read_raw(tmp_path / "a.safetensors")[2]
+
+
+def test_one_alpha_for_all_layers_can_be_saved(make_adapter: MakeAdapter, tmp_path: Path) -> None:
+    alpha = torch.tensor(8.0)
+    tensors = {f"{ATTENTION}.to_{x}.lora_A.weight": torch.ones(2, 4) for x in "qk"}
+    tensors |= {f"{ATTENTION}.to_{x}.lora_B.weight": torch.ones(4, 2) for x in "qk"}
+    tensors |= {f"{ATTENTION}.to_{x}.alpha": alpha for x in "qk"}
+    save_adapter(make_adapter(), tmp_path / "a.safetensors", METADATA, UNetPart("lora", tensors))
+    part = load_adapter(tmp_path / "a.safetensors").unet_part
+    assert part is not None and all(float(part.tensors[f"{ATTENTION}.to_{x}.alpha"]) == 8 for x in "qk")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"unet_part": None}, "lacks the metadata field 'unet_part' that says what they are"),
+        ({"unet_part": "lora"}, "UNet part: 2 tensors do not belong to kind 'lora'"),
+        ({"unet_part": "full"}, "UNet part: kind 'full' is not known"),
+    ],
+)
+def test_a_unet_part_that_its_header_does_not_fit(
+    changes: dict[str, str | None], words: str, make_adapter: MakeAdapter, refusal: Refusal, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.safetensors"
+    save_adapter(make_adapter(), path, METADATA, KV)
+    header = {**read_raw(path)[1], **changes}
+    save_file(load_file(path), path, {name: value for name, value in header.items() if value is not None})
+    assert words in refusal(path)
+
+
+def test_a_unet_part_that_was_announced_but_is_missing(with_header: Callable[..., Path], refusal: Refusal) -> None:
+    assert "UNet part: it holds no tensors" in refusal(with_header(unet_part="lora"))
+
+
 # The official forms
 
 
@@ -224,6 +322,27 @@ def test_a_failed_save_leaves_the_folder_as_it_was(
         save_adapter(make_adapter(), path, METADATA)
     assert [file.name for file in tmp_path.iterdir()] == (["a.safetensors"] if exists else [])
     assert not exists or path.read_bytes() == b"the old file"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_full_disk_is_named_and_nothing_half_written_stays(
+    code: int, exists: bool, make_adapter: MakeAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.safetensors"
+    save_adapter(make_adapter(), path, METADATA, KV)
+    needed, old = path.stat().st_size, path.read_bytes()
+    if not exists:
+        path.unlink()
+
+    def fail(*_: Any) -> None:
+        raise OSError(code, "no room")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(LLM4GENError, match=f"{path} cannot be written: the disk is full. It needs {needed:,} bytes"):
+        save_adapter(make_adapter(), path, METADATA, KV)
+    assert [file.name for file in tmp_path.iterdir()] == (["a.safetensors"] if exists else [])
+    assert not exists or path.read_bytes() == old
 
 
 def test_saving_replaces_an_old_file_and_leaves_nothing_else(make_adapter: MakeAdapter, tmp_path: Path) -> None:
@@ -469,9 +588,10 @@ def test_unknown_tensor(official_tensors: dict[str, Tensor], refusal: Refusal, t
 
 def test_tensors_of_a_later_version_beside_the_cam(own_file: Path, refusal: Refusal) -> None:
     tensors, header = load_file(own_file), read_raw(own_file)[1]
-    save_file({**tensors, "unet.to_k.weight": torch.zeros(2)}, own_file, header)
+    save_file({**tensors, "clip.to_k.weight": torch.zeros(2)}, own_file, header)
     sentence = refusal(own_file)
-    assert "1 tensors besides its Cross-Adapter (unet.to_k.weight, ...)" in sentence and "update it" in sentence
+    assert "1 tensors that this version of LLM4GEN does not know (clip.to_k.weight, ...)" in sentence
+    assert "update it" in sentence
 
 
 @pytest.mark.parametrize("name", ["q_proj.weight", "norm.bias", "FFN.0.weight"])
@@ -511,7 +631,7 @@ def test_official_width_that_eight_heads_do_not_divide(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format_version": "2"}, "format version 2 is newer than 1; update LLM4GEN"),
+        ({"format_version": "3"}, "format version 3 is newer than 2; update LLM4GEN"),
         ({"format_version": "new"}, "has metadata that cannot be understood"),
         ({"cam": "{broken"}, "has metadata that cannot be understood"),
         ({"cam": "[16, 24]"}, "has metadata that cannot be understood"),

@@ -1,4 +1,4 @@
-"""The Cross-Adapter against the official release's recorded output, and against eq. 1-2 written out in numpy."""
+"""The Cross-Adapter against the official release's recorded output, and all fusions against numpy in float64."""
 
 from __future__ import annotations
 
@@ -12,10 +12,23 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from llm4gen_core import CrossAdapter, CrossAdapterConfig, LLM4GENError, fuse, load_adapter
-from llm4gen_core.adapter import QuickGELU
+from llm4gen_core.adapter import FUSIONS, QuickGELU
 
 Array = np.ndarray
 MakeAdapter = Callable[..., CrossAdapter]
+
+ATTENTION = {f"{name}_proj.{part}" for name in ("llm", "q", "k", "v", "out") for part in ("weight", "bias")}
+ATTENTION |= {f"{name}_norm.{part}" for name in ("q", "kv") for part in ("weight", "bias")}
+FFN = {"FFN.0.weight", "FFN.0.bias", "FFN.2.weight", "FFN.2.bias"}
+PARAMETERS = {
+    "cross_adapter": ATTENTION | FFN | {"norm.weight", "norm.bias"},
+    "mlp": FFN,
+    "cross_attention": ATTENTION,
+    "mlp_concat": FFN,
+    "cross_attention_concat": ATTENTION,
+    "clip_query": ATTENTION | FFN | {"norm.weight", "norm.bias"},
+}
+REPLACING = ("mlp", "cross_attention")
 
 
 def relative_error(found: Tensor, expected: Tensor | Array) -> float:
@@ -25,8 +38,15 @@ def relative_error(found: Tensor, expected: Tensor | Array) -> float:
     return float(np.linalg.norm(found64 - expected64) / np.linalg.norm(expected64))
 
 
-def reference(parameters: dict[str, Array], text: Array, llm: Array, heads: int) -> Array:
-    """The official arithmetic in float64, one prompt and one head at a time."""
+def reference(
+    parameters: dict[str, Array],
+    text: Array,
+    llm: Array,
+    heads: int,
+    fusion: str = "cross_adapter",
+    mask: Array | None = None,
+) -> Array:
+    """The official arithmetic, and the ablations', in float64, one prompt and one head at a time."""
 
     def linear(name: str, x: Array) -> Array:
         return x @ parameters[f"{name}.weight"].T + parameters[f"{name}.bias"]
@@ -36,12 +56,12 @@ def reference(parameters: dict[str, Array], text: Array, llm: Array, heads: int)
         scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
         return scaled * parameters[f"{name}.weight"] + parameters[f"{name}.bias"]
 
-    results = []
-    for c_t, c_l in zip(text, llm, strict=True):
-        hidden = linear("llm_proj", c_l)
-        query = linear("q_proj", layer_norm("kv_norm", hidden))
-        key = linear("k_proj", layer_norm("q_norm", c_t))
-        value = linear("v_proj", layer_norm("q_norm", c_t))
+    def ffn(x: Array) -> Array:
+        inner = linear("FFN.0", x)
+        return linear("FFN.2", inner / (1 + np.exp(-1.702 * inner)))
+
+    def attention(source: Array, context: Array) -> Array:
+        query, key, value = linear("q_proj", source), linear("k_proj", context), linear("v_proj", context)
         size = query.shape[-1] // heads
         attended = np.empty_like(query)
         for head in range(heads):
@@ -49,9 +69,25 @@ def reference(parameters: dict[str, Array], text: Array, llm: Array, heads: int)
             scores = query[:, own] @ key[:, own].T / np.sqrt(size)
             weights = np.exp(scores - scores.max(-1, keepdims=True))
             attended[:, own] = (weights / weights.sum(-1, keepdims=True)) @ value[:, own]
-        hidden = linear("out_proj", attended) + hidden
-        inner = linear("FFN.0", layer_norm("norm", hidden))
-        results.append(linear("FFN.2", inner / (1 + np.exp(-1.702 * inner))) + hidden)
+        return linear("out_proj", attended)
+
+    results = []
+    for i, (c_t, c_l) in enumerate(zip(text, llm, strict=True)):
+        if fusion.startswith("mlp"):
+            result = ffn(c_l)
+        elif fusion == "clip_query":
+            seen = c_l if mask is None else c_l[mask[i] != 0]
+            hidden = attention(layer_norm("q_norm", c_t), layer_norm("kv_norm", linear("llm_proj", seen))) + c_t
+            result = ffn(layer_norm("norm", hidden)) + hidden
+        else:
+            hidden = linear("llm_proj", c_l)
+            result = attention(layer_norm("kv_norm", hidden), layer_norm("q_norm", c_t))
+            if fusion == "cross_adapter":
+                hidden = result + hidden
+                result = ffn(layer_norm("norm", hidden)) + hidden
+        if mask is not None and fusion != "clip_query":
+            result = result * mask[i][:, None]
+        results.append(result)
     return np.stack(results)
 
 
@@ -143,6 +179,75 @@ def test_without_mask_padding_takes_part_as_in_the_release(make_adapter: MakeAda
     adapter = make_adapter()
     text, llm = random_inputs(1, 77, 20, adapter.config)
     assert bool((adapter(text, llm).abs().sum(-1) > 0).all())
+
+
+# The ablations of Table 4
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_every_fusion_equals_its_reference(fusion: str, masked: bool, make_adapter: MakeAdapter) -> None:
+    adapter = make_adapter(fusion=fusion).double()
+    text, llm = random_inputs(2, 77, 6, adapter.config, torch.float64)
+    mask = torch.tensor([[1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 1]]) if masked else None
+    arrays = text.numpy(), llm.numpy(), adapter.config.heads, fusion
+    expected = reference(as_arrays(adapter), *arrays, None if mask is None else mask.numpy())
+    assert relative_error(adapter(text, llm, mask), expected) < 1e-13
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_only_the_parameters_that_a_fusion_uses_exist(fusion: str, make_adapter: MakeAdapter) -> None:
+    assert set(make_adapter(fusion=fusion).state_dict()) == PARAMETERS[fusion]
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_gradient_reaches_every_parameter_of_every_fusion(fusion: str, make_adapter: MakeAdapter) -> None:
+    adapter = make_adapter(fusion=fusion)
+    text, llm = random_inputs(2, 9, 7, adapter.config)
+    adapter.combine(text, adapter(text, llm)).square().sum().backward()
+    reached = {name for name, p in adapter.named_parameters() if p.grad is not None and p.grad.abs().max() > 1e-3}
+    assert reached == PARAMETERS[fusion] - {"k_proj.bias"}, "the keys' bias shifts all scores of a query alike"
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5, -2.0])
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_combine_puts_the_tokens_where_the_layout_says(fusion: str, strength: float, make_adapter: MakeAdapter) -> None:
+    adapter = make_adapter(fusion=fusion)
+    text, llm = random_inputs(2, 9, 7, adapter.config)
+    adapted = adapter(text, llm)
+    context = adapter.combine(text, adapted, strength)
+    layout = adapter.config.context_layout
+    assert layout == {
+        "mlp": ("llm",),
+        "cross_attention": ("llm",),
+        "clip_query": ("text", "text"),
+    }.get(fusion, ("text", "llm"))
+    lengths = [{"text": 9, "llm": 7}[part] for part in layout]
+    assert context.shape == (2, sum(lengths), 16)
+    assert torch.equal(context[:, -lengths[-1] :], adapted * strength)
+    assert len(layout) == 1 or torch.equal(context[:, :9], text)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_combine_at_strength_zero_is_plain_clip(fusion: str, make_adapter: MakeAdapter) -> None:
+    adapter = make_adapter(fusion=fusion)
+    text, llm = random_inputs(2, 9, 7, adapter.config)
+    assert adapter.combine(text, adapter(text, llm), 0.0) is text
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_combine_keeps_the_precision_of_clip(fusion: str, make_adapter: MakeAdapter) -> None:
+    text, adapted = torch.zeros(1, 7, 16), torch.zeros(1, 7, 16, dtype=torch.bfloat16)
+    assert make_adapter(fusion=fusion).combine(text, adapted, 0.5).dtype == torch.float32
+
+
+@pytest.mark.parametrize("adapted", [(3, 5, 16), (2, 5, 8)])
+@pytest.mark.parametrize("fusion", ["cross_adapter", *REPLACING])
+def test_combine_refuses_tokens_of_other_prompts_or_widths(
+    fusion: str, adapted: tuple[int, ...], make_adapter: MakeAdapter
+) -> None:
+    with pytest.raises(LLM4GENError, match=r"\[2, 7, 16\].*batch size and width must be equal"):
+        make_adapter(fusion=fusion).combine(torch.zeros(2, 7, 16), torch.zeros(adapted))
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
@@ -265,6 +370,7 @@ def test_config_refuses_an_unknown_fusion() -> None:
         CrossAdapterConfig(64, 96, 8, "sum")
 
 
-def test_config_becomes_a_dictionary_and_back() -> None:
-    config = CrossAdapterConfig(64, 96, 8)
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_config_becomes_a_dictionary_and_back(fusion: str) -> None:
+    config = CrossAdapterConfig(64, 96, 8, fusion)
     assert CrossAdapterConfig(**config.to_dict()) == config

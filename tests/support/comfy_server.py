@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -26,6 +27,7 @@ NODES = [
     "LLM4GENEncodeLLM",
     "LLM4GENEncodeCLIP",
     "LLM4GENFuse",
+    "LLM4GENPatch",
 ]
 """Ids of the pack's nodes; workflows of users depend on them."""
 
@@ -139,6 +141,26 @@ class ComfyServer:
                 return Result.of(history[prompt_id])
             time.sleep(0.1)
         raise TimeoutError(f"The prompt did not end in {timeout} s:\n{self.log.read_text()[-4000:]}")
+
+    def run_and_listen(self, graph: dict[str, Any]) -> tuple[Result, dict[str, str]]:
+        """Run a graph as `run`; also the text that each node showed on itself in a person's browser."""
+        import aiohttp
+
+        async def listen() -> tuple[Result, dict[str, str]]:
+            said: dict[str, str] = {}
+            async with aiohttp.ClientSession() as session, session.ws_connect(f"{self.url}/ws") as socket:
+                result = await asyncio.to_thread(self.run, graph)
+                try:
+                    while True:
+                        message = await socket.receive(timeout=1)
+                        # Event 3 is text: four bytes each for event and length of the node's id, the id, the text.
+                        if message.type == aiohttp.WSMsgType.BINARY and message.data[:4] == bytes([0, 0, 0, 3]):
+                            end = 8 + int.from_bytes(message.data[4:8], "big")
+                            said[message.data[8:end].decode()] = message.data[end:].decode()
+                except asyncio.TimeoutError:
+                    return result, said
+
+        return asyncio.run(listen())
 
 
 def to_api_format(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:

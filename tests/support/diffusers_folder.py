@@ -1,10 +1,33 @@
-"""The tests' SD1.5 checkpoint as a diffusers folder: the same weights under the other library's names."""
+"""The tests' SD1.5 checkpoint in diffusers: the same weights under the other library's names."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors.torch import load_file
+from torch import Tensor
+
+
+def diffusers_unet(checkpoint: Mapping[str, Tensor]) -> Any:
+    """diffusers' UNet with the weights of a checkpoint of `host_models.checkpoint_state`, in its precision."""
+    from diffusers import UNet2DConditionModel
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            block_out_channels=(320, 640),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=768,
+            attention_head_dim=8,
+        )
+    state = convert_ldm_unet_checkpoint(dict(checkpoint), unet.config)
+    unet.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
+    return unet.eval()
 
 
 def write_diffusers_folder(checkpoint_file: Path, clip_tokenizer: Path, folder: Path) -> Path:
@@ -15,20 +38,12 @@ def write_diffusers_folder(checkpoint_file: Path, clip_tokenizer: Path, folder: 
         clip_tokenizer: folder with CLIP's vocabulary.
         folder: to be made.
     """
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     checkpoint = {name: tensor.float() for name, tensor in load_file(checkpoint_file).items()}
-    unet = UNet2DConditionModel(
-        block_out_channels=(320, 640),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=768,
-        attention_head_dim=8,
-    )
-    unet.load_state_dict(convert_ldm_unet_checkpoint(dict(checkpoint), unet.config))
+    unet = diffusers_unet(checkpoint)
     vae = AutoencoderKL(
         block_out_channels=(128, 256, 512, 512),
         layers_per_block=2,

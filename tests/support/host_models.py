@@ -144,6 +144,45 @@ def adapter_state(seed: int, d_text: int = 768, d_llm: int = LLM_WIDTH) -> dict[
     return {f"CrossFusionModule.0.{name}": tensor for name, tensor in random_state(module, seed).items()}
 
 
+def save_own_adapter(path: Path, seed: int, fusion: str = "cross_adapter", unet_part: Any = None) -> None:
+    """An adapter in the project's own file, of any fusion, with or without a part of the UNet."""
+    from llm4gen_core import AdapterMetadata, CrossAdapter, CrossAdapterConfig, save_adapter
+
+    with torch.device("meta"):
+        module = CrossAdapter(CrossAdapterConfig(768, LLM_WIDTH, fusion=fusion))
+    module.load_state_dict(random_state(module, seed), assign=True)
+    save_adapter(module, path, AdapterMetadata("sd15", None), unet_part)
+
+
+def kv_part(layers: Mapping[str, tuple[int, int]], seed: int, scale: float = 0.5) -> Any:
+    """A change of the cross-attention's keys and values among layers {module: (out, in)}, large enough to be seen."""
+    from llm4gen_core import UNetPart
+
+    generator = torch.Generator().manual_seed(seed)
+    return UNetPart(
+        "cross_attention_kv",
+        {
+            f"{module}.diff": torch.randn(shape, generator=generator) * scale / math.sqrt(shape[1])
+            for module, shape in layers.items()
+            if module.endswith((".attn2.to_k", ".attn2.to_v"))
+        },
+    )
+
+
+def lora_part(layers: Mapping[str, tuple[int, int]], seed: int, rank: int = 4, alpha: float = 2.0) -> Any:
+    """A LoRA on every attention, feed-forward and projection layer among layers {module: (out, in)}."""
+    from llm4gen_core import UNetPart
+
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for module, (rows, columns) in layers.items():
+        if ".attentions." in module:
+            tensors[f"{module}.lora_A.weight"] = torch.randn(rank, columns, generator=generator) / math.sqrt(columns)
+            tensors[f"{module}.lora_B.weight"] = torch.randn(rows, rank, generator=generator) * 0.5
+            tensors[f"{module}.alpha"] = torch.tensor(alpha)
+    return UNetPart("lora", tensors)
+
+
 def save_half(state: Mapping[str, Tensor], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.half() for name, tensor in state.items()}, path)

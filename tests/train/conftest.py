@@ -7,17 +7,26 @@ from pathlib import Path
 
 import pytest
 
-from train.sd15 import SD15
-from train.small_models import make_diffusers_folder, make_projector, make_t5_folder, make_unet_folder
+from train.painter import Painter
+from train.small_models import (
+    make_diffusers_folder,
+    make_miniature_folder,
+    make_projector,
+    make_sdxl_folder,
+    make_t5_folder,
+    make_unet_folder,
+)
 
 D_TEXT, D_LLM = 64, 96
 
 
 @dataclass(frozen=True)
 class Models:
-    """Files that fit together, and a UNet to put in the place of the base's."""
+    """An SD1.5 with what fits to it and a UNet to put in the place of its own; bases of the other families."""
 
     base: Path
+    sdxl: Path
+    miniature: Path
     llm: Path
     adapter: Path
     unet: Path
@@ -28,6 +37,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     folder = tmp_path_factory.mktemp("models")
     return Models(
         base=make_diffusers_folder(folder / "sd15", D_TEXT),
+        sdxl=make_sdxl_folder(folder / "sdxl"),
+        miniature=make_miniature_folder(folder / "miniature"),
         llm=make_t5_folder(folder / "llm", D_LLM),
         adapter=make_projector(folder / "projector.pth", D_TEXT, D_LLM),
         unet=make_unet_folder(folder / "release" / "unet", D_TEXT, seed=1),
@@ -35,12 +46,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 
 @pytest.fixture(scope="session")
-def sd15(models: Models) -> SD15:
+def sd15(models: Models) -> Painter:
     """With LLM4GEN."""
-    return SD15.from_folders(models.base, adapter=models.adapter, llm=models.llm)
+    return Painter.from_files(models.base, adapter=models.adapter, llm=models.llm)
 
 
 @pytest.fixture(scope="session")
-def plain(models: Models) -> SD15:
+def plain(models: Models) -> Painter:
     """Without."""
-    return SD15.from_folders(models.base)
+    return Painter.from_files(models.base)

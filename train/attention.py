@@ -1,0 +1,143 @@
+"""Cross-attention of a diffusers UNet that also says how far the attention of paired words is apart.
+
+The term of eq. 5 is computed where query and key are, inside the layer, so that only a number a sample leaves it.
+What leaves goes into a recorder under the layer's name. Gradient checkpointing runs a layer a second time during the
+backward pass; by then the recorder is closed and the second result is dropped, while the operations, and with them
+the gradient, are the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor, nn
+
+from llm4gen_core import LLM4GENError
+from llm4gen_core.entity_guidance import GuidanceOptions, GuidanceTargets, layer_guidance
+
+
+class GuidanceRecorder:
+    """The guided layers' terms of one forward pass of one UNet.
+
+    Args:
+        options: of the run.
+    """
+
+    def __init__(self, options: GuidanceOptions) -> None:
+        self.options = options
+        self._targets: GuidanceTargets | None = None
+        self._terms: dict[str, tuple[Tensor, Tensor]] | None = None
+
+    def begin(self, targets: GuidanceTargets | None) -> None:
+        """Before the UNet's forward pass; None switches guidance off for it and for its recomputation."""
+        self._targets = targets
+        self._terms = {}
+
+    def finish(self, batch: int) -> tuple[Tensor, Tensor]:
+        """After it.
+
+        Returns:
+            L_reg [B], the mean over the layers, and the attention mass of attribute and entity [B, 2].
+
+        Raises:
+            LLM4GENError: guidance was on, but no layer is selected by its options, or no gradient can flow.
+        """
+        targets, terms = self._targets, self._terms
+        self._terms = None  # the targets stay: recomputation during the backward pass needs them
+        if targets is None or terms is None:
+            return torch.zeros(batch), torch.zeros(batch, 2)
+        if not terms:
+            raise LLM4GENError(
+                f"guidance.layers is {self.options.layers!r}, which selects none of the UNet's cross-attention layers; "
+                'expected "all", sides of its maps, or patterns of its layers\' names.'
+            )
+        losses, masses = zip(*terms.values(), strict=True)
+        loss = torch.stack(losses).mean(0)
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            raise LLM4GENError(
+                "The entity-guidance loss has no gradient: a layer ran without one. Gradient checkpointing must be of "
+                "the kind use_reentrant=False."
+            )
+        return loss, torch.stack(masses).mean(0)
+
+    # Dynamo would specialise on every layer's name, recompile for each and give up after a few.
+    @torch.compiler.disable
+    def record(self, layer: str, query: Tensor, key: Tensor, scale: float) -> None:
+        """Called by each layer: query [B, heads, N, d], key [B, heads, T, d]."""
+        if self._targets is None or not self.options.selects(layer, query.shape[2]):
+            return
+        term = layer_guidance(query, key, self._targets, scale, self.options)
+        if self._terms is not None:
+            self._terms.setdefault(layer, term)
+
+
+class GuidedCrossAttention:
+    """Attention processor for a layer `attn2`: what it computes is unchanged, and the recorder is told.
+
+    Args:
+        recorder: shared by all layers of the UNet.
+        layer: the layer's path inside the UNet.
+    """
+
+    def __init__(self, recorder: GuidanceRecorder, layer: str) -> None:
+        self.recorder = recorder
+        self.layer = layer
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """[B, N, channels] and the context [B, T, d_text] to [B, N, channels]."""
+        assert encoder_hidden_states is not None and attention_mask is None  # the trainer passes no mask
+        query, key, value = (
+            projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for projected in (
+                attn.to_q(hidden_states),
+                attn.to_k(encoder_hidden_states),
+                attn.to_v(encoder_hidden_states),
+            )
+        )
+        attended = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
+        self.recorder.record(self.layer, query, key, attn.scale)
+        linear, dropout = attn.to_out
+        return dropout(linear(attended.transpose(1, 2).flatten(2)))
+
+
+def install_guidance(unet: UNet2DConditionModel, options: GuidanceOptions) -> GuidanceRecorder:
+    """Let every cross-attention layer (attn2) of a UNet report to one recorder. Self-attention has no text keys.
+
+    Raises:
+        LLM4GENError: the UNet's cross-attention is of a kind that is not known here.
+    """
+    recorder = GuidanceRecorder(options)
+    layers = cross_attention_layers(unet)
+    for name, layer in layers.items():
+        extras = (layer.group_norm, layer.spatial_norm, layer.norm_q, layer.norm_cross, layer.add_k_proj)
+        known = all(extra is None or extra is False for extra in extras)
+        if not known or layer.residual_connection or layer.rescale_output_factor != 1:
+            raise LLM4GENError(
+                f"The UNet's layer {name} is not plain cross-attention as in SD1.5 and SDXL; entity guidance does not "
+                "know it. Set guidance.alpha to 0 to train without."
+            )
+    processors = dict(unet.attn_processors)
+    for name in layers:
+        processors[f"{name}.processor"] = GuidedCrossAttention(recorder, name)
+    unet.set_attn_processor(processors)
+    return recorder
+
+
+def cross_attention_layers(unet: nn.Module) -> dict[str, Any]:
+    """Path and module of every layer in which pixels look at text."""
+    return {
+        name: module
+        for name, module in unet.named_modules()
+        if isinstance(module, Attention) and name.split(".")[-1] == "attn2"
+    }

@@ -1,0 +1,153 @@
+"""What the UNet is conditioned on in training: captions through both encoders, and where their paired words stand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from llm4gen_core import EntityPair, LLMEncoder
+from llm4gen_core.entity_guidance import (
+    ContextSegment,
+    GuidanceOptions,
+    GuidanceTargets,
+    PairPositions,
+    guidance_targets,
+    pair_positions,
+)
+from llm4gen_core.prompt_tokens import prompt_offsets
+
+from .families import Family
+
+
+class Drop(Enum):
+    """What a sample does not see of its caption, so that the model learns to paint without it."""
+
+    NOTHING = "nothing"
+    CAPTION = "caption"
+    """Both encoders see the empty prompt: the very pair that guidance uses when painting."""
+    LLM = "llm"
+    """The LLM alone sees it."""
+
+
+def choose_drop(draw: float, caption_share: float, llm_share: float) -> Drop:
+    """By a number drawn from [0, 1)."""
+    if draw < caption_share:
+        return Drop.CAPTION
+    return Drop.LLM if draw < caption_share + llm_share else Drop.NOTHING
+
+
+@dataclass(frozen=True)
+class TextInputs:
+    """Frozen encoders' view of a micro-batch: c_t [B, L_text, d_text], pooled [B, d_pooled], c_l [B, L_llm, d_llm].
+
+    None where there is no such encoder, or where it is trained and therefore runs inside the objective.
+    """
+
+    text: Tensor | None
+    pooled: Tensor | None
+    llm: Tensor | None
+
+
+class Conditioner:
+    """Encodes captions with the frozen encoders and finds words in the fused context.
+
+    Args:
+        family: its text encoders.
+        llm: None trains without an LLM.
+        layout: `CrossAdapterConfig.context_layout`; ("text",) without an adapter.
+        options: of entity guidance.
+        chunks: of 77 CLIP tokens.
+        train_text: the text encoders are trained; they are not run here.
+        device: of the tensors that come out.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        llm: LLMEncoder | None,
+        layout: tuple[str, ...],
+        options: GuidanceOptions,
+        chunks: int,
+        train_text: bool,
+        device: torch.device,
+    ) -> None:
+        self.family = family
+        self.llm = llm
+        self.layout = layout
+        self.options = options
+        self.chunks = chunks
+        self.train_text = train_text
+        self.device = device
+        self._empty: dict[str, Tensor] | None = None
+
+    @torch.no_grad()
+    def features(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """What the frozen encoders say of B captions, under the names of the text cache.
+
+        Returns:
+            "clip" [B, 77 k, d_text] and "pooled" [B, d_pooled] if CLIP is frozen, "llm" [B, L_llm, d_llm] if there
+            is an LLM; each in the precision of its encoder.
+        """
+        found: dict[str, Tensor] = {}
+        if not self.train_text:
+            text = self.family.encode_text(captions, self.chunks)
+            found["clip"] = text.hidden
+            if text.pooled is not None:
+                found["pooled"] = text.pooled
+        if self.llm is not None:
+            found["llm"] = self.llm.encode(captions).hidden
+        return found
+
+    def inputs(
+        self, captions: Sequence[str], drops: Sequence[Drop], cached: Mapping[str, Tensor] | None = None
+    ) -> TextInputs:
+        """Encode a micro-batch, or take it from the cache, and put the empty prompt where a sample drops its own."""
+        if cached is None:
+            found = self.features(captions)
+        else:
+            found = {name: tensor.to(self.device, non_blocking=True) for name, tensor in cached.items()}
+        if any(drop is not Drop.NOTHING for drop in drops):
+            if self._empty is None:
+                self._empty = self.features([""])
+            for name, tensor in found.items():
+                dropped = [d is Drop.CAPTION or (d is Drop.LLM and name == "llm") for d in drops]
+                rows = torch.tensor(dropped, device=tensor.device).view(-1, *[1] * (tensor.ndim - 1))
+                found[name] = torch.where(rows, self._empty[name], tensor)
+        moved = {name: tensor.to(self.device) for name, tensor in found.items()}
+        return TextInputs(moved.get("clip"), moved.get("pooled"), moved.get("llm"))
+
+    def targets(
+        self, captions: Sequence[str], pairs: Sequence[Sequence[EntityPair]], drops: Sequence[Drop]
+    ) -> GuidanceTargets:
+        """Where the paired words of each caption stand in the context; none for a caption that is dropped."""
+        found: list[list[PairPositions]] = []
+        real: list[list[int]] = []
+        length = 0
+        for caption, of_caption, drop in zip(captions, pairs, drops, strict=True):
+            if self.options.support == "full" and (not of_caption or drop is Drop.CAPTION):
+                found.append([])
+                continue
+            segments, length = self._segments(caption if drop is not Drop.CAPTION else "", drop)
+            found.append(pair_positions(of_caption, segments, self.options) if drop is not Drop.CAPTION else [])
+            real.append([s.start + i for s in segments for i, (start, end) in enumerate(s.offsets) if start < end])
+        return guidance_targets(found, self.options, real, length)
+
+    def _segments(self, caption: str, drop: Drop) -> tuple[list[ContextSegment], int]:
+        """The copies of the caption in the context, and the context's length."""
+        clip = self.family.text_offsets(caption, self.chunks)
+        segments, start = [], 0
+        for position, part in enumerate(self.layout):
+            # Of two parts the second is the adapter's; with CLIP as query it has CLIP's tokens.
+            kind = "llm" if position == 1 or part == "llm" else "clip"
+            if part == "text":
+                offsets = clip
+            else:
+                assert self.llm is not None
+                offsets = prompt_offsets(self.llm.tokenizer, caption if drop is Drop.NOTHING else "", self.llm.spec)
+            segments.append(ContextSegment(kind, start, offsets))
+            start += len(offsets)
+        return segments, start

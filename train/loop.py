@@ -1,0 +1,592 @@
+"""The training loop: recipe in, adapter out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from llm4gen_core import LLM4GENError
+from llm4gen_core.entity_guidance import GuidanceTargets
+
+from .checkpoints import Checkpoints
+from .conditioning import Conditioner, Drop, choose_drop
+from .data import Batch, TrainingData
+from .draws import generator, uniform
+from .interrupt import Interrupt
+from .objective import Objective, StepInputs
+from .optimizers import build_optimizer, build_schedule, optimizer_state_bytes
+from .recipe import Recipe
+from .run_folder import RunFolder
+from .setup import adapter_metadata, open_models
+from .validation import paint_validation
+
+log = logging.getLogger("llm4gen")
+
+_MIXED = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
+EXPORT_NAME = "adapter"
+"""Of the adapter file in a run's `export` folder, without its ending."""
+_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+def run(recipe: Recipe) -> Path:
+    """Train as a recipe says, from the beginning.
+
+    Returns:
+        The folder of the run.
+
+    Raises:
+        LLM4GENError: something in the recipe, the models or the data does not fit, the loss is no number, or the
+            disk is full.
+    """
+    state = PartialState()
+    recipe = recipe.absolute()
+    folder = RunFolder(Path(recipe.output))
+    if state.is_main_process:
+        folder.create(recipe)
+    state.wait_for_everyone()
+    Trainer(recipe, folder).fit()
+    return folder.path
+
+
+def resume(path: Path) -> Path:
+    """Go on with a run from its newest checkpoint that is whole; from the beginning if there is none.
+
+    The number of processes may be another than before.
+    """
+    folder = RunFolder(Path(path))
+    recipe = folder.load().model_copy(update={"output": str(folder.path.absolute())})
+    Trainer(recipe, folder).fit()
+    return folder.path
+
+
+class Trainer:
+    """One run in one process of it.
+
+    Args:
+        recipe: checked.
+        folder: made by `RunFolder.create`, or that of a run to go on with.
+    """
+
+    def __init__(self, recipe: Recipe, folder: RunFolder) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        settings = recipe.train
+        processes = PartialState().num_processes
+        self.accumulation, rest = divmod(settings.batch_size, settings.micro_batch * processes)
+        if rest or not self.accumulation:
+            raise LLM4GENError(
+                f"train.batch_size {settings.batch_size} cannot be split into micro-batches of {settings.micro_batch} "
+                f"over {processes} processes; expected a multiple of {settings.micro_batch * processes}."
+            )
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.tf32
+        self.accelerator = Accelerator(
+            mixed_precision=_MIXED[settings.precision],
+            gradient_accumulation_steps=self.accumulation,
+            log_with=self._trackers(),
+            project_dir=str(folder.path),
+        )
+        self.is_sharded = self.accelerator.distributed_type in _SHARDED
+        if self.is_sharded and settings.ema.enabled:
+            raise LLM4GENError(
+                "train.ema.enabled is true, but under FSDP or DeepSpeed no process holds the whole weights to average; "
+                "set it to false, or train with plain data parallelism."
+            )
+        self.device = self.accelerator.device
+        self._build_models()
+        self._build_data()
+        self._build_training()
+        self.checkpoints = Checkpoints(folder.checkpoints, recipe.checkpoints.keep)
+        self.step = 0
+        self._restore()
+
+    # ---- building
+
+    def _trackers(self) -> list[Any]:
+        trackers: list[Any] = []
+        if self.recipe.logging.tensorboard:
+            trackers.append("tensorboard")
+        if self.recipe.logging.wandb is not None:
+            trackers.append("wandb")
+        return trackers
+
+    def _build_models(self) -> None:
+        recipe = self.recipe
+        self.models = open_models(recipe)
+        self.family, self.adapter = self.models.family, self.models.adapter
+        self.llm = self.models.load_llm(self.device)
+        self.parts = self.models.trained_parts()
+        self.train_text = self.models.trains_text
+        if recipe.train.gradient_checkpointing:
+            self.family.unet.enable_gradient_checkpointing()
+            for encoder in self.family.text_encoders if self.train_text else ():
+                encoder.gradient_checkpointing_enable()
+        if recipe.train.compile:
+            self.family.unet.compile_repeated_blocks()
+        self.family.to(self.device)
+
+    def _build_data(self) -> None:
+        recipe = self.recipe
+        layout = self.models.layout
+        self.conditioner = Conditioner(
+            self.family, self.llm, layout, recipe.guidance, recipe.data.clip_chunks, self.train_text, self.device
+        )
+        self.data = TrainingData.prepare(
+            recipe,
+            self.folder.path,
+            self.family,
+            self.conditioner,
+            self.accelerator,
+        )
+
+    def _build_training(self) -> None:
+        recipe = self.recipe
+        options = recipe.guidance
+        objective = Objective(
+            self.family, self.adapter, self.models.noise, options, recipe.data.clip_chunks, self.train_text
+        ).to(self.device)
+        self.objective = objective.train()
+        groups = self.parts.groups()
+        optimizer = build_optimizer(groups, recipe.optimizer)
+        self.schedule = build_schedule(optimizer, recipe.optimizer, recipe.train.steps)
+        self.model, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        self.trained = self.parts.named_parameters()
+        self.ema: EMAModel | None = None
+        if recipe.train.ema.enabled:
+            self.ema = EMAModel(list(self.trained.values()), decay=recipe.train.ema.decay)
+            self.ema.to(self._ema_device())
+        # The gradient ratio is measured where the method is: at the CAM, or at all that is trained if there is none.
+        probe = [p for group in groups if group.name == "cam" for p in group.parameters.values()]
+        self.probe = probe or list(self.trained.values())
+
+    def _ema_device(self) -> torch.device:
+        return self.device if self.recipe.train.ema.device == "accelerator" else torch.device("cpu")
+
+    # ---- the loop
+
+    def fit(self) -> None:
+        """Train to the last step, or until a signal; then leave a checkpoint, and at the end the export."""
+        recipe = self.recipe
+        accelerator = self.accelerator
+        if accelerator.is_main_process:
+            self.folder.cut_metrics(self.step)
+            self.folder.write_provenance(self._provenance())
+        if accelerator.log_with:
+            accelerator.init_trackers(
+                recipe.logging.wandb or "tensorboard",
+                config=None,
+                init_kwargs={"wandb": {"config": recipe.to_dict()}},
+            )
+        progress = tqdm(
+            total=recipe.train.steps,
+            initial=self.step,
+            desc="training",
+            unit="step",
+            dynamic_ncols=True,
+            disable=not accelerator.is_main_process,
+        )
+        notice = "Signal received: finishing this step, writing a checkpoint, then leaving."
+        stopped = False
+        with Interrupt(notice if accelerator.is_main_process else "") as interrupt, progress:
+            started, counted = time.monotonic(), 0
+            with contextlib.closing(self.data.steps(self.step, recipe.train.steps)) as steps:
+                for batches in steps:
+                    values, stopped = self._optimizer_step(batches, interrupt.requested)
+                    if stopped:
+                        break
+                    self.step += 1
+                    counted += recipe.train.batch_size
+                    progress.update()
+                    progress.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+                    if self._due(recipe.logging.every) or self.step == recipe.train.steps:
+                        elapsed = time.monotonic() - started
+                        self._log({**values, "images_per_second": counted / elapsed})
+                        started, counted = time.monotonic(), 0
+                    last = self.step == recipe.train.steps
+                    if self._due(recipe.checkpoints.every) or last:
+                        self.save()
+                    if recipe.validation.every and (self._due(recipe.validation.every) or last):
+                        self._validate()
+            if stopped:
+                self.save()
+        if not stopped:
+            self._export()
+        accelerator.end_training()
+        if stopped and accelerator.is_main_process:
+            print(
+                f"Stopped by {interrupt.signal or 'a signal to another process'} after step {self.step}. Go on with: "
+                f"python -m train resume {self.folder.path}",
+                flush=True,
+            )
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0
+
+    def _optimizer_step(self, batches: list[Batch], stop: bool) -> tuple[dict[str, float], bool]:
+        """One optimizer step over this process's micro-batches.
+
+        Means are taken over the samples of all processes and micro-batches together, so that a step is the same
+        however its samples are split: unreadable samples and captions without pairs, which do not count, are seldom
+        spread evenly.
+
+        Returns:
+            What is logged, and whether any process was asked to stop; then nothing was done.
+        """
+        recipe = self.recipe
+        drops = [self._drops(batch) for batch in batches]
+        targets = [self._targets(batch, dropped) for batch, dropped in zip(batches, drops, strict=True)]
+        counts = torch.tensor(
+            [
+                sum(int(batch.valid.sum()) for batch in batches),
+                sum(int((t.has_pairs & b.valid).sum()) for t, b in zip(targets, batches, strict=True) if t is not None),
+                int(stop),
+            ],
+            device=self.device,
+        )
+        valid, paired, stops = (int(count) for count in self._sum(counts))
+        if stops:
+            return {}, True
+        if not valid:
+            raise LLM4GENError(
+                f"Step {self.step + 1}: none of its {recipe.train.batch_size} samples could be read; see "
+                f"{self.folder.problems}. Is the disk with the images still there?"
+            )
+        measure = bool(recipe.logging.gradient_ratio_every) and bool(recipe.guidance.alpha)
+        measure = measure and (self.step + 1) % recipe.logging.gradient_ratio_every == 0
+        sums = torch.zeros(5, dtype=torch.float64, device=self.device)
+        ratio: float | None = None
+        broken: list[str] = []
+        # accelerate divides by the accumulation steps, DDP by the processes; the means are over all samples.
+        scale = self.accumulation * self.accelerator.num_processes
+        for batch, dropped, target in zip(batches, drops, targets, strict=True):
+            self._report_problems(batch)
+            with self.accelerator.accumulate(self.model):
+                error, guidance, mass = self.model(self._inputs(batch, dropped, target))
+                counted = batch.valid.to(self.device)
+                diffusion = torch.where(counted, error, 0).sum() * (scale / valid)
+                loss = diffusion
+                if target is not None:
+                    has_pairs = counted & target.has_pairs.to(self.device)
+                    regularizer = torch.where(has_pairs, guidance, 0).sum() * (scale / max(paired, 1))
+                    loss = diffusion + recipe.guidance.alpha * regularizer
+                    if measure and ratio is None and bool(has_pairs.any()):
+                        ratio = self._gradient_ratio(diffusion, regularizer)
+                    sums[2] += torch.where(has_pairs, guidance, 0).sum().detach()
+                    sums[3:5] += torch.where(has_pairs[:, None], mass, 0).sum(0)
+                with torch.no_grad():
+                    sums[1] += torch.where(counted, error, 0).sum()
+                    finite = error.isfinite() & guidance.isfinite()
+                    if not bool(finite[counted].all()):
+                        broken += [key for key, ok, is_counted in zip(
+                            batch.keys, finite.tolist(), counted.tolist(), strict=True) if is_counted and not ok]
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients:
+                    sums[0] = float(bool(broken))
+                    sums = self._sum(sums)
+                    self._refuse_broken(bool(sums[0]), broken)
+                    norm = self._clip()
+                    self.optimizer.step()
+                    if not self.accelerator.optimizer_step_was_skipped:
+                        self.schedule.step()
+                    self.optimizer.zero_grad()
+        self._update_ema()
+        rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+        _, squares, regularized, mass_attribute, mass_entity = (float(value) for value in sums)
+        values = {"loss": squares / valid, "diffusion": squares / valid, "valid": valid}
+        if recipe.guidance.alpha:
+            values["guidance"] = regularized / max(paired, 1)
+            values["loss"] += recipe.guidance.alpha * values["guidance"]
+            values["paired"] = paired
+            values["mass_attribute"] = mass_attribute / max(paired, 1)
+            values["mass_entity"] = mass_entity / max(paired, 1)
+            if ratio is not None:
+                values["gradient_ratio"] = ratio
+                values["gradient_ratio_alpha"] = ratio * recipe.guidance.alpha
+        if norm is not None:
+            values["gradient_norm"] = norm
+        values |= {f"learning_rate_{name}": rate for name, rate in rates.items()}
+        return values, False
+
+    def _drops(self, batch: Batch) -> list[Drop]:
+        data = self.recipe.data
+        return [
+            choose_drop(uniform(self.recipe.seed, key, epoch, "drop"), data.caption_dropout, data.llm_dropout)
+            for key, epoch in zip(batch.keys, batch.epochs, strict=True)
+        ]
+
+    def _targets(self, batch: Batch, drops: list[Drop]) -> GuidanceTargets | None:
+        if not self.recipe.guidance.alpha:
+            return None
+        return self.conditioner.targets(batch.captions, batch.pairs, drops)
+
+    def _inputs(self, batch: Batch, drops: list[Drop], targets: GuidanceTargets | None) -> StepInputs:
+        """Everything random about the samples is drawn here, each from the sample's own generators."""
+        mean, std = batch.latents if batch.latents is not None else self._encode_images(batch)
+        shape = tuple(mean.shape[1:])
+        latents = mean.to(self.device).float()
+        if bool((std != 0).any()):
+            latents = latents + std.to(self.device).float() * self._draw(batch, "vae", shape)
+        noise = self._draw(batch, "noise", shape)
+        if self.recipe.loss.noise_offset:
+            noise = noise + self.recipe.loss.noise_offset * self._draw(batch, "noise offset", (shape[0], 1, 1))
+        steps = len(self.models.noise)
+        timesteps = [
+            int(uniform(self.recipe.seed, key, epoch, "timestep") * steps)
+            for key, epoch in zip(batch.keys, batch.epochs, strict=True)
+        ]
+        captions = [
+            "" if drop is Drop.CAPTION else caption for caption, drop in zip(batch.captions, drops, strict=True)
+        ]
+        text = self.conditioner.inputs(batch.captions, drops, batch.text)
+        return StepInputs(
+            latents=latents,
+            noise=noise,
+            timesteps=torch.tensor(timesteps, device=self.device),
+            text=text.text,
+            pooled=text.pooled,
+            llm=text.llm,
+            sizes=batch.sizes.to(self.device),
+            targets=targets.to(self.device) if targets is not None else None,
+            captions=captions,
+        )
+
+    @torch.no_grad()
+    def _encode_images(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        assert batch.pixels is not None
+        return self.family.encode_images(batch.pixels.to(self.device))
+
+    def _draw(self, batch: Batch, purpose: str, shape: tuple[int, ...]) -> Tensor:
+        """Normal noise [B, *shape]; drawn on the CPU, so that it is the same on every device."""
+        drawn = [
+            torch.randn(shape, generator=generator(self.recipe.seed, key, epoch, purpose))
+            for key, epoch in zip(batch.keys, batch.epochs, strict=True)
+        ]
+        return torch.stack(drawn).to(self.device, non_blocking=True)
+
+    def _gradient_ratio(self, diffusion: Tensor, regularizer: Tensor) -> float:
+        """|grad L_reg| / |grad L_diff| over the probe's parameters, for this micro-batch of this process.
+
+        `autograd.grad` goes past the hooks of DDP: nothing is reduced, nothing accumulates.
+        """
+        norms = []
+        for loss in (regularizer, diffusion):
+            gradients = torch.autograd.grad(loss, self.probe, retain_graph=True, allow_unused=True)
+            norms.append(math.sqrt(sum(float(g.float().square().sum()) for g in gradients if g is not None)))
+        return norms[0] / norms[1] if norms[1] else math.inf
+
+    def _refuse_broken(self, anywhere: bool, keys: list[str]) -> None:
+        if not anywhere:
+            return
+        place = f"samples {', '.join(keys)}" if keys else "samples of another process, which names them"
+        raise LLM4GENError(
+            f"Step {self.step + 1}: the loss is not a number for {place}. Nothing was changed by this step; the last "
+            f"checkpoint is {self.checkpoints.newest() or 'none'}. Look at these samples, lower "
+            "optimizer.learning_rate, or use train.precision=bfloat16 in place of float16."
+        )
+
+    def _clip(self) -> float | None:
+        limit = self.recipe.optimizer.max_grad_norm
+        if limit is None:
+            return None
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        return float(norm) if norm is not None else None
+
+    def _update_ema(self) -> None:
+        if self.ema is None:
+            return
+        on_cpu = self._ema_device() != self.device
+        if on_cpu:
+            self.ema.to(self.device)
+        self.ema.step(list(self.trained.values()))
+        if on_cpu:
+            self.ema.to("cpu")
+
+    def _sum(self, tensor: Tensor) -> Tensor:
+        result = self.accelerator.reduce(tensor, reduction="sum")
+        assert isinstance(result, Tensor)
+        return result
+
+    def _report_problems(self, batch: Batch) -> None:
+        for problem in batch.problems:
+            self.folder.log_problem(self.step + 1, problem)
+
+    def _log(self, values: Mapping[str, float]) -> None:
+        if torch.cuda.is_available():
+            values = {**values, "memory_gb": torch.cuda.max_memory_allocated() / 1e9}
+        if self.accelerator.is_main_process:
+            self.folder.log({"step": self.step, **values})
+        self.accelerator.log(dict(values), step=self.step)
+
+    # ---- checkpoints
+
+    def save(self) -> None:
+        """Write a checkpoint of the steps done so far; all processes call it."""
+        accelerator = self.accelerator
+        if self.is_sharded:
+            self._save_sharded()
+        elif accelerator.is_main_process:
+            self.checkpoints.save(self.step, self._write_checkpoint, self._checkpoint_bytes())
+        accelerator.wait_for_everyone()
+
+    def _checkpoint_bytes(self) -> int:
+        parameters = list(self.trained.values())
+        weights = sum(p.numel() * p.element_size() for p in parameters)
+        return weights * (2 if self.ema is not None else 1) + optimizer_state_bytes(self.recipe.optimizer, parameters)
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        weights = {name: p.detach().cpu().contiguous() for name, p in self.trained.items()}
+        save_file(weights, folder / "trained.safetensors")
+        if self.ema is not None:
+            shadow = dict(zip(self.trained, self.ema.shadow_params, strict=True))
+            save_file({n: t.detach().cpu().contiguous() for n, t in shadow.items()}, folder / "ema.safetensors")
+        scaler = self.accelerator.scaler
+        torch.save(
+            {
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "scaler": scaler.state_dict() if scaler is not None else {},
+            },
+            folder / "optimizer.pt",
+        )
+        self._write_state(folder)
+
+    def _write_state(self, folder: Path) -> None:
+        state: dict[str, Any] = {"step": self.step, "data": self.data.fingerprint, "seed": self.recipe.seed}
+        if self.ema is not None:
+            state["ema_steps"] = self.ema.optimization_step
+        (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+
+    def _save_sharded(self) -> None:
+        """FSDP and DeepSpeed: every process writes its own share, in accelerate's form, and one the whole weights."""
+        accelerator = self.accelerator
+        weights = accelerator.get_state_dict(self.model)
+        partial: list[Any] = [None]
+        if accelerator.is_main_process:
+            partial[0] = self.checkpoints.begin(self.step, self._checkpoint_bytes())
+        torch.distributed.broadcast_object_list(partial)
+        folder: Path = partial[0]
+        accelerator.save_state(str(folder / "sharded"))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            trained = {name: t.detach().cpu().contiguous() for name, t in weights.items() if name in self.trained}
+            save_file(trained, folder / "trained.safetensors")
+            torch.save({"schedule": self.schedule.state_dict()}, folder / "schedule.pt")
+            self._write_state(folder)
+            self.checkpoints.commit(folder)
+
+    def _restore(self) -> None:
+        newest = self.checkpoints.newest()
+        if newest is None:
+            return
+        state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+        if state["data"] != self.data.fingerprint:
+            raise LLM4GENError(
+                f"Checkpoint {newest} was made with other data than the sources hold now (captions, pairs or images "
+                "have changed), so the run cannot go on exactly. Put the data back, or begin a new run with "
+                f"model.adapter from `python -m train export {self.folder.path}`."
+            )
+        if state["seed"] != self.recipe.seed:
+            raise LLM4GENError(f"Checkpoint {newest} was made with seed {state['seed']}; the recipe has changed.")
+        self.step = int(state["step"])
+        if self.is_sharded:
+            if not (newest / "sharded").is_dir():
+                raise LLM4GENError(f"Checkpoint {newest} was written without FSDP or DeepSpeed; resume it without.")
+            self.accelerator.load_state(str(newest / "sharded"))
+            rest = torch.load(newest / "schedule.pt", weights_only=True)
+        else:
+            if not (newest / "optimizer.pt").is_file():
+                raise LLM4GENError(f"Checkpoint {newest} was written with FSDP or DeepSpeed; resume it with them.")
+            self.parts.load(load_file(newest / "trained.safetensors"))
+            rest = torch.load(newest / "optimizer.pt", weights_only=True, map_location="cpu")
+            self.optimizer.load_state_dict(rest["optimizer"])
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(rest["scaler"])
+        self.schedule.load_state_dict(rest["schedule"])
+        if self.ema is not None:
+            shadow = load_file(newest / "ema.safetensors")
+            for name, own in zip(self.trained, self.ema.shadow_params, strict=True):
+                own.copy_(shadow[name])
+            self.ema.optimization_step = int(state["ema_steps"])
+        if self.accelerator.is_main_process:
+            log.info("Going on from %s.", newest)
+
+    # ---- what comes out
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """With the moving average in the place of the trained weights, if there is one."""
+        if self.ema is None:
+            yield
+            return
+        parameters = list(self.trained.values())
+        self.ema.store(parameters)
+        self.ema.copy_to(parameters)
+        try:
+            yield
+        finally:
+            self.ema.restore(parameters)
+
+    def _validate(self) -> None:
+        recipe = self.recipe
+        if not recipe.validation.prompts:
+            return
+        if self.is_sharded:
+            log.warning("Validation images are not painted under FSDP and DeepSpeed; use `export` and `generate`.")
+            return
+        if self.accelerator.is_main_process:
+            if self.objective.recorder is not None:
+                self.objective.recorder.begin(None)
+            with self._averaged():
+                files = paint_validation(
+                    recipe, self.family, self.adapter, self.llm, self.folder.validation / f"step-{self.step:08d}"
+                )
+            self._show(files)
+        self.accelerator.wait_for_everyone()
+
+    def _show(self, files: list[Path]) -> None:
+        import numpy as np
+        from PIL import Image
+
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                for file in files:
+                    with Image.open(file) as image:
+                        tracker.writer.add_image(
+                            f"validation/{file.stem}", np.asarray(image), self.step, dataformats="HWC"
+                        )
+
+    def _export(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        if self.is_sharded:
+            print(f"Trained. Write the adapter with: python -m train export {self.folder.path}", flush=True)
+            return
+        with self._averaged():
+            metadata = adapter_metadata(self.models, self.step, self.data.fingerprint, self.data.parser)
+            files = self.parts.export(self.folder.export, EXPORT_NAME, metadata)
+        for file in files:
+            print(file, flush=True)
+
+    def _provenance(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe.to_dict(),
+            "data": self.data.fingerprint,
+            "samples": self.data.samples,
+            "parser": self.data.parser,
+            "processes": self.accelerator.num_processes,
+            "accumulation": self.accumulation,
+            "first_step": self.step,
+        }

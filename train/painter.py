@@ -1,0 +1,287 @@
+"""Painting with a base model, alone or with an LLM4GEN adapter: the image of the ComfyUI workflow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from llm4gen_core import CrossAdapter, LLM4GENError, LLMEncoder, UNetPart, load_adapter
+from llm4gen_core.encoder import folder_spec
+
+from .families import Family, TextFeatures, family_class
+from .schedule import DDIMUniformScheduler, NoiseSchedule, unit_noise
+
+PathLike = str | os.PathLike[str]
+
+
+class Painter:
+    """A base model, alone or with an adapter and its LLM.
+
+    CLIP and the adapter compute in float32, and so do guidance and the sampler; the UNet, the VAE and the LLM in
+    the precision they were loaded in. ComfyUI divides the work in the same way.
+
+    The modules may be in training: they are put into evaluation mode while they paint and back afterwards, nothing
+    is attached to them, and no random number but the painter's own is drawn.
+
+    Args:
+        family: with all of its parts.
+        adapter: of width d_text.
+        llm: the LLM of that adapter. Both or neither.
+    """
+
+    def __init__(self, family: Family, adapter: CrossAdapter | None = None, llm: LLMEncoder | None = None) -> None:
+        _require_both_or_neither(adapter, llm)
+        self.family = family
+        self.adapter = adapter
+        self.llm = llm
+
+    @classmethod
+    def from_files(
+        cls,
+        base: PathLike,
+        *,
+        family: str | None = None,
+        unet: PathLike | None = None,
+        adapter: PathLike | None = None,
+        llm: PathLike | None = None,
+        clip: PathLike | None = None,
+        tokenizer: PathLike | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Painter:
+        """Load everything from this machine; nothing is downloaded.
+
+        What does not fit together is found from configuration files and headers, before any large file is read.
+
+        Args:
+            base, unet, clip, tokenizer: see `Family.load`.
+            family: name of the base's; None for what the base says.
+            adapter: any file that `load_adapter` reads. What it stores of the UNet is added to the UNet.
+            llm: Hugging Face folder of the LLM.
+            dtype: of UNet, VAE and LLM; a VAE that does not compute in float16 stays in float32.
+            device: for everything.
+
+        Raises:
+            LLM4GENError: a file is missing or broken, or two of them do not belong together.
+        """
+        _require_both_or_neither(adapter, llm)
+        opened = family_class(family, base).open(base, unet=unet, clip=clip, tokenizer=tokenizer)
+        cross_adapter = None
+        if adapter is not None and llm is not None:
+            cross_adapter = load_adapter(adapter)
+            _check_adapter(cross_adapter, Path(adapter), opened)
+            _check_llm(Path(llm), cross_adapter, Path(adapter))
+        vae_dtype = dtype if opened.vae_in_half else torch.float32
+        loaded = opened.load_parts(unet_dtype=dtype, vae_dtype=vae_dtype)
+        if cross_adapter is None or llm is None:
+            return cls(loaded.to(device))
+        if cross_adapter.unet_part is not None:
+            add_unet_part(loaded.unet, cross_adapter.unet_part, f"Adapter {adapter}")
+        spec = cross_adapter.metadata.llm if cross_adapter.metadata else None
+        encoder = LLMEncoder.from_folder(llm, spec, dtype, device)
+        return cls(loaded.to(device), cross_adapter.to(device=device, dtype=torch.float32), encoder)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.family.unet.parameters()).device
+
+    def default_strength(self) -> float:
+        """λ that the adapter was made for; 1 if it does not say."""
+        metadata = self.adapter.metadata if self.adapter else None
+        return metadata.default_strength if metadata else 1.0
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], strength: float | None = None) -> TextFeatures:
+        """The context that the UNet's cross-attention reads.
+
+        Both sides of guidance go into one call: prompts that are encoded together come out equally long.
+
+        Args:
+            prompts: B texts.
+            strength: λ of eq. 3; None for the adapter's default. 0 is plain CLIP.
+
+        Returns:
+            hidden: concat(c_t, λ c'_l) [B, 77 k + L_llm, d_text] in float32, or as the adapter's fusion has it; c_t
+            [B, 77 k, d_text] without an adapter. pooled: the base's own.
+        """
+        with _evaluation(*self.family.text_encoders, self.adapter):
+            text = self.family.encode_text(prompts)
+            if self.adapter is None or self.llm is None:
+                return text
+            adapted = self.adapter(text.hidden, self.llm.encode(prompts).hidden.to(text.hidden))
+            strength = self.default_strength() if strength is None else strength
+            return TextFeatures(self.adapter.combine(text.hidden, adapted, strength), text.pooled)
+
+    @torch.no_grad()
+    def predict_noise(
+        self, latents: Tensor, timestep: int | Tensor, context: TextFeatures, sizes: Tensor | None = None
+    ) -> Tensor:
+        """The noise in `latents`, as the UNet sees it; of one that predicts velocity, what that says of the noise.
+
+        Args:
+            latents: [B, C, h, w], x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise.
+            timestep: 0 to 999, one for all or [B].
+            context: of B prompts.
+            sizes: see `Family.predict`; None is an uncropped image of the latents' size.
+
+        Returns:
+            [B, C, h, w] in float32.
+        """
+        if sizes is None:
+            height, width = (side * self.family.pixels_per_latent for side in latents.shape[-2:])
+            sizes = torch.tensor([[height, width, 0, 0, height, width]]).expand(len(latents), -1)
+        with _evaluation(self.family.unet):
+            prediction = self.family.predict(latents, timestep, context.hidden, context.pooled, sizes)
+        if self.family.prediction_type == "epsilon":
+            return prediction
+        alpha_bar = self.family.alphas_cumprod.to(prediction)[timestep].reshape(-1, 1, 1, 1)
+        return alpha_bar.sqrt() * prediction + (1 - alpha_bar).sqrt() * latents.to(prediction)
+
+    @torch.no_grad()
+    def paint(
+        self,
+        prompt: str,
+        negative: str = "",
+        *,
+        seed: int = 0,
+        steps: int = 50,
+        guidance: float = 7.5,
+        width: int | None = None,
+        height: int | None = None,
+        batch: int = 1,
+        strength: float | None = None,
+        output: Literal["images", "latents"] = "images",
+        progress: bool = True,
+    ) -> Tensor:
+        """Paint as ComfyUI's KSampler does with `ddim` and `ddim_uniform`.
+
+        Args:
+            prompt, negative: texts, taken literally.
+            seed: 0 to 2**64 - 1.
+            steps: where it does not divide 1000, more steps are made; see `schedule`.
+            guidance: scale of classifier-free guidance; 1 switches it off.
+            width, height: pixels, multiples of 8; None for the base's own size.
+            batch: images of the same prompt, from one draw of noise.
+            strength: see `encode`.
+            output: "latents" leaves out the VAE.
+            progress: show a bar on a terminal.
+
+        Returns:
+            images [batch, 3, height, width] from 0 to 1, or latents [batch, C, h, w]; float32, on the CPU.
+        """
+        family = self.family
+        width, height = width or family.native_size, height or family.native_size
+        scale = family.pixels_per_latent
+        noise = unit_noise(seed, (batch, family.latent_channels, height // scale, width // scale))
+        scheduler = DDIMUniformScheduler.over(NoiseSchedule(family.alphas_cumprod, family.prediction_type))
+        latents = scheduler.first_latents(noise, steps).to(self.device)
+        context = self.encode([prompt, negative], strength)
+        sides = [1, 0] if guidance > 1 else [0]  # the negative prompt comes first, as in diffusers
+        text, pooled = (
+            None if features is None else features[sides].repeat_interleave(batch, dim=0)
+            for features in (context.hidden, context.pooled)
+        )
+        assert text is not None
+        sizes = torch.tensor([[height, width, 0, 0, height, width]]).expand(len(text), -1)
+        with _evaluation(family.unet):
+            # disable=None: shown on a terminal, silent in a script
+            for timestep in tqdm(scheduler.timesteps, disable=None if progress else True):
+                batched = latents.repeat(len(sides), 1, 1, 1)
+                prediction = family.predict(batched, timestep, text, pooled, sizes)
+                if len(sides) == 2:
+                    negative_side, positive_side = prediction.chunk(2)
+                    prediction = negative_side + guidance * (positive_side - negative_side)
+                latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
+        return latents.cpu() if output == "latents" else family.decode_latents(latents).cpu()
+
+
+def add_unet_part(unet: nn.Module, part: UNetPart, what: str) -> None:
+    """Add what an adapter stores of the UNet to the UNet's weights, in float32 and then in the weights' precision.
+
+    Args:
+        unet: UNet2DConditionModel that the adapter was trained on, or a fine-tune of it.
+        part: of the adapter.
+        what: the adapter, for messages.
+
+    Raises:
+        LLM4GENError: the UNet lacks a layer, or has it in another size; nothing is changed then.
+    """
+    layers = dict(unet.named_modules())
+    for name in part.modules:
+        weight = getattr(layers.get(name), "weight", None)
+        if weight is None or tuple(weight.shape) != part.shape(name):
+            found = "lacks it" if weight is None else f"has it as {list(weight.shape)}"
+            raise LLM4GENError(
+                f"{what} changes the UNet's layer {name} {list(part.shape(name))}, but this UNet {found}; use the base "
+                "that the adapter was trained for."
+            )
+    with torch.no_grad():
+        for name, delta in part.deltas():
+            weight = layers[name].weight
+            assert isinstance(weight, Tensor)
+            weight.copy_(weight.float() + delta.to(weight.device))
+
+
+@contextmanager
+def _evaluation(*modules: nn.Module | None) -> Iterator[None]:
+    """Evaluation mode inside; every submodule goes back to the mode that it was in."""
+    training = [module for top in modules if top is not None for module in top.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _require_both_or_neither(adapter: object, llm: object) -> None:
+    if (adapter is None) != (llm is None):
+        given, missing = ("an LLM", "adapter") if adapter is None else ("an adapter", "LLM")
+        raise LLM4GENError(
+            f"There is {given} but no {missing}; LLM4GEN needs both. Give the {missing} as well, or leave out both "
+            "for the plain base."
+        )
+
+
+def _check_adapter(adapter: CrossAdapter, path: Path, family: Family) -> None:
+    if adapter.config.d_text != family.d_text:
+        raise LLM4GENError(
+            f"Adapter {path} is made for a text context of width {adapter.config.d_text}, but base {family.base.path} "
+            f"has {family.d_text}; use an adapter that was trained for {family.title}."
+        )
+    metadata = adapter.metadata
+    if metadata is not None and metadata.base_family not in (None, family.name):
+        raise LLM4GENError(
+            f"Adapter {path} was trained for {metadata.base_family}; expected {family.name}. Use an adapter for "
+            f"{family.title}."
+        )
+    if metadata is not None and metadata.lambda_mode != "embedding":
+        raise LLM4GENError(
+            f"Adapter {path} was trained with λ mode {metadata.lambda_mode!r}; this command knows 'embedding' only. "
+            "Use it in ComfyUI instead."
+        )
+
+
+def _check_llm(folder: Path, adapter: CrossAdapter, path: Path) -> None:
+    """What `LLMEncoder` would find too, but before weights of gigabytes are read."""
+    found = folder_spec(folder)
+    expected = adapter.metadata.llm if adapter.metadata else None
+    reason = expected.mismatch(found) if expected else None
+    if expected and reason:
+        raise LLM4GENError(
+            f"LLM {folder} is {found.label}, but adapter {path} was trained with {expected.label}: {reason}. "
+            "Use the LLM of the adapter."
+        )
+    if found.width != adapter.config.d_llm:
+        raise LLM4GENError(
+            f"LLM {folder} has hidden states of width {found.width}, but adapter {path} expects "
+            f"{adapter.config.d_llm}; use the LLM that the adapter was trained with."
+        )

@@ -1,0 +1,135 @@
+"""The folder of a run: what was asked for, what came out, and where everything came from."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from llm4gen_core import LLM4GENError
+
+from .recipe import Recipe, load_recipe
+
+_PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "peft", "safetensors", "spacy", "bitsandbytes")
+
+
+class RunFolder:
+    """Names and files of a run.
+
+    Contents: `recipe.yaml` (complete, with defaults), `provenance.json`, `metrics.jsonl`, `data.json` (report on the
+    data), `problems.jsonl` (samples that could not be read), `checkpoints/`, `validation/`, `cache/`, `tensorboard/`
+    and, at the end, `export/`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.validation = path / "validation"
+        self.export = path / "export"
+        self.metrics = path / "metrics.jsonl"
+        self.problems = path / "problems.jsonl"
+        self.recipe = path / "recipe.yaml"
+        self.provenance = path / "provenance.json"
+
+    def create(self, recipe: Recipe) -> None:
+        """Make the folder of a new run.
+
+        Raises:
+            LLM4GENError: it holds a run already, or is a file.
+        """
+        if self.recipe.exists():
+            raise LLM4GENError(
+                f"Output {self.path} holds a run already; go on with it by `python -m train resume {self.path}`, or "
+                "give another folder (output=PATH)."
+            )
+        if self.path.is_file():
+            raise LLM4GENError(f"Output {self.path} is a file; give a folder (output=PATH).")
+        self.path.mkdir(parents=True, exist_ok=True)
+        _write(self.recipe, recipe.to_yaml())
+
+    def load(self) -> Recipe:
+        """The recipe of an existing run.
+
+        Raises:
+            LLM4GENError: there is no run.
+        """
+        if not self.recipe.is_file():
+            raise LLM4GENError(f"{self.path} holds no run: there is no recipe.yaml. Expected the output of a recipe.")
+        return load_recipe(str(self.recipe))
+
+    def write_provenance(self, content: Mapping[str, Any]) -> None:
+        _write(self.provenance, json.dumps({**machine(), **content}, indent=1, ensure_ascii=False) + "\n")
+
+    def cut_metrics(self, step: int) -> None:
+        """Forget what was logged after a step from which the run goes on; a half-written last line too."""
+        if not self.metrics.is_file():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):
+                continue
+        _write(self.metrics, "".join(kept))
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Append a line to `metrics.jsonl`."""
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def log_problem(self, step: int, problem: str) -> None:
+        """Append a line to `problems.jsonl`."""
+        with open(self.problems, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "problem": problem}, ensure_ascii=False) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """Versions and devices: what a number depends on beside the recipe."""
+    import torch
+
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "llm4gen": _revision(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _revision() -> str | None:
+    """Commit of the clone, with "+changes" where it differs from it; None outside of one."""
+    folder = Path(__file__).resolve().parent
+    try:
+        revision = _git(folder, "rev-parse", "HEAD")
+        return revision + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,46 @@
+"""Images painted during a run, always of the same prompts from the same seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llm4gen_core import CrossAdapter, LLMEncoder
+
+from .families import Family
+from .images import save_png
+from .painter import Painter
+from .recipe import Recipe
+
+
+def paint_validation(
+    recipe: Recipe, family: Family, adapter: CrossAdapter | None, llm: LLMEncoder | None, folder: Path
+) -> list[Path]:
+    """Paint every prompt of `recipe.validation` from every seed with the models as they are now.
+
+    Returns:
+        PNG files `prompt-01-seed-0.png`, ...
+    """
+    settings = recipe.validation
+    size = settings.size or recipe.data.resolution
+    painter = Painter(family, adapter, llm)
+    files = []
+    for number, prompt in enumerate(settings.prompts, 1):
+        for seed in settings.seeds:
+            image = painter.paint(
+                prompt, seed=seed, steps=settings.steps, guidance=settings.guidance, width=size, height=size
+            )[0]
+            record = {
+                "prompt": prompt,
+                "seed": seed,
+                "steps": settings.steps,
+                "guidance": settings.guidance,
+                "width": size,
+                "height": size,
+                "run": folder.parent.parent.name,
+                "step": folder.name,
+            }
+            folder.mkdir(parents=True, exist_ok=True)
+            target = folder / f"prompt-{number:02d}-seed-{seed}.png"
+            target.unlink(missing_ok=True)  # of a run that was killed after this step and came by again
+            files.append(save_png(image, target, record))
+    return files
