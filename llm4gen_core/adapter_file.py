@@ -149,8 +149,8 @@ def save_adapter(
         adapter: the CAM; its tensors are stored in the precision they have.
         path: ends in `.safetensors`; an existing file is replaced.
         metadata: stored in the header, beside the CAM's sizes and the ModelSpec fields.
-        unet_part: what was trained of the UNet; without it the adapter's own `unet_part`, if it has one, is stored,
-            so that a loaded adapter is not saved by half.
+        unet_part: what was trained of the UNet. That of a loaded adapter is not stored by itself, because a trainer
+            may have taken it up into a UNet of its own; pass `adapter.unet_part` to keep it.
 
     Raises:
         LLM4GENError: the name or folder cannot be used, the metadata is incomplete, or the disk is full.
@@ -166,7 +166,6 @@ def save_adapter(
         raise LLM4GENError(
             f"Adapter {path} needs a base family to be stored; say which of {', '.join(FAMILIES)} it was trained for."
         )
-    unet_part = unet_part or adapter.unet_part
     stored = {_CAM + name: tensor for name, tensor in adapter.state_dict().items()}
     if unet_part is not None:
         # One number may serve as every layer's alpha, but safetensors stores no tensor twice.

@@ -9,6 +9,9 @@ from __future__ import annotations
 VERSION = 1
 """Of the lists and rules of both parsers. Raise it with every change: the trainer's caches depend on it."""
 
+MOST_JOINED = 12
+"""Things that "and" joins in one phrase. What has more is no caption, and must not take for ever."""
+
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -32,8 +35,8 @@ MATERIALS = _words(
     "aluminium tin marble granite ceramic porcelain clay paper cardboard cotton wool silk velvet denim linen lace "
     "satin fur suede canvas rubber bamboo oak pine mahogany teak ebony wicker rattan straw crystal diamond pearl jade "
     "ice fabric foam chrome titanium felt fleece nylon polyester tweed corduroy vinyl terracotta sandstone limestone "
-    "slate cement plywood cork wax wire mesh cobblestone adobe burlap cashmere fiberglass acrylic tile tweed platinum "
-    "obsidian timber hardwood driftwood stucco clapboard yarn spandex latex pewter enamel quartz amber onyx stainless"
+    "slate cement plywood cork wire mesh cobblestone adobe burlap cashmere fiberglass acrylic tile platinum obsidian "
+    "timber hardwood driftwood stucco clapboard yarn spandex latex pewter enamel quartz amber onyx"
 )
 """Nouns that say what a thing is made of."""
 
@@ -85,14 +88,15 @@ NOT_ENTITIES = _words(
 
 NOT_ATTRIBUTES = _words(
     "other others same such own many several few various multiple numerous more most less least much some different "
-    "certain next last first second third fourth fifth previous former latter main only whole entire very single double "
-    "similar additional extra possible available able likely sure due top side front left right rear upper lower "
-    "nearby middle central center back bottom opposite close-up closeup particular specific overall general another "
-    "one two three four five six seven eight nine ten eleven twelve hundred thousand what which whose else enough alone"
+    "certain next last first second third fourth fifth previous former latter main only whole entire very single "
+    "double similar additional extra possible available able likely sure due top side front left right rear upper "
+    "lower nearby middle central center back bottom opposite close-up closeup particular specific overall general "
+    "another one two three four five six seven eight nine ten eleven twelve hundred thousand what which whose else "
+    "enough alone"
 )
 """Adjectives to a grammar book, but not what a thing looks like: order, amount, position."""
 
-NEGATIONS = _words("not never neither nor n't non hardly barely without no cannot")
+NEGATIONS = _words("not never neither nor n't non without no cannot")
 
 STATES = _words(
     "painted colored coloured dyed tinted striped spotted dotted checkered chequered covered coated decorated adorned "
@@ -131,28 +135,29 @@ ADJECTIVES = _words(
     "striped spotted dotted checkered chequered floral patterned speckled plain mottled ornate embroidered "
     # colour
     "colorful colourful multicolored multicoloured multi-colored dark light bright pale deep vivid vibrant monochrome "
-    "tan reddish bluish greenish yellowish brownish pinkish grayish blackish whitish neon pastel muted faded iridescent"
+    "tan reddish bluish greenish yellowish brownish pinkish grayish blackish whitish neon pastel muted faded "
+    "iridescent "
     # age and state
-    " old new young ancient modern antique vintage retro fresh stale ripe rotten raw cooked baked fried grilled frozen "
-    "broken cracked torn worn ripped bent burnt burned empty full open closed shut half-open sliced whole dead alive "
-    "asleep awake sleepy tired sick healthy injured wounded pregnant bald bearded blind hungry thirsty naked nude bare "
-    "barefoot hot cold warm cool icy steaming sunny cloudy rainy stormy windy overcast starry moonlit lit unlit dim "
-    "busy crowded messy tidy neat cluttered abandoned ruined overgrown lush barren lonely quiet noisy loud parked "
-    "steamy melted wilted withered juicy tasty delicious sweet sour bitter spicy salty creamy cheesy "
+    "old new young ancient modern antique vintage retro fresh stale ripe rotten raw cooked baked fried grilled frozen "
+    "broken cracked torn worn ripped burnt burned empty full open closed shut half-open sliced whole dead alive asleep "
+    "awake sleepy tired sick healthy injured wounded pregnant bald bearded blind hungry thirsty naked nude bare "
+    "barefoot hot cold warm cool steaming sunny cloudy rainy stormy windy overcast starry moonlit lit unlit dim busy "
+    "crowded messy tidy neat cluttered abandoned ruined overgrown lush barren lonely quiet noisy loud parked steamy "
+    "melted wilted withered juicy tasty delicious sweet sour bitter spicy salty creamy cheesy "
     # look and character
     "beautiful pretty cute handsome ugly lovely adorable gorgeous elegant stylish fancy simple complex intricate "
     "delicate fragile sturdy strong weak powerful fast slow quick graceful clumsy happy sad angry cheerful joyful "
     "gloomy serious calm peaceful serene scary spooky creepy eerie mysterious magical mythical majestic royal "
     "futuristic surreal abstract realistic dramatic cinematic epic heroic brave shy proud playful curious wild tame "
     "fierce gentle friendly evil wise silly funny strange weird unusual odd exotic tropical rural urban medieval "
-    "gothic traditional classic oriental rustic cozy cosy comfortable comfy luxurious expensive cheap rich poor "
-    "famous popular ordinary normal common rare special perfect good bad nice great amazing stunning fantastic "
-    "wonderful excellent attractive sexy athletic muscular fit elderly middle-aged teenage adult male female human "
-    "wealthy homeless furious grumpy smug scruffy ragged tattered jagged slanted tilted lopsided upright lush dense "
-    "sparse shallow loose tight stiff flexible firm crumbly bouncy lightweight sparkly glittery distant remote "
-    "electric digital electronic mechanical industrial nautical floral animated robotic alien "
-    "african american asian chinese european french german italian japanese mexican indian english spanish korean "
-    "british russian greek roman egyptian persian victorian siamese arabian turkish thai dutch "
+    "gothic traditional classic oriental rustic cozy cosy comfortable comfy luxurious expensive cheap rich poor famous "
+    "popular ordinary normal common rare special perfect good bad nice great amazing stunning fantastic wonderful "
+    "excellent attractive sexy athletic muscular fit elderly middle-aged teenage adult male female human wealthy "
+    "homeless furious grumpy smug scruffy ragged tattered jagged slanted tilted lopsided upright dense sparse shallow "
+    "loose tight stiff flexible firm crumbly bouncy lightweight sparkly glittery distant remote electric digital "
+    "electronic mechanical industrial nautical animated robotic alien african american asian chinese european french "
+    "german italian japanese mexican indian english spanish korean british russian greek roman egyptian persian "
+    "victorian siamese arabian turkish thai dutch "
     # what is seen rather than done
     "glowing shining sparkling glittering shimmering gleaming smiling frowning burning blooming melting flaming "
     "blazing blinking crying laughing grinning crumbling rotting fading rusting snarling"
@@ -161,7 +166,7 @@ ADJECTIVES = _words(
 ADJECTIVE_OR_NOUN = _words(
     "square light cold giant antique adult human male female alien miniature oval spiral plain round teardrop wild "
     "sweet young old classic mini french german chinese japanese english italian diagonal silver plush dark retro "
-    "short shorts cool fit square vintage flat good fat rich poor homeless elderly chubby nude african american asian"
+    "short cool fit vintage flat good fat rich poor homeless elderly chubby nude african american asian"
 )
 """Adjectives that can head a phrase: "the light", "a cold"."""
 
@@ -173,39 +178,39 @@ NOUNS = _words(
     "jelly belly candy sherry tray highway subway hallway doorway runway railway driveway play clay bay ray spray "
     "display balcony lobby gallery bakery grocery canopy pastry cemetery ivy lily daisy poppy penny lorry buggy "
     "shopping curry gravy whiskey brandy jewelry pottery stationery scenery machinery cutlery laundry pantry entry "
-    "tapestry embroidery fairy mommy daddy granny grandaddy buddy guy lay hobby copy bowtie academy energy cavalry "
-    "animal metal crystal hospital festival cathedral terminal meal petal pedal mural cereal medal signal journal "
-    "capital canal general criminal rental portal admiral manual mammal seal coal goal sandal arsenal jackal cardinal "
-    "music picnic fabric traffic attic clinic mosaic magic fanatic mechanic topic comic garlic relic cosmic basic logic "
-    "building ceiling painting drawing king ring wing string clothing evening morning wedding swing spring thing "
-    "sibling duckling pudding earring lighting railing bedding frosting icing topping dressing stocking crossing "
-    "cutting dining ironing shopping parking frying boxing sewing bowling skating skiing surfing fishing camping "
-    "hiking racing gaming cooking baking wrestling cycling landing writing covering opening being siding awning "
-    "filling stuffing carving engraving housing bearing belonging setting butterfly dragonfly firefly assembly dolly holly bully gully ally jelly viewing vikings viking dumpling herring "
+    "tapestry embroidery fairy mommy daddy granny grandaddy buddy hobby copy bowtie academy energy cavalry animal "
+    "metal crystal hospital festival cathedral terminal meal petal pedal mural cereal medal signal journal capital "
+    "canal general criminal rental portal admiral manual mammal seal coal goal sandal arsenal jackal cardinal music "
+    "picnic fabric traffic attic clinic mosaic magic mechanic topic comic garlic relic logic building ceiling painting "
+    "drawing king ring wing string clothing evening morning wedding swing spring thing sibling duckling pudding "
+    "earring lighting railing bedding frosting icing topping dressing stocking crossing cutting dining ironing parking "
+    "frying boxing sewing bowling skating skiing surfing fishing camping hiking racing gaming cooking baking wrestling "
+    "cycling landing writing covering opening siding awning filling stuffing carving engraving housing bearing "
+    "belonging setting dragonfly firefly assembly dolly holly bully gully ally viewing vikings viking dumpling herring "
     "seedling gosling inkling piping flooring plating coating roofing paving tubing rigging bunting grating offering "
     "bed shed seed weed seaweed sled reed feed speed breed hundred watershed flatbed tweed steed deed need bobsled "
     "fish dish radish polish goldfish starfish jellyfish swordfish catfish finish rubbish crayfish shellfish varnish "
     "handful mouthful cupful spoonful student president parent tent client agent event accent resident tangent "
-    "crescent serpent elephant plant restaurant merchant infant pageant servant pheasant ant pant croissant mutant "
-    "accountant assistant olive hive archive dive drive detective table vegetable cable stable timetable turntable "
-    "musician pedestrian guardian politician librarian magician technician physician historian comedian equestrian "
-    "custodian barbarian martian amphibian dalmatian bible mandible collectible archive five native locomotive executive fugitive relative captive "
-    "people children men women person child police cattle sheep deer fish gladiolus glasses"
+    "crescent serpent elephant plant restaurant merchant infant pageant servant pheasant ant pant croissant accountant "
+    "assistant olive hive archive dive drive detective table vegetable cable stable timetable turntable musician "
+    "pedestrian guardian politician librarian magician technician physician historian comedian equestrian custodian "
+    "barbarian martian amphibian dalmatian bible mandible locomotive captive people children men women person child "
+    "police cattle sheep deer gladiolus glasses"
 )
 """Nouns that end like adjectives or participles."""
 
 VERBS = _words(
     "sits stands runs walks lies lays rests sleeps eats drinks holds wears carries rides drives flies jumps plays "
-    "watches looks-at stares gazes faces leans hangs swims floats sails climbs falls rises grows shines glows burns "
-    "reads writes paints draws cooks cuts pours throws catches kicks hits pulls pushes chases follows leads surrounds "
-    "covers fills contains features shows displays depicts includes has have had does do did makes goes comes gets "
-    "takes gives brings puts keeps lets waits works talks speaks sings dances smiles laughs cries waves points reaches "
+    "watches stares gazes faces leans hangs swims floats sails climbs falls rises grows shines glows burns reads "
+    "writes paints draws cooks cuts pours throws catches kicks hits pulls pushes chases follows leads surrounds covers "
+    "fills contains features shows displays depicts includes has have had does do did makes goes comes gets takes "
+    "gives brings puts keeps lets waits works talks speaks sings dances smiles laughs cries waves points reaches "
     "crosses passes enters leaves overlooks reflects towers stretches sat stood ran walked lay slept ate drank held "
     "wore rode drove flew swam hung fell rose grew shone drew threw caught led kept came went took gave brought spoke "
     "sang can could will would shall should may might must want wants perches peeks poses hovers crawls crouches "
-    "kneels bends licks chews bites barks hides emerges dominates illuminates lights surrounds lines blooms casts "
-    "creates adds rests roams grazes prowls soars glides drifts gallops trots stalks guards hugs kisses touches "
-    "sells buys sees hears smells tastes wanders explores fights meets serves offers uses shoots spins bounces rolls"
+    "kneels bends licks chews bites barks hides emerges dominates illuminates lights lines blooms casts creates adds "
+    "roams grazes prowls soars glides drifts gallops trots stalks guards hugs kisses touches sells buys sees hears "
+    "smells tastes wanders explores fights meets serves offers uses shoots spins bounces rolls"
 )
 """Finite verbs of captions, as they follow a noun."""
 
@@ -215,25 +220,24 @@ COPULAS = SINGULAR_COPULAS | PLURAL_COPULAS
 NEGATED_COPULAS = _words("isn't wasn't aren't weren't doesn't don't didn't isnt arent can't won't cannot couldn't")
 
 DETERMINERS = _words(
-    "a an the this these those my your his her its our their some any each every another both all no either "
-    "one two three four five six seven eight nine ten eleven twelve twenty thirty fifty hundred thousand dozen dozens "
-    "several many few various multiple numerous more most other others same such own certain different first second "
-    "third last next single left right upper lower top bottom front rear middle center main only whole entire very"
-) - {"very"}
+    "a an the this these those my your his her its our their some any each every another both all no either one two "
+    "three four five six seven eight nine ten eleven twelve twenty thirty fifty hundred thousand dozen dozens several "
+    "many few various multiple numerous more most other others same such own certain different first second third last "
+    "next single left right upper lower top bottom front rear middle center main only whole entire"
+)
 
 PREPOSITIONS = _words(
-    "of in on at by for with without from to into onto over under above below behind beside besides between among "
-    "near inside outside around across along through against toward towards beneath underneath atop upon within off "
-    "out up down past after before during until via per like as than about amid amidst alongside beyond while when "
-    "where if because since next-to away together here there back forward backward upside indoors outdoors then just "
-    "also too"
+    "of in on at by for with without from to into onto over under above below behind beside besides between among near "
+    "inside outside around across along through against toward towards beneath underneath atop upon within off out up "
+    "down past after before during until via per like as than about amid amidst alongside beyond while when where if "
+    "because since next-to away together here there back forward backward upside indoors outdoors then just also too"
 )
 
 PRONOUNS = _words("i you he she it we they me him us them himself herself itself themselves who's there's it's nothing")
 RELATIVES = _words("that which who")
 CONJUNCTIONS = _words("and or but nor & plus yet")
 ADVERBS = _words(
-    "very really quite so rather pretty-much somewhat almost nearly even still always often slightly extra super "
-    "ultra mostly partly half less too more most only extremely slightly highly fully simply truly wholly newly only "
-    "incredibly terribly visibly softly mildly fairly"
+    "very really quite so rather somewhat almost nearly even still always often slightly extra super ultra mostly "
+    "partly half less too more most only extremely highly fully simply truly wholly newly incredibly terribly visibly "
+    "softly mildly fairly otherwise"
 )

@@ -77,9 +77,9 @@ def _kind(word: str) -> str:
         return known
     if not _LATIN.search(word):
         return DETERMINER if word.isdigit() else _PUNCTUATION.get(word, STOP)
-    if "-" in word:  # "dark-red", "red-haired", "cat-like", "teddy-bear": the last part tells
+    if "-" in word:  # "dark-red", "red-haired"; "teddy-bear" is a noun where none follows
         last = _kind(word.rsplit("-", 1)[1])
-        return ADJECTIVE if last in (ADJECTIVE, EITHER, PARTICIPLE) or _HYPHENATED.search(word) else NOUN
+        return ADJECTIVE if last in (ADJECTIVE, EITHER, PARTICIPLE) or _HYPHENATED.search(word) else LIKELY
     if word in ("'s", "’s"):
         return POSSESSIVE
     if len(word) > 4:
@@ -89,8 +89,12 @@ def _kind(word: str) -> str:
             return PARTICIPLE
         if word.endswith("ly"):  # "brightly", but "pebbly"
             stem = word[:-2]
-            known = any(_KINDS.get(stem + end) in (ADJECTIVE, PARTICIPLE, EITHER, DETERMINER) for end in ("", "e", "le"))
-            return ADVERB if known or _ADVERB_STEM.search(stem) else LIKELY
+            listed = any(
+                _KINDS.get(stem + end) in (ADJECTIVE, PARTICIPLE, EITHER, DETERMINER) for end in ("", "e", "le")
+            )
+            return ADVERB if listed or _ADVERB_STEM.search(stem) else LIKELY
+        if word.startswith("un") and _KINDS.get(word[2:]) in (ADJECTIVE, PARTICIPLE, EITHER, ADVERB):
+            return ADJECTIVE
         if _ADJECTIVE_ENDING.match(word) and not _NOUN_ENDING.match(word):
             return LIKELY
     return NOUN
@@ -160,10 +164,10 @@ class _Words:
         return self.caption[first].isupper() and self.caption[second].isupper()
 
 
-def _describes(words: _Words, index: int) -> bool:
+def _describes(words: _Words, index: int, participles: str = PARTICIPLE) -> bool:
     """Whether word `index` is an adjective; a participle is one only before more of its phrase."""
     kind = words.kind(index)
-    return kind in (ADJECTIVE, EITHER, LIKELY) or (kind == PARTICIPLE and words.kind(index + 1) in _CONTINUING)
+    return kind in (ADJECTIVE, EITHER, LIKELY) or (kind in participles and words.kind(index + 1) in _CONTINUING)
 
 
 def _after(words: _Words, index: int, skipped: str) -> int:
@@ -174,12 +178,13 @@ def _after(words: _Words, index: int, skipped: str) -> int:
     return index
 
 
-def _read_phrase(words: _Words, start: int, predicate: bool, negated: bool) -> _Phrase:
+def _read_phrase(words: _Words, start: int, predicate: bool, negated: bool, gerunds: bool) -> _Phrase:
     """The phrase that begins at word `start`; its end is `start` if there is none.
 
     Args:
         predicate: it is said of something: "the ball is | red and green cubes lie there".
         negated: "not" stands before it.
+        gerunds: a word in -ing can describe without an article: "with | flickering bulbs", but not "wearing boots".
     """
     phrase = _Phrase(start, start)
     index, indefinite, joined, before_join = start, False, -1, 0
@@ -211,7 +216,7 @@ def _read_phrase(words: _Words, start: int, predicate: bool, negated: bool) -> _
             if index == start or not listed:
                 break
             following = _after(words, index + 1, CONJUNCTION + ADVERB + NEGATION)
-            if not _describes(words, following):
+            if not _describes(words, following, PARTICIPLE + GERUND if gerunds or phrase.determined else PARTICIPLE):
                 break
             if "but" in words.text[index:following]:
                 negated = False
@@ -224,7 +229,7 @@ def _read_phrase(words: _Words, start: int, predicate: bool, negated: bool) -> _
                 phrase.nouns.append(index)
         elif kind == PARTICIPLE and not phrase.determined and not _describes(words, index):
             break
-        elif kind in _DESCRIBING or (kind == GERUND and phrase.determined):
+        elif kind in _DESCRIBING or (kind == GERUND and (gerunds or phrase.determined)):
             if _is_attribute(words, index, phrase, predicate, joined):
                 if not negated:
                     phrase.attributes.append(index)
@@ -247,12 +252,15 @@ def _is_attribute(words: _Words, index: int, phrase: _Phrase, predicate: bool, j
     kind = words.kind(index)
     if kind == ADJECTIVE or (predicate and not phrase.determined):
         return True
+    if kind == EITHER and words.plural(index):
+        return False  # "stripes"
     if joined >= 0 and words.kind(index - 1) in (CONJUNCTION, COMMA, ADVERB) and kind != GERUND:
         return True
     listing = CONJUNCTION + COMMA if phrase.determined or predicate else CONJUNCTION
     following = index + 1
     if words.kind(following) in listing:
-        return _describes(words, _after(words, following, CONJUNCTION + COMMA + ADVERB + NEGATION))
+        participles = PARTICIPLE + GERUND if phrase.determined else PARTICIPLE
+        return _describes(words, _after(words, following, CONJUNCTION + COMMA + ADVERB + NEGATION), participles)
     following = _after(words, following, ADVERB)
     return words.kind(following) in _CONTINUING or (phrase.determined and words.text_at(following) == "one")
 
@@ -273,13 +281,22 @@ def _split_compound(words: _Words, phrase: _Phrase) -> None:
 class _Reader:
     """Walks over the phrases of a caption and binds attributes to entities.
 
+    An entity is (first word, last word) here, an attribute a word, and both are indices.
+
     Attributes:
-        pairs: (attribute word, (first word, last word) of the entity).
+        pairs: what was found; a dict, as it keeps order and no duplicates.
         heads: the coordinated nouns that the next copula speaks of.
-        last: the noun phrase read last.
+        last: the entity read last.
         described: what an adjective, participle or preposition would describe now.
-        predicate: entities that the copula before speaks of.
-        negated: since "not"; `absent`: since "without".
+        relative: what "that" or "which" stands for, until its verb.
+        participle: one that waits for its complement.
+        preposition: the last one; `governor` is the kind of word before it.
+        before: kind of the word or phrase before.
+        predicate: a copula came, and no entity since.
+        negated, absent: "not" or "without" came; `alternative`: and "or" since.
+        verb_seen: the heads have their verb; what follows "and" begins a clause.
+        object: the last entity hangs on a preposition or a verb.
+        qualifier: the last entity was the attribute itself: "with stripes".
     """
 
     def __init__(self, words: _Words) -> None:
@@ -294,7 +311,8 @@ class _Reader:
         self.relative: list[tuple[int, int]] = []
         self.participle: int | None = None
         self.preposition = self.governor = self.before = ""
-        self.predicate = self.negated = self.absent = self.alternative = self.verb_seen = self.object = False
+        self.predicate = self.verb_seen = self.object = self.qualifier = False
+        self.negated = self.absent = self.alternative = False
 
     def read(self) -> list[tuple[int, tuple[int, int]]]:
         words, index = self.words, 0
@@ -303,7 +321,8 @@ class _Reader:
             phrase = None
             if kind in _CONTINUING + DETERMINER + ADVERB + GERUND and not self._is_verb(index, kind):
                 said = self.before == PARTICIPLE or (self.predicate and self.before in (COPULA, ADVERB, NEGATION))
-                phrase = _read_phrase(words, index, said, said and self.negated)
+                gerunds = self.before == PREPOSITION and self.preposition in ("with", "of")
+                phrase = _read_phrase(words, index, said, said and self.negated, gerunds)
             if phrase is not None and phrase.end > index:
                 self._phrase(phrase)
                 index = phrase.end
@@ -319,10 +338,10 @@ class _Reader:
             if self.before == COMMA:  # "a barn, covered in ivy" and not "a barn, covered wagons"
                 return self.words.kind(index + 1) not in _CONTINUING
             known = self.words.text[index] in _STATES_AND_MAKING
-            return self.before == NOUN or (
+            return self.before in (NOUN, PRONOUN) or (
                 self.predicate and known and self.before in (COPULA, CONJUNCTION, ADVERB, NEGATION)
             )
-        return kind == NOUN and self.before == NOUN
+        return kind == NOUN and self.before in (NOUN, PRONOUN)
 
     def _bind(self, attribute: int, entities: Sequence[tuple[int, int]]) -> None:
         words = self.words
@@ -346,9 +365,12 @@ class _Reader:
 
     def _adjectives(self, phrase: _Phrase) -> None:
         """ "is red", "painted green", "a room full of ..."; "a room, full" may begin something else."""
+        self.qualifier = False
         if self.before == PREPOSITION:
             self._preposition_object(phrase.attributes)
-        elif self.before in (COPULA, PARTICIPLE, NOUN, ADVERB, NEGATION) or (self.predicate and self.before == "C"):
+        elif self.before in (COPULA, PARTICIPLE, NOUN, ADVERB, NEGATION) or (
+            self.predicate and self.before == CONJUNCTION
+        ):
             for attribute in phrase.attributes:  # none that is negated
                 self._bind(attribute, self.described)
             self.participle = None
@@ -378,22 +400,23 @@ class _Reader:
         return bool(found)
 
     def _noun_phrase(self, phrase: _Phrase) -> None:
-        words = self.words
         entity = (phrase.entity, phrase.nouns[-1])
         if self.before != CONJUNCTION or phrase.determined:
             self.absent &= self.before == PREPOSITION
         if self.before == CONJUNCTION and phrase.determined and not self.alternative:
             self.negated = False  # "is not big and a dog ..."
         absent = phrase.absent or self.absent or self.negated
-        qualifier = False
         if self.before == PREPOSITION and not phrase.determined:
-            qualifier = self._preposition_object([phrase.nouns[-1]])
+            self.qualifier = self._preposition_object([phrase.nouns[-1]])
+        if self.before == PARTICIPLE:  # "the man painted the wall"
+            self.participle = None
         self._end_participle()
+        self.absent |= phrase.absent
         if not absent:
             for attribute in phrase.attributes:
                 self._bind(attribute, [entity])
-        if qualifier:  # "with stripes and dots": what follows still describes the same thing
-            self.before = PREPOSITION if words.kind(phrase.end) == CONJUNCTION else NOUN
+        if self.qualifier:  # "a cat with stripes" is still about the cat
+            self.before = NOUN
             return
         self._place(entity, phrase.determined)
         self.last, self.described = entity, [entity]
@@ -409,12 +432,13 @@ class _Reader:
             if not self.heads and self.before in (VERB, COPULA):
                 self.heads, self.verb_seen = [entity], False
         elif joined and not self.verb_seen:
-            self.heads.append(entity)
+            self.heads = [*self.heads[1 - lexicon.MOST_JOINED :], entity]
         elif not (self.before == NOUN and self.heads):
             self.heads, self.verb_seen = [entity], False
 
     def _word(self, index: int, kind: str) -> None:
         word = self.words.text[index]
+        qualifier, self.qualifier = self.qualifier, False
         if kind in (NOUN, GERUND, VERB):
             self._end_participle()
             self.verb_seen |= kind != GERUND
@@ -450,7 +474,8 @@ class _Reader:
                 self.negated = False
             self.alternative = word in ("or", "nor")
             self.absent &= self.alternative
-            self.before = CONJUNCTION
+            # "with stripes and dots"
+            self.before = PREPOSITION if qualifier and self.words.kind(index + 1) != DETERMINER else CONJUNCTION
         elif kind == COMMA:
             self._end_participle()
             self.negated = self.absent = False
@@ -464,6 +489,7 @@ class _Reader:
         else:
             self._end_participle()
             self.reset()
+            self.before = PRONOUN if kind == PRONOUN else ""
 
     def _copula(self, word: str) -> None:
         self._end_participle()

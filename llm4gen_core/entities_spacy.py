@@ -202,10 +202,11 @@ class _Parse:
                 self._said(child, [noun])
             elif child.dep_ == "prep":
                 self._preposition(child, [noun], made=False)
-            elif child.dep_ == "relcl":
-                for verb in _joined(child):
-                    if any(_is_subject(t) and t.lower_ in lexicon.RELATIVES for t in child.children):
-                        self._predicate(verb, [noun], child)
+            elif child.dep_ == "relcl" and any(
+                _is_subject(t) and t.lower_ in lexicon.RELATIVES for t in child.children
+            ):
+                for verb in (child, *(t for t in child.children if t.dep_ == "conj")):
+                    self._predicate(verb, [noun], child)
 
     def _describes(self, token: Token) -> bool:
         """Whether a noun is a material, a colour or a pattern; with a capital it is a name."""
@@ -219,7 +220,9 @@ class _Parse:
     def _clause(self, verb: Token) -> None:
         """A clause with a subject of its own, or that of the verb it is coordinated with."""
         first = verb
-        while first.dep_ == "conj" and not any(_is_subject(t) for t in first.children):
+        for _ in range(lexicon.MOST_JOINED):
+            if first.dep_ != "conj" or any(_is_subject(t) for t in first.children):
+                break
             first = first.head
         subjects = [t for t in first.children if _is_subject(t)]
         described = [t for subject in subjects for t in _joined(subject) if _is_noun(t) and not _absent(t)]
@@ -235,12 +238,11 @@ class _Parse:
                 elif child.dep_ == "prep" and not _negated(verb):
                     self._preposition(child, described, made=False)
         elif verb.tag_ in _PARTICIPLES and not _negated(first):
-            if any(t.dep_ in ("aux", "auxpass") and t.lower_ in lexicon.COPULAS for t in [*verb.children, *first.children]):
-                self._said(verb, described)
-            elif verb is not first and first.lower_ in lexicon.COPULAS:
+            beside = [first, *first.children, *verb.children] if verb is not first else list(verb.children)
+            if any(t.lower_ in lexicon.COPULAS for t in beside):  # "is painted", "is old and painted"
                 self._said(verb, described)
 
-    def _said(self, token: Token, described: list[Token], negated: bool = False) -> None:
+    def _said(self, token: Token, described: list[Token], negated: bool = False, depth: int = 0) -> None:
         """Bind what is said of entities, behind them or in a clause, and whatever is coordinated with it.
 
         "not red or blue" negates both, "not red but blue" the first.
@@ -254,10 +256,9 @@ class _Parse:
             for child in token.children:
                 if child.dep_ == "prep" and child.lower_ in ("with", "in"):  # "white with spots"
                     self._preposition(child, described, made=False)
-        but = any(child.lower_ == "but" for child in token.children)
-        for child in token.children:
-            if child.dep_ == "conj" and not any(_is_subject(t) for t in child.children):
-                self._said(child, described, negated and not but)
+        for child, denied in _conjuncts(token, negated):
+            if depth < lexicon.MOST_JOINED and not any(_is_subject(t) for t in child.children):
+                self._said(child, described, denied, depth + 1)
 
     def _participle(self, verb: Token, described: list[Token]) -> None:
         """ "painted green", "made of wood": the complement is the attribute; in "broken" the state itself."""
@@ -265,7 +266,7 @@ class _Parse:
         for child in verb.children:
             if child.i < verb.i:
                 continue
-            colored = child.lower_ in lexicon.COLORS and not _determined(child)
+            colored = verb.tag_ != "VBG" and child.lower_ in lexicon.COLORS and not _determined(child)
             if child.dep_ in ("acomp", "oprd", "dobj", "advmod", "amod", "ccomp") and (
                 colored or (child.dep_ in ("acomp", "oprd") and child.tag_ in _DESCRIBING)
             ):
@@ -281,9 +282,8 @@ class _Parse:
         """Bind "(made) of wood", "in red", "with stripes"; returns whether there was something to bind."""
         word = preposition.lower_
         allowed: frozenset[str] = frozenset()
-        if made and word in ("of", "from", "out"):
-            allowed = lexicon.MATERIALS
-        elif word == "of" and not any(t.lower_ in lexicon.QUANTITIES for t in described):
+        contents = any(t.lower_ in lexicon.QUANTITIES for t in described)
+        if word in (("of", "from", "out") if made else () if contents else ("of",)):
             allowed = lexicon.MATERIALS
         elif word == "in":
             allowed = _DESCRIBED
@@ -291,7 +291,7 @@ class _Parse:
             allowed = _DESCRIBED if made else lexicon.PATTERNS
         bound = False
         for child in preposition.children:
-            if child.dep_ == "prep":  # "out of"
+            if child.dep_ == "prep" and word == "out":  # "out of"
                 bound |= self._preposition(child, described, made)
             elif child.dep_ in ("pobj", "amod", "pcomp") and not _determined(child):
                 for token in _joined(child):
@@ -309,15 +309,24 @@ def _is_subject(token: Token) -> bool:
     return token.dep_ in ("nsubj", "nsubjpass")
 
 
-def _joined(token: Token, negated: bool = False) -> list[Token]:
+def _joined(token: Token) -> list[Token]:
     """A token and what is coordinated with it, without what is negated."""
-    negated = negated or _negated(token)
-    but = any(child.lower_ == "but" for child in token.children)
-    result = [] if negated else [token]
-    for child in token.children:
-        if child.dep_ == "conj":
-            result += _joined(child, negated and not but)
+    result = []
+    waiting = [(token, _negated(token))]
+    for _ in range(lexicon.MOST_JOINED):
+        if not waiting:
+            break
+        token, negated = waiting.pop(0)
+        if not negated:
+            result.append(token)
+        waiting += _conjuncts(token, negated)
     return result
+
+
+def _conjuncts(token: Token, negated: bool) -> list[tuple[Token, bool]]:
+    """What is coordinated with a token, each with whether it is negated: "not red or blue", "not red but blue"."""
+    negated = negated and not any(child.lower_ == "but" for child in token.children)
+    return [(child, negated or _negated(child)) for child in token.children if child.dep_ == "conj"]
 
 
 def _negated(token: Token) -> bool:
@@ -334,7 +343,7 @@ def _determined(token: Token) -> bool:
 
 def _absent(noun: Token) -> bool:
     """Whether a noun is named to say that it is not there: "no cars or trucks", "without stripes"."""
-    for _ in range(8):
+    for _ in range(lexicon.MOST_JOINED):
         if _negated(noun) or any(child.dep_ == "det" and child.lower_ in ("no", "neither") for child in noun.children):
             return True
         if noun.dep_ != "conj":

@@ -42,8 +42,11 @@ class GuidanceOptions:
     """What eq. 4-6 leave open.
 
     Attributes:
-        alpha: weight of L_reg in the objective, eq. 6. The paper does not give it. 0 switches guidance off; then
-            nothing of it is computed.
+        alpha: weight of L_reg in the objective, eq. 6. 0 switches guidance off; then nothing of it is computed. The
+            paper does not give it, and its size means nothing without the other options: the same maps give
+            values thousands of times apart with `reduction` "mean" or "sum". "balanced" therefore sets it by its
+            effect, so that alpha |grad L_reg| = balance |grad L_diff|.
+        balance: for alpha "balanced": the gradient that guidance adds, as a share of the diffusion loss's.
         tokens: every word stands twice in the fused context, once as CLIP's and once as the LLM's tokens.
             "both" pulls the two words together within each copy, as two pairs; "clip" and "llm" take one copy.
         wordpieces: map of a word of several tokens: "mean", "first", "max" or "sum" of their columns.
@@ -64,7 +67,8 @@ class GuidanceOptions:
         max_pairs: of one caption, counted before copies; the first ones are taken.
     """
 
-    alpha: float = 0.1
+    alpha: float | str = "balanced"
+    balance: float = 0.1
     tokens: str = "both"
     wordpieces: str = "mean"
     heads: str = "mean"
@@ -87,14 +91,20 @@ class GuidanceOptions:
 
         for name, choices in _CHOICES.items():
             require(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
-        for name in ("alpha", "negative"):
-            value = getattr(self, name)
-            require(name, math.isfinite(value) and value >= 0, "a number of at least 0")
+        alpha = self.alpha
+        fixed = not isinstance(alpha, str) and math.isfinite(alpha) and alpha >= 0
+        require("alpha", alpha == "balanced" or fixed, 'a number of at least 0, or "balanced"')
+        require("balance", math.isfinite(self.balance) and self.balance > 0, "a number above 0")
+        require("negative", math.isfinite(self.negative) and self.negative >= 0, "a number of at least 0")
         require("layers", self.layers == "all" or not isinstance(self.layers, str), '"all" or a list')
         require("layers", len(self.layers) > 0, "at least one layer")
         low, high = self.time_window
         require("time_window", 0 <= low < high <= 1, "two rising numbers from 0 to 1")
         require("max_pairs", self.max_pairs >= 1, "a whole number of at least 1")
+
+    @property
+    def is_on(self) -> bool:
+        return self.alpha != 0
 
     def selects(self, layer: str, rows: int) -> bool:
         """Whether a layer of that name with that many queries is guided."""

@@ -102,7 +102,9 @@ def prompt_offsets(tokenizer: Any, prompt: str, spec: LLMSpec) -> list[tuple[int
             "folder with a tokenizer.json."
         )
     left_out = [range(*match.span()) for match in _TEXTUAL_INVERSION.finditer(prompt)]
-    kept = [i for i in range(len(prompt)) if not any(i in span for span in left_out)] if left_out else range(len(prompt))
+    kept = (
+        [i for i in range(len(prompt)) if not any(i in span for span in left_out)] if left_out else range(len(prompt))
+    )
     start = len(spec.prefix)
     encoded = tokenizer(
         spec.prefix + "".join(prompt[i] for i in kept) if left_out else spec.prefix + prompt,

@@ -3,30 +3,150 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
+import logging
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one sentence."""
+    """An ArgumentParser whose errors are one sentence.
+
+    Args:
+        configured_by: module of this package whose `configure(parser)` adds the arguments and the default `run`. It
+            is imported when the command is used, so that the help of others stays quick.
+    """
+
+    def __init__(self, *args: Any, configured_by: str | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.configured_by = configured_by
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self.configured_by is not None:
+            module, self.configured_by = self.configured_by, None
+            importlib.import_module(f".{module}", __package__).configure(self)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+        if _process() == 0:
+            self._print_message(f"error: {message} (see {self.prog} --help)\n", sys.stderr)
+        self.exit(2)
 
 
 def build_parser() -> Parser:
     parser = Parser(
         prog="python -m train",
-        description="LLM4GEN without ComfyUI: paint, convert adapters, and see the whole path run. "
+        description="LLM4GEN without ComfyUI: train adapters, convert them, paint with them. "
         "Everything is read from this machine; nothing is ever downloaded.",
+        epilog="Try it all on a CPU: python -m train miniature miniature, then python -m train run miniature",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_generate(commands)
+    _add_run(commands)
+    _add_resume(commands)
+    _add_plan(commands)
+    commands.add_parser(
+        "parse",
+        help="find attributes and their entities in captions, once",
+        description="Find which attribute belongs to which entity in captions, for entity guidance. Other fields of "
+        ".jsonl rows are kept, so that what is written can be a source of a recipe. A run does this by itself for what "
+        "has no pairs; here they can be looked at and corrected.",
+        epilog="example: python -m train parse photos/captions.jsonl --output photos/captions.parsed.jsonl",
+        configured_by="parse",
+    )
+    _add_export(commands)
     _add_convert(commands)
+    _add_generate(commands)
+    commands.add_parser(
+        "miniature",
+        help="make small models and captioned images to try the trainer with",
+        description="Make a base model and an LLM with random weights, and images of coloured shapes with their "
+        "captions, all small enough to train with on a CPU. The recipe `miniature` reads them from the folder "
+        "`miniature`.",
+        epilog="example: python -m train miniature miniature",
+        configured_by="miniature_world",
+    )
     _add_demo(commands)
     return parser
+
+
+def _add_run(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = commands.add_parser(
+        "run",
+        help="train an adapter as a recipe says",
+        description="Train as a recipe says and write the adapter. The recipe is checked as a whole before a model is "
+        "opened. Ctrl-C writes a checkpoint and leaves; `resume` goes on from it exactly. With several GPUs: "
+        "accelerate launch -m train run ...",
+        epilog="example: python -m train run sd15 model.base=models/sd15 model.llm=models/rankgen-t5-xl-all "
+        f"data.sources=photos train.batch_size=64. Recipes of the project: {', '.join(_recipe_names())}",
+    )
+    _add_recipe_arguments(parser)
+    parser.set_defaults(run=_run)
+
+
+def _add_resume(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = commands.add_parser(
+        "resume",
+        help="go on with a run that was stopped",
+        description="Go on with a run from its newest checkpoint that is whole, as if it had never been stopped. A "
+        "broken checkpoint is skipped for the one before it. The recipe is the run's own, and the number of processes "
+        "may be another than before.",
+        epilog="example: python -m train resume runs/sd15",
+    )
+    parser.add_argument("folder", metavar="RUN_DIR", help="output of the recipe")
+    parser.set_defaults(run=_resume)
+
+
+def _add_plan(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = commands.add_parser(
+        "plan",
+        help="say what a run would take, and train nothing",
+        description="Say what `run` with the same arguments would take: parameters by group, memory for weights, "
+        "gradients, optimizer and activations, sizes of the caches, steps, samples and time, and what is wrong with "
+        "the data.",
+        epilog="example: python -m train plan sd15 model.base=models/sd15 model.llm=models/rankgen-t5-xl-all "
+        "data.sources=photos",
+    )
+    _add_recipe_arguments(parser)
+    parser.set_defaults(run=_plan)
+
+
+def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="YAML file, or the name of one of the project's recipes")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="in place of the recipe's, with dots between sections: train.steps=100 'validation.prompts=[a cat]'. "
+        "All keys are described in train/recipe.py",
+    )
+
+
+def _add_export(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="write the adapter of any checkpoint",
+        description="Write what can be painted with: the adapter file for ComfyUI/models/llm4gen, and beside it the "
+        "UNet (`unet`) or the text encoder (`text_encoder`) if the recipe trains it whole. Their names are printed. "
+        "`run` does this by itself at its end.",
+        epilog="example: python -m train export runs/sd15/checkpoints/step-00010000 --output half-way --dtype float16",
+    )
+    parser.add_argument("source", metavar="RUN_DIR", help="a run, for its newest checkpoint, or a checkpoint inside it")
+    parser.add_argument("--output", metavar="DIR", help="folder to write into (default: export inside the run)")
+    parser.add_argument("--name", default="adapter", help="of the adapter file, without .safetensors (%(default)s)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="precision of the written weights (default: as trained, float32)",
+    )
+    parser.add_argument(
+        "--no-ema", dest="ema", action="store_false", help="take the weights themselves where a moving average exists"
+    )
+    parser.add_argument("--force", action="store_true", help="replace what exists under these names")
+    parser.set_defaults(run=_export)
 
 
 def _add_generate(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -125,9 +245,51 @@ def _add_demo(commands: argparse._SubParsersAction[Parser]) -> None:
         description="Make small random models in the real file formats and paint with them, with and without LLM4GEN. "
         "The images are abstract patterns; what it shows is that the whole path runs on this machine. "
         "Takes less than a minute on a CPU.",
+        epilog="example: python -m train demo --output demo",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the models and images")
     parser.set_defaults(run=_demo)
+
+
+def _run(args: argparse.Namespace) -> None:
+    recipe = _recipe(args)
+    from .loop import run
+
+    _quiet_libraries()
+    run(recipe)
+
+
+def _resume(args: argparse.Namespace) -> None:
+    from .loop import resume
+
+    _quiet_libraries()
+    resume(Path(args.folder))
+
+
+def _plan(args: argparse.Namespace) -> None:
+    recipe = _recipe(args)
+    from .plan import plan
+
+    _quiet_libraries()
+    plan(recipe)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from .export import ExportSettings, export
+
+    _quiet_libraries()
+    export(ExportSettings(**vars(args)))
+
+
+def _recipe(args: argparse.Namespace) -> Any:
+    from .recipe import load_recipe
+
+    with _same_everywhere():
+        return load_recipe(args.recipe, args.overrides)
+
+
+def _recipe_names() -> list[str]:
+    return sorted(path.stem for path in (Path(__file__).parent / "recipes").glob("*.yaml"))
 
 
 def _generate(args: argparse.Namespace) -> None:
@@ -184,23 +346,57 @@ def _quiet_libraries() -> None:
         library.utils.logging.disable_progress_bar()
 
 
+def _process() -> int:
+    """Number of this process among those that `accelerate launch` started; 0 prints."""
+    number = os.environ.get("RANK", "0")
+    return int(number) if number.isdigit() else 0
+
+
+@contextlib.contextmanager
+def _same_everywhere() -> Iterator[None]:
+    """Errors in here come in all processes alike: the first one tells."""
+    from llm4gen_core import LLM4GENError
+
+    try:
+        yield
+    except (LLM4GENError, OSError):
+        if _process() == 0:
+            raise
+        raise SystemExit(2) from None
+
+
+def _report(message: str) -> None:
+    process = _process()
+    where = f" in process {process}" if process else ""
+    print(f"error{where}: {' '.join(message.split())}", file=sys.stderr)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        Exit code: 0, or 2 after an error of one line on stderr.
+        Exit code: 0, 2 after an error of one line on stderr, or 130 when it was broken off from the keyboard.
     """
     args = build_parser().parse_args(arguments)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # diffusers imports it, and it hints at kernels then
     run = args.run
     del args.run, args.command
-
-    from llm4gen_core import LLM4GENError
-
     try:
-        run(args)
-    except (LLM4GENError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        from llm4gen_core import LLM4GENError
+
+        try:
+            run(args)
+        except (LLM4GENError, OSError) as error:
+            _report(str(error))
+            return 2
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "train", "llm4gen_core"):
+            raise
+        _report(f"The package {package} is not installed; install what training needs: pip install 'llm4gen[train]'")
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

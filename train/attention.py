@@ -127,7 +127,7 @@ def install_guidance(unet: UNet2DConditionModel, options: GuidanceOptions) -> Gu
                 f"The UNet's layer {name} is not plain cross-attention as in SD1.5 and SDXL; entity guidance does not "
                 "know it. Set guidance.alpha to 0 to train without."
             )
-    processors = dict(unet.attn_processors)
+    processors: dict[str, Any] = dict(unet.attn_processors)
     for name in layers:
         processors[f"{name}.processor"] = GuidedCrossAttention(recorder, name)
     unet.set_attn_processor(processors)

@@ -119,6 +119,17 @@ class Checkpoints:
             log.warning("Checkpoint %s is skipped: %s.", path, problem)
         return None
 
+    @staticmethod
+    def verify(path: Path) -> None:
+        """Check one checkpoint, hash by hash.
+
+        Raises:
+            LLM4GENError: it is broken.
+        """
+        problem = _problem(path)
+        if problem is not None:
+            raise LLM4GENError(f"Checkpoint {path} is broken: {problem}. Take another one of the run.")
+
     def path_of(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 

@@ -51,7 +51,7 @@ def clip_tokens(tokenizer: Any, prompt: str, chunks: int | None = None, pad_id: 
     # ids and offsets of one call: nothing can come between them
     encoded = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     text: list[int] = encoded["input_ids"]
-    where: list[tuple[int, int]] = [tuple(pair) for pair in encoded["offset_mapping"]]
+    where = _whole_letters(prompt, encoded["offset_mapping"])
     if chunks is None:
         chunks = max(1, -(-len(text) // ROOM))
     ids, offsets = [], []
@@ -61,6 +61,20 @@ def clip_tokens(tokenizer: Any, prompt: str, chunks: int | None = None, pad_id: 
         ids.append([start, *part, end] + [pad] * padding)
         offsets += [(0, 0), *where[first : first + ROOM], (0, 0)] + [(0, 0)] * padding
     return ClipTokens(ids, offsets)
+
+
+def _whole_letters(prompt: str, offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Offsets that take in what was composed into a letter, such as an accent: the tokenizer names its first part.
+
+    Only white space belongs to no token, so that whatever else follows a token and starts none is part of it.
+    """
+    starts = {start for start, _ in offsets}
+    whole = []
+    for start, end in offsets:
+        while end < len(prompt) and end not in starts and not prompt[end].isspace():
+            end += 1
+        whole.append((start, end))
+    return whole
 
 
 def clip_ids(tokenizer: Any, prompts: Sequence[str], chunks: int | None = None, pad_id: int | None = None) -> Tensor:

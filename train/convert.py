@@ -71,7 +71,7 @@ def convert(settings: ConvertSettings) -> None:
         training=training,
         **{name: value for name, value in given.items() if value is not None},
     )
-    save_adapter(adapter, target, metadata)
+    save_adapter(adapter, target, metadata, adapter.unet_part)
     print(_summary(adapter, metadata, source, target))
 
 

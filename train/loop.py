@@ -24,14 +24,16 @@ from llm4gen_core.entity_guidance import GuidanceTargets
 
 from .checkpoints import Checkpoints
 from .conditioning import Conditioner, Drop, choose_drop
-from .data import Batch, TrainingData
+from .data.batches import Batch
 from .draws import generator, uniform
+from .gradient_ratio import GradientRatio
 from .interrupt import Interrupt
 from .objective import Objective, StepInputs
 from .optimizers import build_optimizer, build_schedule, optimizer_state_bytes
 from .recipe import Recipe
 from .run_folder import RunFolder
 from .setup import adapter_metadata, open_models
+from .training_data import TrainingData
 from .validation import paint_validation
 
 log = logging.getLogger("llm4gen")
@@ -105,12 +107,19 @@ class Trainer:
                 "train.ema.enabled is true, but under FSDP or DeepSpeed no process holds the whole weights to average; "
                 "set it to false, or train with plain data parallelism."
             )
+        if self.is_sharded and isinstance(recipe.guidance.alpha, str):
+            raise LLM4GENError(
+                "guidance.alpha is balanced, but under FSDP or DeepSpeed gradients cannot be measured one loss at a "
+                "time; give a number, such as the one that a short run on one GPU settles at (alpha in metrics.jsonl)."
+            )
         self.device = self.accelerator.device
         self._build_models()
         self._build_data()
         self._build_training()
         self.checkpoints = Checkpoints(folder.checkpoints, recipe.checkpoints.keep)
         self.step = 0
+        alpha = recipe.guidance.alpha
+        self.alpha = 0.0 if isinstance(alpha, str) else float(alpha)
         self._restore()
 
     # ---- building
@@ -144,13 +153,7 @@ class Trainer:
         self.conditioner = Conditioner(
             self.family, self.llm, layout, recipe.guidance, recipe.data.clip_chunks, self.train_text, self.device
         )
-        self.data = TrainingData.prepare(
-            recipe,
-            self.folder.path,
-            self.family,
-            self.conditioner,
-            self.accelerator,
-        )
+        self.data = TrainingData(recipe, self.folder.path, self.family, self.conditioner, self.accelerator)
 
     def _build_training(self) -> None:
         recipe = self.recipe
@@ -202,7 +205,7 @@ class Trainer:
         stopped = False
         with Interrupt(notice if accelerator.is_main_process else "") as interrupt, progress:
             started, counted = time.monotonic(), 0
-            with contextlib.closing(self.data.steps(self.step, recipe.train.steps)) as steps:
+            with contextlib.closing(self.data.steps(self.step, recipe.train.steps, self.accumulation)) as steps:
                 for batches in steps:
                     values, stopped = self._optimizer_step(batches, interrupt.requested)
                     if stopped:
@@ -262,17 +265,15 @@ class Trainer:
         if not valid:
             raise LLM4GENError(
                 f"Step {self.step + 1}: none of its {recipe.train.batch_size} samples could be read; see "
-                f"{self.folder.problems}. Is the disk with the images still there?"
+                f"problems.jsonl in {self.folder.path}. Is the disk with the images still there?"
             )
-        measure = bool(recipe.logging.gradient_ratio_every) and bool(recipe.guidance.alpha)
-        measure = measure and (self.step + 1) % recipe.logging.gradient_ratio_every == 0
+        gradients = GradientRatio(self.probe) if self._measures_ratio() and paired else None
         sums = torch.zeros(5, dtype=torch.float64, device=self.device)
-        ratio: float | None = None
         broken: list[str] = []
         # accelerate divides by the accumulation steps, DDP by the processes; the means are over all samples.
         scale = self.accumulation * self.accelerator.num_processes
         for batch, dropped, target in zip(batches, drops, targets, strict=True):
-            self._report_problems(batch)
+            self.data.report(batch.problems)
             with self.accelerator.accumulate(self.model):
                 error, guidance, mass = self.model(self._inputs(batch, dropped, target))
                 counted = batch.valid.to(self.device)
@@ -281,17 +282,20 @@ class Trainer:
                 if target is not None:
                     has_pairs = counted & target.has_pairs.to(self.device)
                     regularizer = torch.where(has_pairs, guidance, 0).sum() * (scale / max(paired, 1))
-                    loss = diffusion + recipe.guidance.alpha * regularizer
-                    if measure and ratio is None and bool(has_pairs.any()):
-                        ratio = self._gradient_ratio(diffusion, regularizer)
+                    loss = diffusion + self.alpha * regularizer
+                    if gradients is not None:
+                        gradients.add(regularizer, diffusion)
                     sums[2] += torch.where(has_pairs, guidance, 0).sum().detach()
                     sums[3:5] += torch.where(has_pairs[:, None], mass, 0).sum(0)
                 with torch.no_grad():
                     sums[1] += torch.where(counted, error, 0).sum()
                     finite = error.isfinite() & guidance.isfinite()
                     if not bool(finite[counted].all()):
-                        broken += [key for key, ok, is_counted in zip(
-                            batch.keys, finite.tolist(), counted.tolist(), strict=True) if is_counted and not ok]
+                        broken += [
+                            key
+                            for key, ok, is_counted in zip(batch.keys, finite.tolist(), counted.tolist(), strict=True)
+                            if is_counted and not ok
+                        ]
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
                     sums[0] = float(bool(broken))
@@ -306,15 +310,15 @@ class Trainer:
         rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
         _, squares, regularized, mass_attribute, mass_entity = (float(value) for value in sums)
         values = {"loss": squares / valid, "diffusion": squares / valid, "valid": valid}
-        if recipe.guidance.alpha:
+        if recipe.guidance.is_on:
             values["guidance"] = regularized / max(paired, 1)
-            values["loss"] += recipe.guidance.alpha * values["guidance"]
+            values["alpha"] = self.alpha
+            values["loss"] += self.alpha * values["guidance"]
             values["paired"] = paired
             values["mass_attribute"] = mass_attribute / max(paired, 1)
             values["mass_entity"] = mass_entity / max(paired, 1)
-            if ratio is not None:
-                values["gradient_ratio"] = ratio
-                values["gradient_ratio_alpha"] = ratio * recipe.guidance.alpha
+        if gradients is not None:
+            values |= self._balance(gradients.measure(self._sum))
         if norm is not None:
             values["gradient_norm"] = norm
         values |= {f"learning_rate_{name}": rate for name, rate in rates.items()}
@@ -328,7 +332,7 @@ class Trainer:
         ]
 
     def _targets(self, batch: Batch, drops: list[Drop]) -> GuidanceTargets | None:
-        if not self.recipe.guidance.alpha:
+        if not self.recipe.guidance.is_on:
             return None
         return self.conditioner.targets(batch.captions, batch.pairs, drops)
 
@@ -376,16 +380,19 @@ class Trainer:
         ]
         return torch.stack(drawn).to(self.device, non_blocking=True)
 
-    def _gradient_ratio(self, diffusion: Tensor, regularizer: Tensor) -> float:
-        """|grad L_reg| / |grad L_diff| over the probe's parameters, for this micro-batch of this process.
+    def _measures_ratio(self) -> bool:
+        """Whether the coming step measures |grad L_reg| / |grad L_diff|: the first one, and every so many."""
+        every = self.recipe.logging.gradient_ratio_every
+        return bool(every) and self.recipe.guidance.is_on and (self.step == 0 or (self.step + 1) % every == 0)
 
-        `autograd.grad` goes past the hooks of DDP: nothing is reduced, nothing accumulates.
-        """
-        norms = []
-        for loss in (regularizer, diffusion):
-            gradients = torch.autograd.grad(loss, self.probe, retain_graph=True, allow_unused=True)
-            norms.append(math.sqrt(sum(float(g.float().square().sum()) for g in gradients if g is not None)))
-        return norms[0] / norms[1] if norms[1] else math.inf
+    def _balance(self, ratio: float) -> dict[str, float]:
+        """Set alpha by a measurement, from the next step on, if the recipe leaves it to that."""
+        values = {"gradient_ratio": ratio, "gradient_share": self.alpha * ratio}
+        if isinstance(self.recipe.guidance.alpha, str) and math.isfinite(ratio) and ratio > 0:
+            wanted = self.recipe.guidance.balance / ratio
+            # Half the way, on a logarithmic scale: one batch says little. The first measurement is all there is.
+            self.alpha = math.sqrt(self.alpha * wanted) if self.alpha else wanted
+        return values
 
     def _refuse_broken(self, anywhere: bool, keys: list[str]) -> None:
         if not anywhere:
@@ -418,10 +425,6 @@ class Trainer:
         result = self.accelerator.reduce(tensor, reduction="sum")
         assert isinstance(result, Tensor)
         return result
-
-    def _report_problems(self, batch: Batch) -> None:
-        for problem in batch.problems:
-            self.folder.log_problem(self.step + 1, problem)
 
     def _log(self, values: Mapping[str, float]) -> None:
         if torch.cuda.is_available():
@@ -464,7 +467,12 @@ class Trainer:
         self._write_state(folder)
 
     def _write_state(self, folder: Path) -> None:
-        state: dict[str, Any] = {"step": self.step, "data": self.data.fingerprint, "seed": self.recipe.seed}
+        state: dict[str, Any] = {
+            "step": self.step,
+            "data": self.data.fingerprint,
+            "seed": self.recipe.seed,
+            "alpha": self.alpha,
+        }
         if self.ema is not None:
             state["ema_steps"] = self.ema.optimization_step
         (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
@@ -501,6 +509,7 @@ class Trainer:
         if state["seed"] != self.recipe.seed:
             raise LLM4GENError(f"Checkpoint {newest} was made with seed {state['seed']}; the recipe has changed.")
         self.step = int(state["step"])
+        self.alpha = float(state["alpha"])
         if self.is_sharded:
             if not (newest / "sharded").is_dir():
                 raise LLM4GENError(f"Checkpoint {newest} was written without FSDP or DeepSpeed; resume it without.")

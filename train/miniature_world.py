@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm4gen_core import LLM4GENError
-
 PathLike = str | os.PathLike[str]
 
 COLORS = {
@@ -71,6 +69,8 @@ def make_world(folder: PathLike, images: int = 64, seed: int = 0) -> Path:
     Raises:
         LLM4GENError: `images` is not at least 1, or the folder is a file or holds a world already.
     """
+    from llm4gen_core import LLM4GENError
+
     from .small_models import make_miniature_folder, make_t5_folder
 
     folder = Path(folder)

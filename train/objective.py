@@ -96,7 +96,7 @@ class Objective(nn.Module):
         family: gives the UNet, and the text encoders if they are trained.
         adapter: the CAM; None trains without an LLM.
         schedule: noise levels.
-        options: of entity guidance; with alpha 0 the UNet's layers are left alone.
+        options: of entity guidance; switched off, the UNet's layers are left alone.
         clip_chunks: of 77 tokens.
         train_text: whether gradients reach the text encoders.
     """
@@ -119,7 +119,7 @@ class Objective(nn.Module):
         self.clip_chunks = clip_chunks
         # The family is no module; it computes with the very modules that stand above.
         self.family: Any = family
-        self.recorder = install_guidance(family.unet, options) if options.alpha else None
+        self.recorder = install_guidance(family.unet, options) if options.is_on else None
 
     def forward(self, inputs: StepInputs) -> tuple[Tensor, Tensor, Tensor]:
         """Losses of each sample, not yet averaged.

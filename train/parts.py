@@ -103,8 +103,8 @@ class TrainedParts:
         if set(own) != set(weights):
             different = sorted(set(own) ^ set(weights))
             raise LLM4GENError(
-                f"The checkpoint holds {len(weights)} trained tensors, expected {len(own)} ({different[0]}, ... differ): "
-                "it is of another recipe."
+                f"The checkpoint holds {len(weights)} trained tensors, expected {len(own)} ({different[0]} and others "
+                "differ): it is of another recipe."
             )
         with torch.no_grad():
             for name, parameter in own.items():
@@ -186,7 +186,7 @@ class TrainedParts:
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
 
-    def _lora_layers(self) -> dict[str, nn.Module]:
+    def _lora_layers(self) -> dict[str, Any]:
         return {name: module for name, module in self.unet.named_modules() if hasattr(module, "lora_A")}
 
     def _start_from(self, part: UNetPart) -> None:
@@ -220,7 +220,7 @@ class TrainedParts:
                 )
             with torch.no_grad():
                 for name, delta in part.deltas():
-                    modules[name].weight += delta  # type: ignore[operator]
+                    modules[name].weight += delta
             return
         raise LLM4GENError(
             f"model.adapter brings a UNet part of kind {part.kind}, which trainable.parts {parts} cannot go on from."
@@ -235,4 +235,6 @@ def _save_text_encoder(encoder: Any, folder: Path) -> None:
         for name, tensor in encoder.state_dict().items()
         if not name.endswith("position_ids")
     }
-    save_file({n: t.detach().cpu().contiguous() for n, t in state.items()}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {n: t.detach().cpu().contiguous() for n, t in state.items()}, folder / "model.safetensors", {"format": "pt"}
+    )

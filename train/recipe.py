@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -47,8 +47,11 @@ REQUIRED = "???"
 """Stands in a recipe for a value that each run has to give."""
 
 
-Guidance = checked(GuidanceOptions, config=ConfigDict(extra="forbid"), frozen=True)
-"""The method's own options, with an error for unknown keys."""
+if TYPE_CHECKING:
+    Guidance = GuidanceOptions
+else:
+    Guidance = checked(GuidanceOptions, config=ConfigDict(extra="forbid"), frozen=True)
+    """The method's own options, with an error for unknown keys."""
 
 
 # What the sections call while the module loads, for their defaults are checked too, stands above them.
@@ -303,6 +306,7 @@ class Ema(Section):
     """Exponential moving average of what is trained (diffusers' EMAModel); what `export` writes if it is on.
 
     Attributes:
+        enabled: whether there is one.
         decay: at its highest; it grows from 0 as (1 + step) / (10 + step).
         device: where it is kept; cpu spares memory on the accelerator.
     """
@@ -410,7 +414,7 @@ class Recipe(Section):
     trainable: Trainable = Trainable()
     data: Data
     loss: Loss = Loss()
-    guidance: Guidance = Guidance()  # type: ignore[valid-type]
+    guidance: Guidance = Guidance()
     optimizer: Optimizer = Optimizer()
     train: Train
     checkpoints: Checkpoints = Checkpoints()
@@ -439,6 +443,13 @@ class Recipe(Section):
             )
             _require(self.data.llm_dropout == 0, "data.llm_dropout", self.data.llm_dropout, "0 without an LLM")
             _require(not self.data.cache.text, "data.cache.text", True, "false: the text encoder is what is trained")
+        if self.guidance.alpha == "balanced":
+            _require(
+                self.logging.gradient_ratio_every > 0,
+                "logging.gradient_ratio_every",
+                0,
+                "at least 1 with guidance.alpha balanced, which is set by that measurement",
+            )
         if self.loss.zero_terminal_snr:
             _require(
                 self.loss.prediction == "v_prediction",
@@ -484,7 +495,7 @@ class Recipe(Section):
             for name in ("base", "unet", "vae", "tokenizer", "llm", "adapter")
             if (path := getattr(self.model, name)) is not None
         }
-        sources = [source.model_copy(update={"path": str(Path(source.path).absolute())}) for source in self.data.sources]
+        sources = [s.model_copy(update={"path": str(Path(s.path).absolute())}) for s in self.data.sources]
         cache = self.data.cache
         if cache.folder is not None:
             cache = cache.model_copy(update={"folder": str(Path(cache.folder).absolute())})
@@ -554,7 +565,7 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key} is no name", key_node.start_mark)
             if key in seen:

@@ -33,7 +33,6 @@ class RunFolder:
         self.validation = path / "validation"
         self.export = path / "export"
         self.metrics = path / "metrics.jsonl"
-        self.problems = path / "problems.jsonl"
         self.recipe = path / "recipe.yaml"
         self.provenance = path / "provenance.json"
 
@@ -83,11 +82,6 @@ class RunFolder:
         """Append a line to `metrics.jsonl`."""
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
-
-    def log_problem(self, step: int, problem: str) -> None:
-        """Append a line to `problems.jsonl`."""
-        with open(self.problems, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "problem": problem}, ensure_ascii=False) + "\n")
 
 
 def machine() -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -163,7 +163,7 @@ def adapter_metadata(models: Models, step: int, data: str, parser: str | None) -
         "parts": recipe.trainable.parts,
         "learning_rate": recipe.optimizer.learning_rate,
         "batch_size": recipe.train.batch_size,
-        "alpha": recipe.guidance.alpha,
+        "guidance": asdict(recipe.guidance),
         "prediction": models.noise.prediction,
         "zero_terminal_snr": recipe.loss.zero_terminal_snr,
         "seed": recipe.seed,

@@ -28,8 +28,8 @@ from .schedule import BETA_END, BETA_START
 PathLike = str | os.PathLike[str]
 
 WORDS = (
-    "a an and are bird black blue boat cat chair circle cross dog four gray green hat in is man of on orange purple red "
-    "sky square the three triangle two white woman yellow"
+    "a an and are bird black blue boat cat chair circle cross dog four gray green hat in is man of on orange purple "
+    "red sky square the three triangle two white woman yellow"
 )
 """Words that the miniature tokenizers know as one token; anything else is split further."""
 
@@ -315,7 +315,7 @@ def _write_clip(path: Path, d_text: int, vocabulary_size: int, seed: int, is_big
         vocab_size=vocabulary_size,
         hidden_size=d_text,
         intermediate_size=4 * d_text,
-        num_hidden_layers=3 if is_big else 2,
+        num_hidden_layers=3,
         num_attention_heads=max(1, d_text // 64),
         max_position_embeddings=77,
         hidden_act="gelu" if is_big else "quick_gelu",

@@ -223,10 +223,14 @@ def test_the_unet_part_is_no_part_of_the_module(make_adapter: MakeAdapter, tmp_p
     assert load_adapter(tmp_path / "a.safetensors").state_dict().keys() == make_adapter().state_dict().keys()
 
 
-def test_saving_a_loaded_adapter_keeps_its_unet_part(make_adapter: MakeAdapter, tmp_path: Path) -> None:
-    save_adapter(make_adapter(), tmp_path / "a.safetensors", METADATA, LORA)
-    save_adapter(load_adapter(tmp_path / "a.safetensors"), tmp_path / "again.safetensors", METADATA)
-    assert read_raw(tmp_path / "again.safetensors")[2] == read_raw(tmp_path / "a.safetensors")[2]
+def test_a_loaded_unet_part_is_stored_again_only_when_it_is_passed(make_adapter: MakeAdapter, tmp_path: Path) -> None:
+    first, again = tmp_path / "a.safetensors", tmp_path / "again.safetensors"
+    save_adapter(make_adapter(), first, METADATA, LORA)
+    adapter = load_adapter(first)
+    save_adapter(adapter, again, METADATA, adapter.unet_part)
+    assert read_raw(again)[2] == read_raw(first)[2]
+    save_adapter(adapter, again, METADATA)
+    assert load_adapter(again).unet_part is None and read_raw(again)[1]["format_version"] == "1"
 
 
 def test_one_alpha_for_all_layers_can_be_saved(make_adapter: MakeAdapter, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ LONG = "a red cube and a blue sphere beside a green pyramid, " * 12
 @pytest.fixture(scope="module")
 def twin(models, comfy, tmp_path_factory):
     """The command line's SD1.5 from the checkpoint's weights, with the same adapter and LLM."""
-    from train.sd15 import SD15
+    from train.painter import Painter
 
     folder = write_diffusers_folder(
         models / "checkpoints" / "sd15.safetensors",
@@ -30,7 +30,7 @@ def twin(models, comfy, tmp_path_factory):
     llm = tmp_path_factory.mktemp("llm") / "rankgen"
     tokenizer = COMFYUI / "comfy" / "text_encoders" / "t5_tokenizer"
     host_models.save_hf_t5(host_models.rankgen_state(20), llm, tokenizer)
-    return SD15.from_folders(folder, adapter=models / "llm4gen" / "projector.pth", llm=llm)
+    return Painter.from_files(folder, adapter=models / "llm4gen" / "projector.pth", llm=llm)
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +60,30 @@ def relative_error(found, expected):
 def test_same_context(twin, host_side, prompt, negative):
     _, context = host_side
     expected = torch.cat([context(prompt, negative), context(negative, prompt)])
-    found = twin.encode([prompt, negative])
+    found = twin.encode([prompt, negative]).hidden
     assert found.shape == expected.shape
     assert relative_error(found, expected) < 1e-5
+
+
+def test_the_checkpoint_itself_is_the_same_model(twin, models):
+    """Read as the host reads it, in place of a folder that diffusers wrote."""
+    from train.families import load_family
+
+    file = load_family(None, models / "checkpoints" / "sd15.safetensors", tokenizer=COMFYUI / "comfy" / "sd1_tokenizer")
+    for ours, theirs in (
+        (file.unet, twin.family.unet),
+        (file.vae, twin.family.vae),
+        (file.text_encoders[0], twin.family.text_encoders[0]),
+    ):
+        expected = theirs.state_dict()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.state_dict().items())
+    with torch.no_grad():
+        text, latents = file.encode_text([DENSE]).hidden, torch.randn(1, 4, 16, 16)
+        expected = twin.family.encode_text([DENSE]).hidden
+        assert torch.equal(text, expected)
+        predictions = [family.predict(latents, 481, text) for family in (file, twin.family)]
+        decoded = [family.decode_latents(latents) for family in (file, twin.family)]
+    assert torch.equal(*predictions) and torch.equal(*decoded)
 
 
 @pytest.mark.parametrize("timestep", [1, 481, 981])

@@ -11,34 +11,39 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-ADJECTIVES = (
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+ADJECTIVES = _words(
     "big small tall tiny huge round square old new fluffy shiny wooden soft smooth rough striped dirty wet "
     "ancient modern beautiful cute furry rusty empty thin long curved golden metallic ornate happy sad"
-).split()
-HELD_OUT_ADJECTIVES = (
+)
+HELD_OUT_ADJECTIVES = _words(
     "mossy pebbly cavernous bulbous luminous fanciful graceless spotless conic volcanic prismatic botanical floury "
     "skeletal bluish-green coppery frothy cubistic reptilian-like spiderlike reversible collapsible festive "
     "opalescent radiant bookish knobbly svelte gaunt sunlit"
-).split()
-COLORS = "red blue green yellow black white brown purple pink orange gray teal beige turquoise".split()
-MATERIALS = "wood gold leather glass stone marble steel plastic silk brick paper bronze velvet".split()
+)
+COLORS = _words("red blue green yellow black white brown purple pink orange gray teal beige turquoise")
+MATERIALS = _words("wood gold leather glass stone marble steel plastic silk brick paper bronze velvet")
 PATTERNS = ["stripes", "spots", "dots", "polka dots", "freckles"]
-STATES = "broken folded closed parked wrapped cracked abandoned torn crumpled locked".split()
-BEFORE_NOUN = "running sleeping jumping dancing flying painted carved polished hovering quilted zoned".split()
-NOUNS = (
+STATES = _words("broken folded closed parked wrapped cracked abandoned torn crumpled locked")
+BEFORE_NOUN = _words("running sleeping jumping dancing flying painted carved polished hovering quilted zoned")
+NOUNS = _words(
     "cat dog chair table car house bird horse bench bottle cup vase tree flower hat dress bag boat train lamp clock "
     "book bowl sofa pillow backpack giraffe elephant robot dragon castle bridge door window wall mountain suitcase"
-).split()
+)
 COMPOUNDS = [
     "coffee table", "teddy bear", "fire hydrant", "traffic light", "kitchen shelf", "flower vase", "dog collar",
 ]  # fmt: skip
-HYPHENATED = "red-haired long-legged well-lit light-green heart-shaped blue-eyed".split()
+HYPHENATED = _words("red-haired long-legged well-lit light-green heart-shaped blue-eyed")
 SHADED = ["dark red", "light blue", "pale green", "bright yellow", "navy blue", "olive green"]
-ADVERBS = "very extremely slightly really".split()
+ADVERBS = _words("very extremely slightly really")
 VERBS = ["sits on", "stands near", "lies under", "hangs above", "leans against", "runs past", "looks at"]
 ACTIONS = ["sitting on", "holding", "standing behind", "riding", "next to", "watching", "under", "in front of"]
 RELATIONS = ["on", "under", "near", "next to", "behind", "in front of", "on the left of", "inside"]
-NUMBERS = "two three four five".split()
+NUMBERS = _words("two three four five")
 
 SLOTS: dict[str, Sequence[str]] = {
     "color": COLORS, "material": MATERIALS, "pattern": PATTERNS, "state": STATES, "pre": BEFORE_NOUN,

@@ -207,7 +207,7 @@ for step in range(1, 10**6):
 
 
 def test_killed_at_any_moment_the_last_finished_one_is_there(tmp_path):
-    """A process that does nothing but save is killed at different moments of saving."""
+    """A process that does nothing but save is killed in the middle of it."""
     process = subprocess.Popen(
         [sys.executable, "-c", ENDLESS, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
@@ -247,6 +247,14 @@ def test_killed_between_two_acts(tmp_path, monkeypatch, moment):
     assert newest is not None and Checkpoints.step_of(newest) == (2 if moment == "prune" else 1)
     checkpoints.save(3, write, 0)
     assert names(checkpoints) == ["step-00000003"]
+
+
+def test_one_checkpoint_can_be_verified_by_itself(checkpoints):
+    path = checkpoints.save(1, write, 0)
+    Checkpoints.verify(path)
+    flip(path)
+    with pytest.raises(LLM4GENError, match="step-00000001 is broken: model.bin does not hold what was written"):
+        Checkpoints.verify(path)
 
 
 def test_a_name_without_a_step(tmp_path):

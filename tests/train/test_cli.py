@@ -1,5 +1,6 @@
 """`python -m train`: exit codes, one line of error, nothing executed, quick help."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,9 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from llm4gen_core import load_adapter
-from train.__main__ import main
+from llm4gen_core import LLM4GENError, load_adapter
+from train.__main__ import build_parser, main
+from train.recipe import RECIPES
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,6 +94,14 @@ def test_a_malicious_llm_is_refused_and_not_executed(refused, models, tmp_path):
         ("generate --base none --prompt x", "does not exist"),
         ("generate --base none --prompt-file none.txt", "Prompt file none.txt"),
         ("convert none.pth out.safetensors", "none.pth does not exist"),
+        ("run", "RECIPE"),
+        ("run none", "Recipe none does not exist; expected a YAML file, or one of the project's: miniature, sd15"),
+        ("run sd15", "model.base is missing; give model.base=PATH"),
+        ("plan sd15 model.base=x train.stepz=5", "train.stepz is not a key of recipes; closest is steps"),
+        ("run sd15 --fast", "--fast"),
+        ("resume none", "none holds no run"),
+        ("export none", "none holds no run"),
+        ("export none --dtype int8", "'int8'"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(refused, arguments, message):
@@ -125,14 +135,92 @@ def test_the_real_process_ends_with_code_2_and_one_line(tmp_path):
     assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", [[], ["generate"], ["convert"], ["demo"]])
+COMMANDS = ("run", "resume", "plan", "parse", "export", "convert", "generate", "miniature", "demo")
+
+
+def test_these_are_the_commands(capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["--help"])
+    help = capsys.readouterr().out
+    assert [line.split()[0] for line in help.splitlines() if re.match("    [a-z]", line)] == list(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_describes_itself_with_an_example(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        build_parser().parse_args([command, "--help"])
+    description, example = " ".join(capsys.readouterr().out.split()).split("options:")
+    assert end.value.code == 0
+    assert len(description) > 100 and f"example: python -m train {command}" in example
+
+
+def test_the_help_of_run_lists_the_projects_recipes(capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["run", "--help"])
+    help = re.sub(r"-\s+", "-", capsys.readouterr().out)  # argparse breaks lines at hyphens
+    assert all(re.search(rf"\b{path.stem}[,\n]", help) for path in RECIPES.glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "function", "expected"),
+    [
+        ("resume runs/x", "train.loop.resume", Path("runs/x")),
+        ("export runs/x --no-ema --dtype float16 --name y", "train.export.export", ("runs/x", "y", "float16", False)),
+    ],
+)
+def test_commands_reach_their_function(monkeypatch, arguments, function, expected):
+    monkeypatch.setattr(function, called := Mock())
+    assert main(arguments.split()) == 0
+    [given] = called.call_args.args
+    assert (given if isinstance(given, Path) else (given.source, given.name, given.dtype, given.ema)) == expected
+
+
+def test_run_gets_the_recipe_with_its_overrides(monkeypatch):
+    monkeypatch.setattr("train.loop.run", called := Mock())
+    assert main(["run", "miniature", "train.steps=7", "data.sources=[a, b]"]) == 0
+    [recipe] = called.call_args.args
+    assert recipe.train.steps == 7 and len(recipe.data.sources) == 2
+
+
+@pytest.mark.parametrize("arguments", ["run sd15", "run none", "run"])
+def test_of_several_processes_one_reports_what_all_of_them_see(monkeypatch, capsys, refused, arguments):
+    refused(*arguments.split())
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(SystemExit) as end:
+        main(arguments.split())
+    assert end.value.code == 2 and capsys.readouterr() == ("", "")
+
+
+def test_a_process_reports_what_may_be_its_own_error_alone(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setattr("train.loop.run", Mock(side_effect=LLM4GENError("The loss is NaN.")))
+    assert main(["run", "miniature"]) == 2
+    assert capsys.readouterr().err == "error in process 3: The loss is NaN.\n"
+
+
+def test_a_missing_package_is_one_line(refused, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "yaml" or name == "train.recipe"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("train.recipe", raising=False)
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    assert "The package yaml is not installed" in refused("run", "sd15")
+
+
+def test_broken_off_from_the_keyboard(monkeypatch, capsys):
+    monkeypatch.setattr("train.loop.run", Mock(side_effect=KeyboardInterrupt))
+    assert main(["run", "miniature"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("command", ["", *(command for command in COMMANDS if command != "miniature")])
 def test_help_loads_nothing_heavy(command):
+    heavy = {"torch", "diffusers", "transformers", "numpy", "pydantic", "PIL", "spacy"}
     code = (
         "import sys, atexit\n"
-        "atexit.register(lambda: print('HEAVY', {'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules)))\n"
+        f"atexit.register(lambda: print('HEAVY', {heavy} & set(sys.modules)))\n"
         "from train.__main__ import main\n"
-        f"main({[*command, '--help']})"
+        f"main({[*command.split(), '--help']})"
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0 and "HEAVY set()" in ended.stdout
-    assert f"python -m train {' '.join(command)}".strip() in ended.stdout
+    assert f"python -m train {command}".strip() in ended.stdout

@@ -7,8 +7,8 @@ import torch
 from transformers import AutoTokenizer, CLIPTextModel, T5Config, T5EncoderModel
 
 from llm4gen_core import fuse, load_adapter, save_adapter
-from train.clip_text import clip_chunks
-from train.sd15 import SD15
+from train.clip_text import clip_tokens
+from train.painter import Painter
 
 PROMPT = "a red cat and two black dogs on a chair"
 
@@ -38,38 +38,38 @@ def reference_llm(models, prompt):
 
 
 def test_context_is_the_fusion_of_separately_computed_features(sd15, models, clip):
-    text = reference_clip(clip, sd15.pipeline.tokenizer, PROMPT)
+    text = reference_clip(clip, sd15.family.tokenizers[0], PROMPT)
     llm = reference_llm(models, PROMPT)
     with torch.no_grad():
         expected = fuse(text, load_adapter(models.adapter)(text, llm))
-    context = sd15.encode([PROMPT])
+    context = sd15.encode([PROMPT]).hidden
     assert context.shape == (1, 77 + 256, 64)
     torch.testing.assert_close(context, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_llms_words_reach_the_context(sd15):
-    red, blue = sd15.encode(["a red cat"])[:, 77:], sd15.encode(["a blue cat"])[:, 77:]
+    red, blue = (sd15.encode([f"a {color} cat"]).hidden[:, 77:] for color in ("red", "blue"))
     assert (red - blue).abs().max() > 1e-2
 
 
 def test_without_llm_the_context_is_clips(plain, clip):
-    expected = reference_clip(clip, plain.pipeline.tokenizer, PROMPT)
-    torch.testing.assert_close(plain.encode([PROMPT]), expected, rtol=1e-5, atol=1e-5)
+    expected = reference_clip(clip, plain.family.tokenizers[0], PROMPT)
+    torch.testing.assert_close(plain.encode([PROMPT]).hidden, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_batch_is_encoded_prompt_by_prompt(sd15):
     prompts = [PROMPT, "", "a blue boat"]
-    together = sd15.encode(prompts)
+    together = sd15.encode(prompts).hidden
     assert together.shape == (3, 77 + 256, 64)
-    torch.testing.assert_close(together, torch.cat([sd15.encode([p]) for p in prompts]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(together, torch.cat([sd15.encode([p]).hidden for p in prompts]), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("words", "chunks"), [(0, 1), (1, 1), (74, 1), (75, 1), (76, 2), (150, 2), (151, 3)])
 def test_every_75_tokens_make_a_chunk(plain, words, chunks):
-    tokenizer = plain.pipeline.tokenizer
+    tokenizer = plain.family.tokenizers[0]
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     cat = tokenizer("cat", add_special_tokens=False)["input_ids"]
-    made = clip_chunks(tokenizer, "cat " * words)
+    made = clip_tokens(tokenizer, "cat " * words).ids
     assert len(cat) == 1 and len(made) == chunks
     for i, chunk in enumerate(made):
         here = min(75, words - 75 * i)
@@ -77,33 +77,33 @@ def test_every_75_tokens_make_a_chunk(plain, words, chunks):
 
 
 def test_chunks_of_a_long_prompt_are_encoded_one_by_one(plain, clip):
-    tokenizer = plain.pipeline.tokenizer
-    context = plain.encode(["cat " * 75 + "blue dog"])
+    tokenizer = plain.family.tokenizers[0]
+    context = plain.encode(["cat " * 75 + "blue dog"]).hidden
     parts = [reference_clip(clip, tokenizer, text) for text in ("cat " * 75, "blue dog")]
     torch.testing.assert_close(context, torch.cat(parts, dim=1), rtol=1e-5, atol=1e-5)
 
 
 def test_a_short_side_is_filled_up_with_empty_chunks(plain, clip):
-    long, short = plain.encode(["cat " * 160, "dog"])
-    tokenizer = plain.pipeline.tokenizer
+    long, short = plain.encode(["cat " * 160, "dog"]).hidden
+    tokenizer = plain.family.tokenizers[0]
     parts = [reference_clip(clip, tokenizer, text) for text in ("dog", "", "")]
     torch.testing.assert_close(short, torch.cat(parts, dim=1)[0], rtol=1e-5, atol=1e-5)
     assert long.shape == short.shape == (3 * 77, 64)
 
 
 def test_strength_scales_the_llms_tokens_only(sd15):
-    full, half = sd15.encode([PROMPT], 1.0), sd15.encode([PROMPT], 0.5)
+    full, half = (sd15.encode([PROMPT], strength).hidden for strength in (1.0, 0.5))
     assert torch.equal(half[:, :77], full[:, :77])
     torch.testing.assert_close(half[:, 77:], full[:, 77:] * 0.5)
 
 
 def test_strength_0_is_plain_clip(sd15, plain):
-    assert torch.equal(sd15.encode([PROMPT], 0.0), plain.encode([PROMPT]))
+    assert torch.equal(sd15.encode([PROMPT], 0.0).hidden, plain.encode([PROMPT]).hidden)
 
 
 def test_strength_is_the_adapters_unless_it_is_given(models, tmp_path):
     adapter = load_adapter(models.adapter)
     metadata = dataclasses.replace(adapter.metadata, base_family="sd15", default_strength=0.25)
     save_adapter(adapter, tmp_path / "a.safetensors", metadata)
-    gentle = SD15.from_folders(models.base, adapter=tmp_path / "a.safetensors", llm=models.llm)
-    assert torch.equal(gentle.encode([PROMPT]), gentle.encode([PROMPT], 0.25))
+    gentle = Painter.from_files(models.base, adapter=tmp_path / "a.safetensors", llm=models.llm)
+    assert torch.equal(gentle.encode([PROMPT]).hidden, gentle.encode([PROMPT], 0.25).hidden)

@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from checkpoint import write_checkpoint
 from PIL import Image
 
 from train.generate import GenerateSettings, generate
 from train.images import save_png
+from train.small_models import make_diffusers_folder
 
 
 @pytest.fixture
@@ -47,12 +49,35 @@ def test_the_png_says_how_it_was_made(settings, models):
                 "sampler": "ddim",
                 "scheduler": "ddim_uniform",
                 "dtype": "float32",
+                "family": "sd15",
                 "base": "sd15",
                 "unet": "unet",
                 "adapter": "projector.pth",
                 "llm": "t5, 2 layers, width 96",
             }.items()
         )
+
+
+def test_a_checkpoint_file_and_a_folder_paint_the_same(settings, models, tmp_path):
+    checkpoint = write_checkpoint(models.sdxl, tmp_path / "sdxl.safetensors")
+    files = generate(settings(base=str(models.sdxl)))
+    files += generate(settings(base=str(checkpoint), tokenizer=str(models.base / "tokenizer"), family="sdxl"))
+    assert np.array_equal(*(np.asarray(Image.open(file)) for file in files))
+    assert json.loads(Image.open(files[1]).text["llm4gen"])["family"] == "sdxl"
+
+
+def test_an_image_has_the_bases_own_size_unless_it_is_given(settings, models):
+    [file] = generate(settings(base=str(models.miniature), width=None, height=None))
+    image = Image.open(file)
+    assert image.size == (32, 32)
+    assert json.loads(image.text["llm4gen"]).items() >= {"width": 32, "height": 32, "family": "miniature"}.items()
+
+
+def test_a_fine_tuned_text_encoder_is_painted_with_and_named(settings, models, tmp_path):
+    clip = make_diffusers_folder(tmp_path / "other", 64, seed=7) / "text_encoder"
+    [usual], [tuned] = generate(settings()), generate(settings(clip=str(clip)))
+    assert not np.array_equal(np.asarray(Image.open(usual)), np.asarray(Image.open(tuned)))
+    assert json.loads(Image.open(tuned).text["llm4gen"])["clip"] == "text_encoder"
 
 
 def test_comfyui_finds_no_workflow_in_the_png(settings):
@@ -63,7 +88,7 @@ def test_comfyui_finds_no_workflow_in_the_png(settings):
 
 def test_a_plain_image_does_not_claim_an_adapter(settings):
     [file] = generate(settings())
-    assert not {"adapter", "llm", "strength", "unet"} & set(json.loads(Image.open(file).text["llm4gen"]))
+    assert not {"adapter", "llm", "strength", "unet", "clip"} & set(json.loads(Image.open(file).text["llm4gen"]))
 
 
 def test_a_folder_is_continued(settings, tmp_path, capsys):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from llm4gen_core import LLM4GENError, LLMSpec, load_adapter, save_adapter
 from llm4gen_core.adapter_file import AdapterMetadata
 from train.generate import GenerateSettings, choose_device
-from train.sd15 import SD15
+from train.painter import Painter
 from train.small_models import make_projector, make_t5_folder, make_unet_folder
 
 
@@ -26,7 +26,7 @@ def edit_json(path, **changes):
 
 def refusal(*args, **kwargs):
     with pytest.raises(LLM4GENError) as caught:
-        SD15.from_folders(*args, **kwargs)
+        Painter.from_files(*args, **kwargs)
     return str(caught.value)
 
 
@@ -46,19 +46,40 @@ def test_base_that_is_not_there(tmp_path):
     assert f"{tmp_path / 'none' / 'model_index.json'} does not exist" in refusal(tmp_path / "none")
 
 
-def test_base_that_is_a_checkpoint_file(tmp_path):
+def test_base_that_is_a_broken_file(tmp_path):
     (tmp_path / "sd15.safetensors").write_bytes(b"x")
-    assert "is a file; expected a diffusers folder" in refusal(tmp_path / "sd15.safetensors")
+    assert "sd15.safetensors (1 bytes) cannot be read" in refusal(tmp_path / "sd15.safetensors")
 
 
 def test_base_of_another_family(base):
     edit_json(base / "model_index.json", _class_name="StableDiffusionXLPipeline")
-    assert "is a StableDiffusionXLPipeline; expected a StableDiffusionPipeline" in refusal(base)
+    assert "is a StableDiffusionXLPipeline; expected a StableDiffusionPipeline" in refusal(base, family="sd15")
 
 
-def test_base_that_predicts_velocity(base):
-    edit_json(base / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
-    assert "'v_prediction'; expected a model that predicts 'epsilon'" in refusal(base)
+def test_base_of_no_family(base):
+    edit_json(base / "model_index.json", _class_name="FluxPipeline")
+    message = refusal(base)
+    assert "is a FluxPipeline; expected one of StableDiffusionPipeline (SD1.5), StableDiffusionXLPipeline" in message
+
+
+def test_family_that_is_unknown(models):
+    assert "Family 'sd2' is not known; expected sd15, sdxl, miniature" in refusal(models.base, family="sd2")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("prediction_type", "sample", "'epsilon' or 'v_prediction'"),
+        ("beta_schedule", "squaredcos_cap_v2", "'scaled_linear' or 'linear'"),
+        ("num_train_timesteps", 500, "1000"),
+        ("trained_betas", [0.1, 0.2], "none"),
+        ("_class_name", "EDMEulerScheduler", "1000 timesteps"),
+    ],
+)
+def test_base_with_another_noise_schedule(base, name, value, expected):
+    edit_json(base / "scheduler" / "scheduler_config.json", **{name: value})
+    message = refusal(base)
+    assert f"{name} is {value!r}" in message and expected in message
 
 
 def test_configuration_that_is_not_json(base):
@@ -67,7 +88,12 @@ def test_configuration_that_is_not_json(base):
 
 
 def test_unet_that_is_a_file(models):
-    assert "is a file; expected a diffusers folder" in refusal(models.base, unet=models.adapter)
+    assert "expected the UNet of SD1.5 or SDXL as ComfyUI stores it" in refusal(models.base, unet=models.adapter)
+
+
+def test_unet_that_is_a_file_out_of_a_diffusers_folder(models):
+    message = refusal(models.base, unet=models.unet / "diffusion_pytorch_model.safetensors")
+    assert "is a single model out of a diffusers folder" in message and "Give the folder that it is in" in message
 
 
 def test_folder_without_unet(models, tmp_path):
@@ -87,6 +113,38 @@ def test_unet_of_another_width(models, tmp_path):
     unet = make_unet_folder(tmp_path / "unet", d_text=32)
     message = refusal(models.base, unet=unet)
     assert "width 32" in message and "writes 64" in message
+
+
+def test_unet_of_sd2(base):
+    edit_json(base / "unet" / "config.json", cross_attention_dim=1024)
+    assert "is that of SD2" in refusal(base)
+
+
+def test_unet_of_sdxl_in_an_sd15(base):
+    edit_json(base / "unet" / "config.json", addition_embed_type="text_time")
+    assert "needs conditions of type 'text_time', as SDXL's does; expected SD1.5" in refusal(base)
+
+
+def test_vae_that_scales_its_channels(base):
+    edit_json(base / "vae" / "config.json", latents_mean=[0, 0, 0, 0])
+    assert "latents_mean" in refusal(base)
+
+
+def test_text_encoder_of_another_width(models):
+    message = refusal(models.base, clip=models.sdxl / "text_encoder_2")
+    assert "width 64" in message and "writes 128" in message
+
+
+def test_sdxl_with_bigg_of_another_width(models, tmp_path):
+    base = shutil.copytree(models.sdxl, tmp_path / "sdxl")
+    edit_json(base / "text_encoder_2" / "config.json", projection_dim=32)
+    assert "pooled text embedding of width 128" in refusal(base)
+
+
+def test_sdxl_with_the_unet_of_sd15(models, tmp_path):
+    base = shutil.copytree(models.sdxl, tmp_path / "sdxl")
+    edit_json(base / "unet" / "config.json", addition_embed_type=None)
+    assert "conditions of type None; expected 'text_time'" in refusal(base)
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
@@ -177,6 +235,7 @@ def test_llm_folder_that_is_not_there(models, tmp_path):
         ({"height": 0}, "Height is 0; expected a multiple of 8"),
         ({"batch": 0}, "Batch is 0"),
         ({"dtype": "int8"}, "Dtype is 'int8'"),
+        ({"family": "sd2"}, "Family is 'sd2'; expected sd15, sdxl, miniature"),
         ({"strength": 1.0}, "no adapter whose strength"),
         ({"strength": -1.0, "adapter": "a", "llm": "b"}, "Strength is -1.0"),
         ({"output": "image.jpg"}, "expected a name ending in .png"),

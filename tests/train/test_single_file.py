@@ -137,11 +137,11 @@ def test_an_average_beside_the_weights_is_left_out(changed, folders, models):
     assert torch.equal(family.unet.conv_in.weight, expected.unet.conv_in.weight)
 
 
-@pytest.mark.parametrize(("markers", "prediction", "last"), [((), "epsilon", None), (("v_pred",), "v_prediction", None)])
-def test_v_prediction_is_marked_as_comfyui_reads_it(changed, markers, prediction, last):
-    path = changed("sdxl", lambda state: None, **{marker: torch.zeros(1) for marker in markers})
-    family = SDXL.open(path)
-    assert family.prediction_type == prediction and family.alphas_cumprod[-1] > 1e-3
+def test_v_prediction_is_marked_as_comfyui_reads_it(changed):
+    family = SDXL.open(changed("sdxl", lambda state: None, v_pred=torch.zeros(1)))
+    assert family.prediction_type == "v_prediction" and family.alphas_cumprod[-1] > 1e-3
+    assert SDXL.open(changed("sdxl", lambda state: None)).prediction_type == "epsilon"
+    assert SD15.open(changed("sd15", lambda state: None, v_pred=torch.zeros(1))).prediction_type == "epsilon"
 
 
 def test_zero_terminal_snr_is_marked_as_comfyui_reads_it(changed):
@@ -155,13 +155,12 @@ def test_zero_terminal_snr_is_marked_as_comfyui_reads_it(changed):
 def test_a_file_takes_the_place_of_the_bases_unet(folders, models, tmp_path, as_checkpoint):
     """A checkpoint, or the UNet alone without a prefix, as in ComfyUI's models/diffusion_models."""
     prefix = "" if as_checkpoint else UNET
-    other = {"sd15": models.unet}["sd15"]
     folder = shutil.copytree(folders["sd15"], tmp_path / "sd15")
-    shutil.copytree(other, folder / "unet", dirs_exist_ok=True)
+    shutil.copytree(models.unet, folder / "unet", dirs_exist_ok=True)
     state = {n.removeprefix(prefix): t for n, t in checkpoint_state(folder).items() if n.startswith(prefix)}
     save_file(state, tmp_path / "unet.safetensors")
     family = load_family(None, folders["sd15"], unet=tmp_path / "unet.safetensors", parts=["unet"])
-    expected = load_file(other / "diffusion_pytorch_model.safetensors")
+    expected = load_file(models.unet / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(tensor, expected[name]) for name, tensor in family.unet.state_dict().items())
 
 
@@ -190,6 +189,16 @@ def drop(prefix):
 def widen(state):
     name = f"{UNET}input_blocks.0.0.weight"
     state[name] = torch.zeros(state[name].shape[0], 9, 3, 3)
+
+
+def quantise(part):
+    """A scale beside a weight, as in scaled float8."""
+
+    def change(state):
+        name = next(name for name in state if name.startswith(part) and name.endswith(".weight"))
+        state[name.replace(".weight", ".scale_weight")] = torch.ones(1)
+
+    return change
 
 
 def only(**tensors):
@@ -239,6 +248,8 @@ def prune(state):
         ("sd15", drop(f"{UNET}time_embed.0.bias"), "lacks 1 of its weights (time_embedding.linear_1.bias"),
         ("sd15", drop("first_stage_model.encoder.mid.attn_1.q.bias"), "lacks 1 of its weights"),
         ("sdxl", drop("conditioner.embedders.1.model.text_projection"), "lacks"),
+        ("sd15", quantise(f"{UNET}input_blocks.1.1.transformer_blocks"), "as quantised files with scales have"),
+        ("sd15", quantise("cond_stage_model.transformer.text_model.encoder"), "as quantised files with scales have"),
         ("sd15", lambda s: s.update({f"{UNET}adapter.weight": torch.zeros(1)}), "and nothing else under its names"),
     ],
 )

@@ -17,7 +17,7 @@ import time
 import uuid
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,9 @@ class TensorCache:
             if not about.exists():
                 about.write_text(text + "\n", encoding="utf-8")  # for people; nothing reads it
         except OSError as error:
-            raise LLM4GENError(f"Cache {self.folder} cannot be written ({error.strerror}); choose another folder.") from error
+            raise LLM4GENError(
+                f"Cache {self.folder} cannot be written ({error.strerror}); choose another folder."
+            ) from error
         self._opened: OrderedDict[int, Any] = OrderedDict()
         self.refresh()
 
@@ -67,7 +69,8 @@ class TensorCache:
     def refresh(self) -> None:
         """See what other processes have written. A damaged shard is passed over, as if its entries were missing."""
         self._opened.clear()
-        self._shards, keys, places = [], [], []
+        self._shards: list[Path] = []
+        keys, places = [], []
         for path in sorted(self.folder.glob("*.safetensors")):
             try:
                 with safe_open(str(path), framework="pt") as file:
@@ -78,7 +81,9 @@ class TensorCache:
                 continue
             if whole and own.shape[1:] == (16,):
                 keys.append(np.ascontiguousarray(own).view("S16").ravel())
-                places.append(np.stack([np.full(len(own), len(self._shards)), np.arange(len(own))], 1).astype(np.uint32))
+                places.append(
+                    np.stack([np.full(len(own), len(self._shards)), np.arange(len(own))], 1).astype(np.uint32)
+                )
                 self._shards.append(path)
         found = np.concatenate([*keys, np.zeros(0, "S16")])
         order = np.argsort(found, kind="stable")
@@ -198,11 +203,6 @@ class CacheWriter:
 def entry_bytes(tensors: Mapping[str, Tensor]) -> int:
     """What an entry takes on the disk, without its shard's header."""
     return 16 + sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
-def missing(cache: TensorCache, keys: Iterable[str]) -> list[int]:
-    """Which of the keys the cache does not have, by their number."""
-    return [number for number, key in enumerate(keys) if key not in cache]
 
 
 def sync_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,9 @@ from .sources.base import stamp
 
 PART = 20_000
 """Captions that are parsed between two writes."""
+
+PARALLEL_FROM = 5_000
+"""Captions from which the seconds that processes take to start are worth it."""
 
 _PARTS = pa.schema([("caption_digest", pa.binary(16)), ("pairs", pa.large_list(pa.int32()))])
 
@@ -75,14 +79,20 @@ def _parse_missing(manifest: Manifest, parts: Path, progress: Callable[[str, int
     different, first = np.unique(digests[unparsed], return_index=True)
     known = np.sort(as_bytes16(_read_parts(parts)["caption_digest"]))
     missing = manifest.kept[unparsed][np.sort(first[~np.isin(different, known)])]
+    # One call for all: with processes, each of them loads the parser once.
+    workers = manifest.data.workers if len(missing) >= PARALLEL_FROM else 0
+    captions = (text for start in range(0, len(missing), PART) for text in _take(rows, missing, start)["caption"])
+    found = parse_captions((text.as_py() for text in captions), manifest.data.entities, workers)
     for start in range(0, len(missing), PART):
-        block = rows.take(pa.array(missing[start : start + PART]))
-        captions = block["caption"].to_pylist()
-        found = parse_captions(captions, manifest.data.entities, manifest.data.workers)
-        pairs = [[number for pair in of_caption for number in pair.offsets] for of_caption in found]
-        part = pa.table([block["caption_digest"], pa.array(pairs, pa.large_list(pa.int32()))], schema=_PARTS)
+        pairs = [[number for pair in of_caption for number in pair.offsets] for of_caption in islice(found, PART)]
+        digests = _take(rows, missing, start)["caption_digest"]
+        part = pa.table([digests, pa.array(pairs, pa.large_list(pa.int32()))], schema=_PARTS)
         _write(part, parts / f"part-{uuid.uuid4().hex}.arrow")
-        progress("finding entities", start + len(captions), len(missing))
+        progress("finding entities", start + len(pairs), len(missing))
+
+
+def _take(rows: pa.Table, missing: np.ndarray, start: int) -> pa.Table:
+    return rows.take(pa.array(missing[start : start + PART]))
 
 
 def _read_parts(parts: Path) -> pa.Table:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from llm4gen_core import LLM4GENError
 
-from .batches import ignore_signals, load_pixels, variation
-from .buckets import assign, bucket_sizes
-from .cache import CacheWriter, TensorCache, entry_bytes
-from .images import PIXELS_VERSION, BadImage, Cut, to_model
+from .buckets import Size, assign, bucket_sizes
+from .cache import TensorCache, entry_bytes
+from .images import PIXELS_VERSION, BadImage, to_model
 from .manifest import Manifest, Problem
+from .samples import cut_of, ignore_signals, latent_key, load_pixels, variations
 from .scan import Progress
 
 EMPTY = ""
@@ -37,12 +38,6 @@ def text_cache(folder: Path, encoders: Mapping[str, Any]) -> TensorCache:
     CLIP, precision.
     """
     return TensorCache(folder / "text", {"encoders": dict(encoders)})
-
-
-def latent_key(digest: bytes, cut: Cut) -> str:
-    """An image and how it is cut: all that changes its latents beside the VAE."""
-    numbers = (*cut.resized, cut.top, cut.left, *cut.target, int(cut.flip))
-    return f"{digest.hex()} {' '.join(map(str, numbers))}"
 
 
 def fill_latents(
@@ -76,27 +71,40 @@ def fill_latents(
         LLM4GENError: the disk has no room, or the VAE gives nothing but NaN.
     """
     progress = progress or (lambda what, done, total: None)
-    work = _missing_latents(manifest, cache, seed, rank, world_size)
-    batches = _same_shape(work, batch)
-    problems: list[Problem] = []
-    workers = min(manifest.data.workers, len(batches))
+    todo = _Missing(manifest, cache, seed, batch, rank, world_size)
+    workers = min(manifest.data.workers, len(todo))
     loader = DataLoader(
-        _Encodable(manifest, seed, batches),
+        todo,
         batch_size=None,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=ignore_signals,
-        generator=torch.Generator(),
+        generator=torch.Generator(),  # it would take a number from the run's otherwise
     )
-    done = 0
+    problems: list[Problem] = []
+    done = written = 0
     with cache.writer(rank) as writer:
         for keys, pixels, failed in loader:
-            problems += [_problem(manifest, index, *why) for index, *why in failed]
-            if len(keys):
-                mean, std = encode(pixels)
-                problems += _put_latents(manifest, writer, keys, mean, std, cache, len(work) * world_size, done == 0)
+            problems += failed
             done += len(keys) + len(failed)
-            progress("caching latents", done, len(work))
+            if keys:
+                mean, std = encode(pixels)
+                finite = (mean.isfinite() & std.isfinite()).flatten(1).all(1).tolist()
+                if not any(finite) and not written:
+                    raise LLM4GENError(
+                        "Latent cache: the VAE gives values that are not finite for every image of the first batch. "
+                        "Choose float32 or bfloat16 for model.vae_dtype; SDXL's VAE overflows in float16."
+                    )
+                if not written:
+                    cache.require_space(entry_bytes({"mean": mean[0], "std": std[0]}) * len(todo.work) * world_size)
+                for place, (index, key) in enumerate(keys):
+                    if finite[place]:
+                        writer.put(key, {"mean": mean[place], "std": std[place]})
+                        written += 1
+                    else:
+                        sentence = "The VAE gives values that are not finite for it."
+                        problems.append(manifest.problem(index, "not finite", sentence))
+            progress("caching latents", done, len(todo.work))
     cache.refresh()
     return problems
 
@@ -145,20 +153,48 @@ def fill_text(
     cache.refresh()
 
 
-def _missing_latents(
-    manifest: Manifest, cache: TensorCache, seed: int, rank: int, world_size: int
-) -> list[tuple[int, int, int]]:
-    """(bucket, image, variation) of this process's share that the cache does not have."""
-    from .batches import cut_of
+class _Missing(Dataset[Any]):
+    """What this process has to encode: batches of images of one size.
 
-    sizes = bucket_sizes(manifest.data)
-    buckets = assign(*manifest.sizes(), sizes)
-    variations = variation(manifest.data)
-    work = []
-    for index in range(rank, len(manifest), world_size):
-        bucket = int(buckets[index])
-        for number in range(variations):
-            cut = cut_of(manifest, index, sizes[bucket], seed, number)
-            if latent_key(manifest.digest(index), cut) not in cache:
-                work.append((bucket, index, number))
-    return work
+    Attributes:
+        work: [M, 3] bucket, image and variation, sorted by bucket.
+    """
+
+    def __init__(
+        self, manifest: Manifest, cache: TensorCache, seed: int, batch: int, rank: int, world_size: int
+    ) -> None:
+        self._manifest, self._seed, self._sizes = manifest, seed, bucket_sizes(manifest.data)
+        buckets = assign(*manifest.sizes(), self._sizes)
+        numbers = array("q")
+        for index in range(rank, len(manifest), world_size):
+            bucket = int(buckets[index])
+            for number in range(variations(manifest.data)):
+                cut = cut_of(manifest, index, self._sizes[bucket], seed, number)
+                if latent_key(manifest.digest(index), cut) not in cache:
+                    numbers.extend((bucket, index, number))
+        work = np.frombuffer(numbers, np.int64).reshape(-1, 3) if numbers else np.zeros((0, 3), np.int64)
+        self.work = work[np.argsort(work[:, 0], kind="stable")]
+        starts = np.flatnonzero(np.diff(self.work[:, 0], prepend=-1))
+        ends = np.append(starts[1:], len(self.work))[: len(starts)]
+        self._bounds = [
+            (first, min(first + batch, end))
+            for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+            for first in range(start, end, batch)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._bounds)
+
+    def __getitem__(self, number: int) -> tuple[list[tuple[int, str]], Tensor, list[Problem]]:
+        """((image, key) of each, pixels [B, 3, H, W], what cannot be used)."""
+        keys, pixels, failed = [], [], []
+        first, end = self._bounds[number]
+        for bucket, index, which in self.work[first:end].tolist():
+            size: Size = self._sizes[bucket]
+            cut = cut_of(self._manifest, index, size, self._seed, which)
+            try:
+                pixels.append(to_model(load_pixels(self._manifest, index, cut)))
+                keys.append((index, latent_key(self._manifest.digest(index), cut)))
+            except BadImage as error:
+                failed.append(self._manifest.problem(index, error.kind, str(error)))
+        return keys, torch.stack(pixels) if pixels else torch.empty(0), failed

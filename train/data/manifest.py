@@ -64,6 +64,9 @@ class Problem(NamedTuple):
     kind: str
     sentence: str
 
+    def __str__(self) -> str:
+        return f"{self.source}: {self.key}: {self.sentence}"
+
 
 class Manifest:
     """The usable pairs, numbered from 0.
@@ -123,6 +126,11 @@ class Manifest:
         """16 bytes, a hash of the image file."""
         return self._value("digest", int(self.kept[index]))
 
+    def problem(self, index: int, kind: str, sentence: str) -> Problem:
+        """A usable pair that turned out not to be, as it stands in reports."""
+        source = self.data.sources[self._value("source", int(self.kept[index]))]
+        return Problem(source.path, self.key(index), kind, sentence)
+
     def read(self, index: int) -> bytes:
         """The image file, which must be the one that was scanned.
 
@@ -162,11 +170,17 @@ class Manifest:
 
     def captions(self) -> Iterator[str]:
         """Each different caption once, in the order of first use."""
-        _, first = np.unique(as_bytes16(self._table["caption_digest"])[self.kept], return_index=True)
+        _, first = np.unique(self._caption_digests(), return_index=True)
         first.sort()
         for start in range(0, len(first), BLOCK):
             rows = pa.array(self.kept[first[start : start + BLOCK]])
             yield from self._table["caption"].take(rows).to_pylist()
+
+    def different_captions(self) -> int:
+        return len(np.unique(self._caption_digests()))
+
+    def _caption_digests(self) -> np.ndarray:
+        return as_bytes16(self._table["caption_digest"])[self.kept]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -228,7 +242,10 @@ class Manifest:
         size = f"It has {row['width']}x{row['height']} pixels"
         short, long = sorted((row["width"], row["height"]))
         if long > short * self.data.max_ratio:
-            return "too long", f"{size}; expected the longer side to be at most {self.data.max_ratio:g} times the other."
+            return (
+                "too long",
+                f"{size}; expected the longer side to be at most {self.data.max_ratio:g} times the other.",
+            )
         return "too small", f"{size}; expected at least {self.min_size} on the shorter side."
 
     def _kept_blocks(self) -> Iterator[np.ndarray]:

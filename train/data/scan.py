@@ -31,6 +31,8 @@ FORMAT = "1"
 TRANSIENT = "unreadable"
 """Kind of problem that may be gone the next time: such pairs are looked at again by every scan."""
 
+DUPLICATE = "duplicate"
+
 Progress = Callable[[str, int, int], None]
 """Called with what is done, how much of it, and out of how much."""
 
@@ -68,7 +70,7 @@ def scan(data: Data, folder: Path, progress: Progress | None = None, need_pairs:
     units = _list_units(readers, progress)
     listing = _listing_fingerprint(units)
     known = _open_known(rows)
-    if known is None or _listing_of(known) != listing:
+    if known is None or _listing_of(known) != listing or _transient(known).any():
         with _aside(rows) as partial:
             _write_rows(partial, readers, units, known, data.workers, progress)
             with _aside(rows) as final:
@@ -116,6 +118,10 @@ def _listing_fingerprint(units: pa.Table) -> str:
 
 def _listing_of(table: pa.Table) -> str:
     return (table.schema.metadata or {}).get(b"listing", b"").decode()
+
+
+def _transient(table: pa.Table) -> np.ndarray:
+    return pc.fill_null(pc.equal(table["kind"], TRANSIENT), False).to_numpy()
 
 
 def _open_known(path: Path) -> pa.Table | None:
@@ -202,10 +208,12 @@ class _KnownRows:
     def __init__(self, table: pa.Table) -> None:
         self._table = table
         self._starts = np.flatnonzero(table["unit_row"].to_numpy() == 0)
-        self._ends = np.append(self._starts[1:], table.num_rows)
+        self._ends = np.append(self._starts[1:], table.num_rows)[: len(self._starts)]
         stamps = as_bytes16(table["unit"])[self._starts]
-        transient = pc.fill_null(pc.equal(table["kind"], TRANSIENT), False).to_numpy()
-        again = np.add.reduceat(transient.astype(np.int64), self._starts) > 0 if len(self._starts) else np.zeros(0, bool)
+        transient = _transient(table)
+        again = (
+            np.add.reduceat(transient.astype(np.int64), self._starts) > 0 if len(self._starts) else np.zeros(0, bool)
+        )
         self._order = np.argsort(stamps, kind="stable")
         self._sorted, self._again = stamps[self._order], again
 
@@ -283,37 +291,37 @@ def _storable(text: str) -> str:
 def _write_final(partial: Path, final: Path, listing: str) -> None:
     """Number the pairs that share a key, and leave out those whose caption is the same as well."""
     table = open_table(partial)
+    # Rows that were taken over may be marked as twins of a pair that is gone.
+    unmarked = pc.not_equal(pc.fill_null(table["kind"], ""), DUPLICATE).combine_chunks()
     codes = _codes(table["key"]) * np.int64(2**15) + table["source"].to_numpy()
     ordinals = _ordinals(codes)
     captions = _codes(pc.fill_null(table["caption"], ""))
     _, codes = np.unique(codes, return_inverse=True)
     twins = _ordinals(codes * np.int64(captions.max(initial=0) + 1) + captions) > 0
-    twins &= pc.is_null(table["problem"]).to_numpy()
+    twins &= pc.or_(pc.is_null(table["problem"]), pc.invert(unmarked)).to_numpy()
     schema = ROWS.with_metadata({"listing": listing})
-    with pa.OSFile(str(final), "wb") as file:
-        with pa.ipc.new_file(file, schema) as writer:
-            start = 0
-            for batch in table.to_batches(max_chunksize=16384):
-                own = slice(start, start + len(batch))
-                columns = {name: batch[name] for name in ROWS.names}
-                columns["ordinal"] = pa.array(ordinals[own], pa.int32())
-                twin = pa.array(twins[own])
-                columns["kind"] = pc.if_else(twin, "duplicate", columns["kind"])
-                columns["problem"] = pc.if_else(
-                    twin, "The same image stands there before, with the same caption.", columns["problem"]
-                )
-                writer.write_batch(pa.record_batch(list(columns.values()), schema=schema))
-                start += len(batch)
+    with pa.OSFile(str(final), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        start = 0
+        for batch in table.to_batches(max_chunksize=16384):
+            own = slice(start, start + len(batch))
+            columns = {name: batch[name] for name in ROWS.names}
+            columns["ordinal"] = pa.array(ordinals[own], pa.int32())
+            twin = pa.array(twins[own])
+            for name in ("kind", "problem"):
+                columns[name] = pc.if_else(unmarked[own], columns[name], None)
+            columns["kind"] = pc.if_else(twin, DUPLICATE, columns["kind"])
+            columns["problem"] = pc.if_else(
+                twin, "The same image stands there before, with the same caption.", columns["problem"]
+            )
+            writer.write_batch(pa.record_batch(list(columns.values()), schema=schema))
+            start += len(batch)
     with final.open("rb") as done:
         os.fsync(done.fileno())
 
 
 def _codes(column: pa.ChunkedArray) -> np.ndarray:
     """A number for each different text."""
-    encoded = pc.dictionary_encode(column).combine_chunks()
-    return (encoded.indices if isinstance(encoded, pa.DictionaryArray) else encoded.chunk(0).indices).to_numpy().astype(
-        np.int64
-    )
+    return pc.dictionary_encode(column.combine_chunks()).indices.to_numpy().astype(np.int64)
 
 
 def _ordinals(codes: np.ndarray) -> np.ndarray:

@@ -361,5 +361,3 @@ def _cast(tensor: Tensor, module: nn.Module) -> Tensor:
     """In the precision and on the device of a module, which may be wrapped for training in parallel."""
     first = next(parameter for parameter in module.parameters() if parameter.is_floating_point())
     return tensor.to(first.device, first.dtype)
-
-

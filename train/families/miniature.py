@@ -79,4 +79,4 @@ class Miniature(SD15):
 
 def _without_weights(vae: Part) -> Part:
     """`PixelUnshuffle` has none: its configuration is all of it."""
-    return dataclasses.replace(vae, check=lambda: None, load=lambda dtype: PixelUnshuffle(vae.config["factor"]))
+    return dataclasses.replace(vae, check=lambda: None, load=lambda dtype: PixelUnshuffle(vae.config["factor"]).eval())

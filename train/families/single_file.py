@@ -1,13 +1,12 @@
 """Weights of a single file, as ComfyUI loads them: a checkpoint of SD1.5 or SDXL, or a UNet or VAE by itself.
 
 Such a file has Stability's names for its tensors and no configuration. diffusers translates the names; the
-configurations are read off names and shapes here, never fetched. What it is can be told from the header alone.
+configurations come from `inferred`. What a file is can be told from its header alone.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,39 +29,19 @@ from llm4gen_core.weights import SAFETENSORS_SUFFIXES, load_pickle, load_tensors
 
 from ..schedule import NoiseSchedule
 from .folder import first_sentence, load_tokenizer
+from .inferred import Shapes, clip_g_config, clip_l_config, unet_config, vae_config
 from .parts import Base, Part
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP_L = {"sd15": "cond_stage_model.transformer.", "sdxl": "conditioner.embedders.0.transformer."}
 CLIP_G = "conditioner.embedders.1.model."
-SCALING_FACTORS = {"sd15": 0.18215, "sdxl": 0.13025}
-SAMPLE_SIZES = {"sd15": 64, "sdxl": 128}
-"""Latents of a side of the images that the family was trained on."""
-HEADS = 8
-"""Of SD1.5's UNet at every width; SDXL has heads of 64 channels instead, as have both CLIPs."""
-HEAD_WIDTH = 64
-TIME_EMBEDDING = 256
-"""Width of the embedding of each of SDXL's six size conditions."""
+_UNUSED = ("position_ids", "logit_scale", "text_projection.weight")
+"""Endings of what checkpoints hold of CLIP beside the weights that are used."""
 REPOSITORY = Path(__file__).parents[2]
 
 
-class Shapes(dict[str, tuple[int, ...]]):
-    """Shapes of tensors by name; one that is missing is an error in words."""
-
-    def __init__(self, where: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        super().__init__(shapes)
-        self.where = where
-
-    def __missing__(self, name: str) -> tuple[int, ...]:
-        raise LLM4GENError(f"{self.where} lacks the tensor {name}; the file is incomplete. Download it again.")
-
-    def under(self, prefix: str) -> Shapes:
-        """Those under a prefix, without it."""
-        return Shapes(self.where, {n.removeprefix(prefix): shape for n, shape in self.items() if n.startswith(prefix)})
-
-
 def checkpoint_family(path: Path) -> str:
-    """"sd15" or "sdxl", from the header of a checkpoint.
+    """Which family a checkpoint belongs to, from its header: "sd15" or "sdxl".
 
     Raises:
         LLM4GENError: it cannot be read, or is another model or a part of one.
@@ -92,10 +71,10 @@ def open_checkpoint(path: Path, family: str, tokenizer: Path | None) -> Base:
         "v_prediction" if is_sdxl and "v_pred" in shapes else "epsilon",
         zero_terminal_snr=is_sdxl and "v_pred" in shapes and "ztsnr" in shapes,
     )
-    clip_l = _clip_l_config(shapes.under(CLIP_L[family]))
+    clip_l = clip_l_config(shapes.under(CLIP_L[family]))
     text = [_part(path, lambda: clip_l, partial(_load_clip_l, path, CLIP_L[family], clip_l))]
     if is_sdxl:
-        clip_g = _clip_g_config(shapes.under(CLIP_G))
+        clip_g = clip_g_config(shapes.under(CLIP_G))
         text.append(_part(path, lambda: clip_g, partial(_load_clip_g, path, clip_g)))
     return Base(
         path=path,
@@ -109,12 +88,12 @@ def open_checkpoint(path: Path, family: str, tokenizer: Path | None) -> Base:
 
 def unet_file(path: Path, family: str) -> Part:
     """The UNet of a checkpoint, or one in a file of its own, as ComfyUI's *Load Diffusion Model* reads it."""
-    return _part(path, lambda: _unet_config(path, _unet_shapes(path)[1], family), partial(_load_unet, path, family))
+    return _part(path, lambda: unet_config(_unet_shapes(path)[1], family), partial(_load_unet, path, family))
 
 
 def vae_file(path: Path, family: str) -> Part:
     """The VAE of a checkpoint, or one in a file of its own, as ComfyUI's *Load VAE* reads it."""
-    return _part(path, lambda: _vae_config(_vae_shapes(path)[1], family), partial(_load_vae, path, family))
+    return _part(path, lambda: vae_config(_vae_shapes(path)[1], family), partial(_load_vae, path, family))
 
 
 def _part(path: Path, read_config: Callable[[], dict[str, Any]], load: Callable[[torch.dtype], nn.Module]) -> Part:
@@ -199,9 +178,6 @@ def _host_tokenizer(checkpoint: Path) -> Path:
     )
 
 
-# Configurations
-
-
 def _unet_shapes(path: Path) -> tuple[str, Shapes]:
     """(prefix of its names, shapes without it)."""
     shapes = _shapes(path, "UNet")
@@ -228,124 +204,12 @@ def _vae_shapes(path: Path) -> tuple[str, Shapes]:
     return prefix, shapes
 
 
-def _unet_config(path: Path, shapes: Shapes, family: str) -> dict[str, Any]:
-    """Configuration of UNet2DConditionModel: levels of equally many blocks, each level with or without attention."""
-    levels: list[list[tuple[int, int]]] = [[]]  # (channels, transformer blocks) of each residual block
-    for block in (f"input_blocks.{number}." for number in range(1, _count(shapes, "input_blocks."))):
-        if f"{block}0.op.weight" in shapes:
-            levels.append([])
-        else:
-            levels[-1].append((shapes[f"{block}0.out_layers.3.weight"][0], _depth(shapes, f"{block}1.")))
-    output = [_depth(shapes, f"output_blocks.{n}.1.") for n in range(_count(shapes, "output_blocks."))]
-    middle = _depth(shapes, "middle_block.1.")
-    layers = len(levels[0])
-    depths = [level[0][1] for level in levels]
-    expected = [depth for depth in reversed(depths) for _ in range(layers + 1)]
-    regular = all(len(level) == layers and len(set(level)) == 1 for level in levels)
-    if not regular or output != expected or not middle or (depths[-1] and depths[-1] != middle):
-        raise LLM4GENError(
-            f"UNet {path} has {len(levels)} levels whose blocks are not alike, as pruned models such as SSD-1B have; "
-            "expected SD1.5, SDXL or a fine-tune of them. Use it as a diffusers folder, which says how it is built."
-        )
-    channels = [level[0][0] for level in levels]
-    to_k = next(shape for name, shape in shapes.items() if name.endswith("attn2.to_k.weight"))
-    projection = next(shape for name, shape in shapes.items() if name.endswith(".1.proj_in.weight"))
-    config: dict[str, Any] = {
-        "sample_size": SAMPLE_SIZES[family],
-        "in_channels": shapes["input_blocks.0.0.weight"][1],
-        "out_channels": shapes["out.2.weight"][0],
-        "block_out_channels": channels,
-        "down_block_types": ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths],
-        "up_block_types": ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(depths)],
-        "layers_per_block": layers,
-        # the last entry counts for the middle block as well
-        "transformer_layers_per_block": [depth or 1 for depth in depths[:-1]] + [middle],
-        "cross_attention_dim": to_k[1],
-        "use_linear_projection": len(projection) == 2,
-        # diffusers' name for the number of heads
-        "attention_head_dim": [c // HEAD_WIDTH for c in channels] if family == "sdxl" else HEADS,
-    }
-    if "label_emb.0.0.weight" in shapes:
-        config |= {
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": TIME_EMBEDDING,
-            "projection_class_embeddings_input_dim": shapes["label_emb.0.0.weight"][1],
-        }
-    return config
-
-
-def _vae_config(shapes: Shapes, family: str) -> dict[str, Any]:
-    levels = _count(shapes, "encoder.down.")
-    return {
-        "in_channels": shapes["encoder.conv_in.weight"][1],
-        "out_channels": shapes["decoder.conv_out.weight"][0],
-        "block_out_channels": [shapes[f"encoder.down.{level}.block.0.conv2.weight"][0] for level in range(levels)],
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "layers_per_block": _count(shapes, "encoder.down.0.block."),
-        "latent_channels": shapes["decoder.conv_in.weight"][1],
-        "scaling_factor": SCALING_FACTORS[family],
-    }
-
-
-def _clip_l_config(shapes: Shapes) -> dict[str, Any]:
-    """From transformers' names, which some tools store without `text_model.`."""
-    prefix = "text_model." if any(name.startswith("text_model.") for name in shapes) else ""
-    return _clip_config(
-        embedding=shapes[f"{prefix}embeddings.token_embedding.weight"],
-        positions=shapes[f"{prefix}embeddings.position_embedding.weight"][0],
-        layers=_count(shapes, f"{prefix}encoder.layers."),
-        hidden=shapes[f"{prefix}encoder.layers.0.mlp.fc1.weight"][0],
-        activation="quick_gelu",
-    )
-
-
-def _clip_g_config(shapes: Shapes) -> dict[str, Any]:
-    """From OpenCLIP's names."""
-    return _clip_config(
-        embedding=shapes["token_embedding.weight"],
-        positions=shapes["positional_embedding"][0],
-        layers=_count(shapes, "transformer.resblocks."),
-        hidden=shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
-        activation="gelu",
-    )
-
-
-def _clip_config(
-    embedding: tuple[int, ...], positions: int, layers: int, hidden: int, activation: str
-) -> dict[str, Any]:
-    vocabulary, width = embedding
-    return {
-        "vocab_size": vocabulary,
-        "hidden_size": width,
-        "intermediate_size": hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": width // HEAD_WIDTH,
-        "max_position_embeddings": positions,
-        "hidden_act": activation,
-        "projection_dim": width,  # square in both CLIPs
-        "bos_token_id": vocabulary - 2,
-        "eos_token_id": vocabulary - 1,
-        "pad_token_id": vocabulary - 1,
-    }
-
-
-def _count(names: Iterable[str], prefix: str) -> int:
-    """How many numbers follow `prefix` in names."""
-    pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
-    return len({found[1] for name in names if (found := pattern.match(name))})
-
-
-def _depth(shapes: Shapes, block: str) -> int:
-    return _count(shapes, f"{block}transformer_blocks.")
-
-
 # Models
 
 
 def _load_unet(path: Path, family: str, dtype: torch.dtype) -> nn.Module:
     prefix, shapes = _unet_shapes(path)
-    config = _unet_config(path, shapes, family)
+    config = unet_config(shapes, family)
     tensors = {UNET + name: tensor for name, tensor in _read(path, prefix).items() if name in shapes}
     state = convert_ldm_unet_checkpoint(tensors, config)
     if len(state) != len(tensors):
@@ -358,7 +222,7 @@ def _load_unet(path: Path, family: str, dtype: torch.dtype) -> nn.Module:
 
 def _load_vae(path: Path, family: str, dtype: torch.dtype) -> nn.Module:
     prefix, shapes = _vae_shapes(path)
-    config = _vae_config(shapes, family)
+    config = vae_config(shapes, family)
     tensors = {VAE + name: tensor for name, tensor in _read(path, prefix).items()}
     state = convert_ldm_vae_checkpoint(tensors, config)
     return _filled(path, "VAE", lambda: AutoencoderKL(**config), state, dtype)
@@ -393,8 +257,14 @@ def _filled(
             f"{what} {path} lacks {len(missing)} of its weights ({missing[0]}, ...); the file is incomplete. Download "
             "it again."
         )
+    strange = sorted(n for n in set(state) - own if not n.endswith(_UNUSED))
+    if strange:
+        raise LLM4GENError(
+            f"{what} {path} has {len(strange)} tensors that belong to none of its layers ({strange[0]}, ...), as "
+            "quantised files with scales have; expected plain weights in float16, bfloat16 or float32."
+        )
     try:
-        model.load_state_dict({name: state[name] for name in own}, assign=True)
+        model.load_state_dict({name: state[name].to(dtype) for name in own}, assign=True)
     except RuntimeError as error:
         raise LLM4GENError(f"{what} {path} has tensors of unexpected shapes ({first_sentence(error)}).") from error
-    return model.to(dtype).eval().requires_grad_(False)
+    return model.eval().requires_grad_(False)

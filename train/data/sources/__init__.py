@@ -22,9 +22,8 @@ def open_source(source: Source) -> SourceReader:
     Raises:
         LLM4GENError: there is nothing at its path, or nothing of its type.
     """
-    path, kind = Path(source.path), source.type
-    if kind == "auto":
-        kind = _kind(path, source.path)
+    path = Path(source.path)
+    kind = _kind(path, source.path) if source.type == "auto" else source.type
     if kind == "webdataset":
         return Shards(source)
     if not path.exists():

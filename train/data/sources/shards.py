@@ -20,7 +20,7 @@ from llm4gen_core import LLM4GENError
 
 from ...recipe import Source
 from ..images import SUFFIXES
-from .base import CAPTION_FIELDS, NO_CAPTION, PAIRS_FIELD, Found, Trouble, Unit, field, file_stamp, reason, stamp
+from .base import CAPTION_FIELDS, PAIRS_FIELD, Found, Trouble, Unit, field, file_stamp, reason, stamp
 
 Place = tuple[int, int]
 """Offset and size of a member's content."""
@@ -98,7 +98,9 @@ def expand(pattern: str) -> list[str]:
     from braceexpand import braceexpand
 
     if "://" in pattern or pattern.startswith("pipe:"):
-        raise LLM4GENError(f"Source {pattern} is not on this machine; expected paths of .tar files. Download them first.")
+        raise LLM4GENError(
+            f"Source {pattern} is not on this machine; expected paths of .tar files. Download them first."
+        )
     shards: list[str] = []
     for part in [pattern] if Path(pattern).exists() else braceexpand(pattern):
         files = [part] if Path(part).is_file() else sorted(glob.glob(part, recursive=True))

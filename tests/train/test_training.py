@@ -1,0 +1,243 @@
+"""The loop: what it trains, that it goes on exactly, and that it does not depend on how a batch is split."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from short_runs import checkpoint_tensors, go_on, losses, metrics, recipe_content, start_process, train
+
+from llm4gen_core import LLM4GENError, load_adapter
+from train.loop import Trainer
+from train.miniature_world import make_world
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    make_world(folder, images=12)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbs, with everything on that has a state."""
+    return train(recipe_content(world, tmp_path_factory.mktemp("runs") / "whole", **STATEFUL))
+
+
+STATEFUL: dict[str, Any] = {
+    "train": {"steps": 6, "batch_size": 4, "micro_batch": 2, "precision": "float32", "ema": {"enabled": True}},
+    "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 2},
+    "loss": {"noise_offset": 0.05, "min_snr_gamma": 5.0},
+}
+
+
+def assert_same_state(first: Path, second: Path, step: int) -> None:
+    """Weights, average and optimizer, bit for bit."""
+    expected, found = checkpoint_tensors(first, step), checkpoint_tensors(second, step)
+    assert expected.keys() == found.keys()
+    assert any(name.startswith("optimizer.") for name in expected)
+    different = [name for name, tensor in expected.items() if not torch.equal(tensor, found[name])]
+    assert not different
+
+
+def test_a_run_leaves_everything_that_is_needed(whole: Path) -> None:
+    assert [values["step"] for values in metrics(whole)] == [1, 2, 3, 4, 5, 6]
+    assert load_adapter(whole / "export" / "adapter.safetensors").metadata is not None
+    assert (whole / "export" / "unet" / "config.json").is_file()
+    provenance = json.loads((whole / "provenance.json").read_text())
+    assert provenance["parser"].startswith("rules/")
+    assert provenance["recipe"]["seed"] == 3
+    assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == [f"step-0000000{i}" for i in (2, 4, 6)]
+
+
+def test_what_is_logged(whole: Path) -> None:
+    first, second, third = metrics(whole)[:3]
+    assert {"loss", "diffusion", "guidance", "mass_attribute", "mass_entity", "gradient_norm", "paired"} <= set(first)
+    assert 0 < first["mass_attribute"] < 1
+    assert first["alpha"] == 0  # balanced: nothing is known before the first measurement
+    assert second["alpha"] == pytest.approx(0.1 / first["gradient_ratio"])
+    assert "gradient_ratio" not in second
+    assert third["gradient_share"] == pytest.approx(third["alpha"] * third["gradient_ratio"])
+
+
+def test_the_same_recipe_gives_the_same_bits(world: Path, whole: Path, tmp_path: Path) -> None:
+    again = train(recipe_content(world, tmp_path / "again", **STATEFUL))
+    assert losses(again) == losses(whole)
+    assert_same_state(whole, again, 6)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(world: Path, whole: Path, tmp_path: Path) -> None:
+    """SIGKILL at a random moment after the first checkpoint."""
+    from train.recipe import parse_recipe
+
+    folder = tmp_path / "killed"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(parse_recipe(recipe_content(world, folder, **STATEFUL), "test").to_yaml())
+    process = start_process("run", str(recipe))
+    while not (folder / "checkpoints" / "step-00000002").is_dir():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    time.sleep(random.random())
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    go_on(folder)
+    assert losses(folder) == losses(whole)
+    assert_same_state(whole, folder, 6)
+    exported, expected = (load_file(run / "export" / "adapter.safetensors") for run in (folder, whole))
+    assert all(torch.equal(tensor, exported[name]) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_exactly(
+    world: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    step = Trainer._optimizer_step
+    done = []
+
+    def interrupted(self: Trainer, *arguments: Any) -> Any:
+        result = step(self, *arguments)
+        done.append(1)
+        if len(done) == 3:
+            signal.raise_signal(number)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_optimizer_step", interrupted)
+        folder = train(recipe_content(world, tmp_path / "stopped", **STATEFUL))
+    assert (folder / "checkpoints" / "step-00000003").is_dir()
+    assert not (folder / "export").exists()
+    go_on(folder)
+    assert losses(folder) == losses(whole)
+    assert_same_state(whole, folder, 6)
+
+
+def test_a_broken_checkpoint_is_skipped_for_the_one_before(world: Path, whole: Path, tmp_path: Path) -> None:
+    folder = train(recipe_content(world, tmp_path / "broken", **STATEFUL))
+    for name, cut in (("step-00000006", 1), ("step-00000004", 100)):
+        path = folder / "checkpoints" / name / "trained.safetensors"
+        path.write_bytes(path.read_bytes()[:-cut])
+    go_on(folder)
+    assert losses(folder) == losses(whole)
+    assert_same_state(whole, folder, 6)
+
+
+def test_the_split_of_a_batch_does_not_matter(world: Path, tmp_path: Path) -> None:
+    """Captions without pairs and dropped ones are spread unevenly; the means are over the whole batch all the same."""
+    data = {"caption_dropout": 0.4, "llm_dropout": 0.2, "entities": "rules", "resolution": 16, "workers": 0}
+    data["sources"] = [{"path": str(world / "images")}]
+    runs = [
+        train(
+            recipe_content(
+                world,
+                tmp_path / str(micro),
+                data=data,
+                train={"steps": 3, "batch_size": 4, "micro_batch": micro, "precision": "float32"},
+            )
+        )
+        for micro in (4, 2, 1)
+    ]
+    expected = metrics(runs[0])
+    assert {values["paired"] for values in expected} != {4}
+    for folder in runs[1:]:
+        for values, found in zip(expected, metrics(folder), strict=True):
+            for name in ("loss", "guidance", "mass_attribute", "gradient_norm"):
+                assert found[name] == pytest.approx(values[name], rel=2e-4), name
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_the_doubled_batch(world: Path, tmp_path: Path) -> None:
+    from train.recipe import parse_recipe
+
+    alone = train(recipe_content(world, tmp_path / "one", **STATEFUL))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(parse_recipe(recipe_content(world, tmp_path / "two", **STATEFUL), "test").to_yaml())
+    process = start_process("run", str(recipe), processes=2)
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    assert json.loads((tmp_path / "two" / "provenance.json").read_text())["processes"] == 2
+    for values, found in zip(metrics(alone), metrics(tmp_path / "two"), strict=True):
+        assert found["loss"] == pytest.approx(values["loss"], rel=1e-4)
+        assert found["guidance"] == pytest.approx(values["guidance"], rel=1e-3)
+    two, one = checkpoint_tensors(tmp_path / "two", 6), checkpoint_tensors(alone, 6)
+    assert two.keys() == one.keys()
+    # What two processes left, one process goes on with.
+    go_on(tmp_path / "two")
+
+
+def test_a_run_does_not_overwrite_another(world: Path, whole: Path) -> None:
+    with pytest.raises(LLM4GENError, match="holds a run already"):
+        train(recipe_content(world, whole, **STATEFUL))
+
+
+def test_changed_data_is_noticed_on_resuming(world: Path, tmp_path: Path) -> None:
+    make_world(tmp_path / "world", images=8)
+    folder = train(recipe_content(tmp_path / "world", tmp_path / "run"))
+    caption = next((tmp_path / "world" / "images").glob("*.txt"))
+    caption.write_text("a purple circle on white")
+    with pytest.raises(LLM4GENError, match="other data"):
+        go_on(folder)
+
+
+def test_a_loss_that_is_no_number_stops_with_the_samples(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from train.objective import Objective
+
+    forward = Objective.forward
+
+    def broken(self: Objective, inputs: Any) -> Any:
+        error, guidance, mass = forward(self, inputs)
+        return error * torch.tensor([1.0, float("nan")]), guidance, mass
+
+    monkeypatch.setattr(Objective, "forward", broken)
+    with pytest.raises(LLM4GENError, match=r"Step 1: the loss is not a number for samples \S+\.png, \S+\.png"):
+        train(recipe_content(world, tmp_path / "nan"))
+
+
+def test_a_batch_that_cannot_be_split_is_refused_before_anything_is_loaded(world: Path, tmp_path: Path) -> None:
+    content = recipe_content(world, tmp_path / "run", model={"base": "nowhere", "llm": "nowhere"})
+    content["train"] |= {"batch_size": 6, "micro_batch": 4}
+    with pytest.raises(LLM4GENError, match="micro_batch"):
+        train(content)
+
+
+def test_caption_dropout_is_drawn_anew_each_time(world: Path, tmp_path: Path) -> None:
+    """The trap of the frozen dropout: over many epochs each sample must be seen both with and without its caption."""
+    from train.conditioning import Drop
+    from train.recipe import parse_recipe
+
+    content = recipe_content(
+        world,
+        tmp_path / "run",
+        data={
+            "caption_dropout": 0.5,
+            "workers": 0,
+            "resolution": 16,
+            "sources": [{"path": str(world / "images")}],
+            "entities": "rules",
+        },
+    )
+    from short_runs import forget_accelerate
+
+    from train.run_folder import RunFolder
+
+    forget_accelerate()
+    recipe = parse_recipe(content, "test")
+    folder = RunFolder(tmp_path / "run")
+    folder.create(recipe)
+    trainer = Trainer(recipe, folder)
+    seen: dict[str, set[Drop]] = {}
+    for batches in trainer.data.steps(0, 60, trainer.accumulation):
+        for batch in batches:
+            for key, drop in zip(batch.keys, trainer._drops(batch), strict=True):
+                seen.setdefault(key, set()).add(drop)
+    assert len(seen) == 12
+    assert all(drops == {Drop.NOTHING, Drop.CAPTION} for drops in seen.values())
