@@ -108,9 +108,10 @@ class Step:
     def __init__(self, options: argparse.Namespace, alpha: float) -> None:
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
+        from train.denoising import Denoising
         from train.families import FAMILIES
-        from train.objective import NoiseSchedule, Objective
-        from train.recipe import Loss
+        from train.objective import Objective
+        from train.schedule import NoiseSchedule
 
         device = torch.device(options.device)
         config = UNETS[options.unet]
@@ -121,10 +122,9 @@ class Step:
             adapter = CrossAdapter(CrossAdapterConfig(config["cross_attention_dim"], 2048))
         if options.checkpointing:
             family.unet.enable_gradient_checkpointing()
-        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-        noise = NoiseSchedule(torch.cumprod(1 - betas, 0), "epsilon", Loss())
+        denoising = Denoising(NoiseSchedule.stable_diffusion())
         self.guidance = GuidanceOptions(alpha=alpha)
-        self.objective = Objective(family, adapter, noise, self.guidance).to(device)
+        self.objective = Objective(family, adapter, denoising, self.guidance).to(device)
         self.optimizer = torch.optim.AdamW(self.objective.parameters(), lr=1e-9, fused=True)
         self.width = config["cross_attention_dim"]
 

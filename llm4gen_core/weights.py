@@ -95,6 +95,8 @@ def load_pickle(path: Path, what: str = "File", device: str = "cpu") -> dict[str
                 "refused and nothing was executed. Delete it and download the weights from their official source."
             ) from error
         raise _broken(path, what, error) from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]  # as Lightning wraps the weights of SD1.x's .ckpt files
     if not isinstance(content, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     ):

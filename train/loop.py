@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from llm4gen_core.entity_guidance import GuidanceTargets
 from .checkpoints import Checkpoints
 from .conditioning import Conditioner, Drop, choose_drop
 from .data.batches import Batch
+from .denoising import Denoising
 from .draws import generator, uniform
 from .gradient_ratio import GradientRatio
 from .interrupt import Interrupt
@@ -54,7 +56,7 @@ def run(recipe: Recipe) -> Path:
         LLM4GENError: something in the recipe, the models or the data does not fit, the loss is no number, or the
             disk is full.
     """
-    state = PartialState()
+    state = join_processes()
     recipe = recipe.absolute()
     folder = RunFolder(Path(recipe.output))
     if state.is_main_process:
@@ -75,6 +77,19 @@ def resume(path: Path) -> Path:
     return folder.path
 
 
+def join_processes() -> PartialState:
+    """Meet the other processes of the run, if it was launched with several.
+
+    Without an accelerator, accelerate joins them only if it is told that they use the CPU. While the main process
+    looks through millions of files the others wait, for longer than torch's ten minutes.
+    """
+    return PartialState(cpu=_on_cpu(), timeout=timedelta(days=2))
+
+
+def _on_cpu() -> bool:
+    return not torch.accelerator.is_available()
+
+
 class Trainer:
     """One run in one process of it.
 
@@ -87,7 +102,7 @@ class Trainer:
         self.recipe = recipe
         self.folder = folder
         settings = recipe.train
-        processes = PartialState().num_processes
+        processes = join_processes().num_processes
         self.accumulation, rest = divmod(settings.batch_size, settings.micro_batch * processes)
         if rest or not self.accumulation:
             raise LLM4GENError(
@@ -96,9 +111,10 @@ class Trainer:
             )
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.tf32
         self.accelerator = Accelerator(
+            cpu=_on_cpu(),
             mixed_precision=_MIXED[settings.precision],
             gradient_accumulation_steps=self.accumulation,
-            log_with=self._trackers(),
+            log_with=self._trackers() or None,
             project_dir=str(folder.path),
         )
         self.is_sharded = self.accelerator.distributed_type in _SHARDED
@@ -158,8 +174,9 @@ class Trainer:
     def _build_training(self) -> None:
         recipe = self.recipe
         options = recipe.guidance
+        denoising = Denoising(self.family.base.schedule, recipe.loss.min_snr_gamma)
         objective = Objective(
-            self.family, self.adapter, self.models.noise, options, recipe.data.clip_chunks, self.train_text
+            self.family, self.adapter, denoising, options, recipe.data.clip_chunks, self.train_text
         ).to(self.device)
         self.objective = objective.train()
         groups = self.parts.groups()
@@ -346,7 +363,7 @@ class Trainer:
         noise = self._draw(batch, "noise", shape)
         if self.recipe.loss.noise_offset:
             noise = noise + self.recipe.loss.noise_offset * self._draw(batch, "noise offset", (shape[0], 1, 1))
-        steps = len(self.models.noise)
+        steps = len(self.objective.denoising)
         timesteps = [
             int(uniform(self.recipe.seed, key, epoch, "timestep") * steps)
             for key, epoch in zip(batch.keys, batch.epochs, strict=True)

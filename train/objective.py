@@ -6,61 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from torch import Tensor, nn
 
 from llm4gen_core import CrossAdapter
 from llm4gen_core.entity_guidance import GuidanceOptions, GuidanceTargets, time_weights
 
 from .attention import install_guidance
+from .denoising import Denoising
 from .families import Family
-from .recipe import Loss
-
-
-class NoiseSchedule:
-    """Noise levels and what the UNet is to predict.
-
-    Args:
-        alphas_cumprod: alpha_bar [T] of the base model.
-        base_prediction: what the base model predicts, "epsilon" or "v_prediction".
-        loss: of the recipe.
-    """
-
-    def __init__(self, alphas_cumprod: Tensor, base_prediction: str, loss: Loss) -> None:
-        alphas = alphas_cumprod.double()
-        if loss.zero_terminal_snr:
-            betas = 1 - alphas / torch.cat([alphas.new_ones(1), alphas[:-1]])
-            alphas = torch.cumprod(1 - rescale_zero_terminal_snr(betas), dim=0)
-        self.alphas_cumprod = alphas.float()
-        self.prediction = base_prediction if loss.prediction == "base" else loss.prediction
-        self.min_snr_gamma = loss.min_snr_gamma
-
-    def __len__(self) -> int:
-        return len(self.alphas_cumprod)
-
-    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise, and the target of the prediction.
-
-        Args:
-            latents, noise: [B, C, h, w] in float32; timesteps: [B].
-
-        Returns:
-            x_t and the noise, or v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x_0; both [B, C, h, w].
-        """
-        alphas = self.alphas_cumprod.to(latents.device)[timesteps].view(-1, 1, 1, 1)
-        signal, spread = alphas.sqrt(), (1 - alphas).sqrt()
-        noisy = signal * latents + spread * noise
-        target = noise if self.prediction == "epsilon" else signal * noise - spread * latents
-        return noisy, target
-
-    def weights(self, timesteps: Tensor) -> Tensor:
-        """Weight of each sample's squared error [B]: 1, or min-SNR-gamma's (arXiv 2303.09556)."""
-        if self.min_snr_gamma is None:
-            return torch.ones(timesteps.shape, device=timesteps.device)
-        alphas = self.alphas_cumprod.to(timesteps.device)[timesteps]
-        snr = alphas / (1 - alphas)
-        clipped = snr.clamp(max=self.min_snr_gamma)
-        return clipped / snr if self.prediction == "epsilon" else clipped / (snr + 1)
 
 
 @dataclass
@@ -70,7 +23,7 @@ class StepInputs:
     Attributes:
         latents, noise: [B, C, h, w] in float32.
         timesteps: [B].
-        text: c_t [B, L_text, d_text]; None where the text encoders are trained, which then read `token_ids`.
+        text: c_t [B, L_text, d_text]; None where the text encoders are trained, which then read `captions`.
         pooled: [B, d_pooled] for SDXL.
         llm: c_l [B, L_llm, d_llm]; None without an adapter.
         sizes: [B, 6] for SDXL; see `Family.predict`.
@@ -95,7 +48,7 @@ class Objective(nn.Module):
     Args:
         family: gives the UNet, and the text encoders if they are trained.
         adapter: the CAM; None trains without an LLM.
-        schedule: noise levels.
+        denoising: noise levels and target.
         options: of entity guidance; switched off, the UNet's layers are left alone.
         clip_chunks: of 77 tokens.
         train_text: whether gradients reach the text encoders.
@@ -105,7 +58,7 @@ class Objective(nn.Module):
         self,
         family: Family,
         adapter: CrossAdapter | None,
-        schedule: NoiseSchedule,
+        denoising: Denoising,
         options: GuidanceOptions,
         clip_chunks: int = 1,
         train_text: bool = False,
@@ -115,7 +68,7 @@ class Objective(nn.Module):
         self.adapter = adapter
         self.text_encoders = nn.ModuleList(family.text_encoders if train_text else ())
         self.options = options
-        self.schedule = schedule
+        self.denoising = denoising
         self.clip_chunks = clip_chunks
         # The family is no module; it computes with the very modules that stand above.
         self.family: Any = family
@@ -139,13 +92,13 @@ class Objective(nn.Module):
             # As in ComfyUI and `generate`: the CAM is small, and computes in float32.
             with torch.autocast(text.device.type, enabled=False):
                 context = self.adapter.combine(text.float(), self.adapter(text.float(), inputs.llm.float()))
-        noisy, target = self.schedule.add_noise(inputs.latents, inputs.noise, inputs.timesteps)
+        noisy, target = self.denoising.add_noise(inputs.latents, inputs.noise, inputs.timesteps)
         if self.recorder is not None:
             self.recorder.begin(inputs.targets)
         prediction = self.family.predict(noisy, inputs.timesteps, context, pooled, inputs.sizes)
-        error = (prediction.float() - target).square().mean((1, 2, 3)) * self.schedule.weights(inputs.timesteps)
+        error = (prediction.float() - target).square().mean((1, 2, 3)) * self.denoising.weights(inputs.timesteps)
         if self.recorder is None or inputs.targets is None:
             return error, torch.zeros_like(error), error.new_zeros(len(error), 2)
         guidance, mass = self.recorder.finish(len(error))
-        time = inputs.timesteps.float() / (len(self.schedule) - 1)
+        time = inputs.timesteps.float() / (len(self.denoising) - 1)
         return error, guidance * time_weights(time, self.options), mass

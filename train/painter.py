@@ -78,6 +78,9 @@ class Painter:
             cross_adapter = load_adapter(adapter)
             _check_adapter(cross_adapter, Path(adapter), opened)
             _check_llm(Path(llm), cross_adapter, Path(adapter))
+            training = cross_adapter.metadata.training if cross_adapter.metadata else {}
+            if "prediction" in training:
+                opened.change_schedule(training["prediction"], bool(training.get("zero_terminal_snr")))
         vae_dtype = dtype if opened.vae_in_half else torch.float32
         loaded = opened.load_parts(unet_dtype=dtype, vae_dtype=vae_dtype)
         if cross_adapter is None or llm is None:

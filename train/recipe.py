@@ -452,7 +452,7 @@ class Recipe(Section):
             )
         if self.loss.zero_terminal_snr:
             _require(
-                self.loss.prediction == "v_prediction",
+                self.loss.prediction != "epsilon",
                 "loss.prediction",
                 self.loss.prediction,
                 "v_prediction with zero_terminal_snr: at pure noise there is no epsilon to predict",

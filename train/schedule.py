@@ -82,6 +82,26 @@ class NoiseSchedule:
             raise refuse("beta_schedule", "'scaled_linear' or 'linear'")
         return cls._of_betas(betas, prediction, bool(config.get("rescale_betas_zero_snr")))
 
+    def trained_with(self, prediction: str, zero_terminal_snr: bool) -> NoiseSchedule:
+        """What becomes of it when a run changes it.
+
+        Args:
+            prediction: one of `PREDICTION_TYPES`, or "base" for what it is.
+            zero_terminal_snr: see `rescale_zero_terminal_snr`.
+
+        Raises:
+            LLM4GENError: at pure noise there is no epsilon to predict.
+        """
+        prediction = self.prediction_type if prediction == "base" else prediction
+        if not zero_terminal_snr:
+            return NoiseSchedule(self.alphas_cumprod, prediction)
+        if prediction != "v_prediction":
+            raise LLM4GENError(
+                f"loss.prediction is {prediction}; expected v_prediction with loss.zero_terminal_snr: at pure noise "
+                "there is no epsilon to predict."
+            )
+        return NoiseSchedule(rescale_zero_terminal_snr(self.alphas_cumprod.double()).float(), prediction)
+
     @classmethod
     def _of_betas(cls, betas: Tensor, prediction_type: str, zero_terminal_snr: bool) -> NoiseSchedule:
         alphas_cumprod = torch.cumprod(1 - betas, dim=0)

@@ -23,7 +23,6 @@ from llm4gen_core.encoder import folder_spec
 from .draws import draw_seed
 from .families import FAMILIES, Family
 from .families.base import PARTS
-from .objective import NoiseSchedule
 from .parts import TrainedParts
 from .recipe import Recipe
 
@@ -35,11 +34,10 @@ class Models:
     """Everything that a recipe names, loaded on the CPU.
 
     Attributes:
-        family: its modules as far as they were asked for.
+        family: its modules as far as they were asked for; its noise schedule is the one that is trained.
         spec: how prompts are prepared for the LLM; None without one.
         adapter: new, or the one to go on from; None without an LLM.
         start: what `model.adapter` held, the UNet part among it.
-        noise: schedule and target of the objective.
     """
 
     recipe: Recipe
@@ -47,7 +45,6 @@ class Models:
     spec: LLMSpec | None
     adapter: CrossAdapter | None
     start: CrossAdapter | None
-    noise: NoiseSchedule
 
     @property
     def trains_text(self) -> bool:
@@ -91,6 +88,7 @@ def open_models(recipe: Recipe, parts: Collection[str] = PARTS) -> Models:
     """
     model = recipe.model
     family = FAMILIES[recipe.family].open(model.base, unet=model.unet, vae=model.vae, tokenizer=model.tokenizer)
+    family.change_schedule(recipe.loss.prediction, recipe.loss.zero_terminal_snr)
     spec = llm_spec(recipe)
     start = load_adapter(model.adapter) if model.adapter is not None else None
     adapter = None
@@ -102,14 +100,13 @@ def open_models(recipe: Recipe, parts: Collection[str] = PARTS) -> Models:
         else:
             with seeded(recipe.seed, "adapter"):
                 adapter = CrossAdapter(config)
-    noise = NoiseSchedule(family.alphas_cumprod, family.prediction_type, recipe.loss)
     family.load_parts(
         parts,
         unet_dtype=DTYPES[model.unet_dtype],
         vae_dtype=DTYPES[model.vae_dtype],
         text_dtype=DTYPES[model.text_dtype],
     )
-    return Models(recipe, family, spec, adapter, start, noise)
+    return Models(recipe, family, spec, adapter, start)
 
 
 def llm_spec(recipe: Recipe) -> LLMSpec | None:
@@ -164,7 +161,7 @@ def adapter_metadata(models: Models, step: int, data: str, parser: str | None) -
         "learning_rate": recipe.optimizer.learning_rate,
         "batch_size": recipe.train.batch_size,
         "guidance": asdict(recipe.guidance),
-        "prediction": models.noise.prediction,
+        "prediction": models.family.prediction_type,
         "zero_terminal_snr": recipe.loss.zero_terminal_snr,
         "seed": recipe.seed,
         "ema": recipe.train.ema.enabled,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
@@ -59,7 +61,7 @@ class TrainingData:
         self.text = self._fill_text(family, conditioner) if recipe.data.cache.text else None
         if accelerator.is_main_process:
             summary = write_report(self.manifest, folder, later)
-            for line in describe(summary, later):
+            for line in describe(summary, chain(self.manifest.problems(), later)):
                 tqdm.write(line)
             self._say_parser()
 
@@ -128,7 +130,7 @@ class TrainingData:
                 world_size=self.accelerator.num_processes,
                 progress=bars,
             )
-        self.accelerator.wait_for_everyone()
+        problems[:] = gather_object(problems)
         cache.refresh()
         return cache
 

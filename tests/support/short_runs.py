@@ -63,11 +63,10 @@ def go_on(folder: Path) -> Path:
 
 
 def start_process(*arguments: str, processes: int = 1) -> subprocess.Popen[str]:
-    """`python -m train` in a process of its own, or in several that accelerate launches."""
+    """`python -m train` in a process of its own, or in several that torchrun launches."""
     command = [sys.executable, "-m"]
     if processes > 1:
-        command += ["accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1"]
-        command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m"]
+        command += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
     return subprocess.Popen(
         [*command, "train", *arguments], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -97,6 +97,13 @@ def test_a_pickled_checkpoint(folders, models, tmp_path):
     assert torch.equal(family.unet.conv_out.weight, expected.unet.conv_out.weight)
 
 
+def test_a_pickled_checkpoint_as_lightning_wraps_it(folders, models, tmp_path):
+    flat = write_checkpoint(folders["sd15"], tmp_path / "flat.ckpt")
+    torch.save({"state_dict": torch.load(flat, weights_only=True), "global_step": 5}, tmp_path / "nested.ckpt")
+    family, expected = load(tmp_path / "nested.ckpt", models), load_family(None, folders["sd15"])
+    assert torch.equal(family.unet.conv_out.weight, expected.unet.conv_out.weight)
+
+
 def test_a_malicious_checkpoint_is_refused_and_not_executed(tmp_path):
     class Exploit:
         def __reduce__(self):

@@ -165,6 +165,11 @@ class Family(ABC):
             self.unet = base.unet.load(unet_dtype)
         return self
 
+    def change_schedule(self, prediction: str, zero_terminal_snr: bool) -> None:
+        """From now on compute with what a run has made of the base's schedule; see `NoiseSchedule.trained_with`."""
+        schedule = self.base.schedule.trained_with(prediction, zero_terminal_snr)
+        self.base = dataclasses.replace(self.base, schedule=schedule)
+
     @property
     def alphas_cumprod(self) -> Tensor:
         """alpha_bar [1000]; see `NoiseSchedule`."""
