@@ -45,8 +45,11 @@ class GuidanceOptions:
         alpha: weight of L_reg in the objective, eq. 6. 0 switches guidance off; then nothing of it is computed. The
             paper does not give it, and its size means nothing without the other options: the same maps give
             values thousands of times apart with `reduction` "mean" or "sum". "balanced" therefore sets it by its
-            effect, so that alpha |grad L_reg| = balance |grad L_diff|.
+            effect: over the first `balance_steps` steps, which are not guided, both gradients are measured, and
+            from then on alpha is the constant for which alpha |grad L_reg| = balance |grad L_diff|.
         balance: for alpha "balanced": the gradient that guidance adds, as a share of the diffusion loss's.
+        balance_steps: for alpha "balanced": optimizer steps with pairs over which the ratio is averaged
+            (geometric mean).
         tokens: every word stands twice in the fused context, once as CLIP's and once as the LLM's tokens.
             "both" pulls the two words together within each copy, as two pairs; "clip" and "llm" take one copy.
         wordpieces: map of a word of several tokens: "mean", "first", "max" or "sum" of their columns.
@@ -69,6 +72,7 @@ class GuidanceOptions:
 
     alpha: float | str = "balanced"
     balance: float = 0.1
+    balance_steps: int = 10
     tokens: str = "both"
     wordpieces: str = "mean"
     heads: str = "mean"
@@ -100,6 +104,7 @@ class GuidanceOptions:
         require("layers", len(self.layers) > 0, "at least one layer")
         low, high = self.time_window
         require("time_window", 0 <= low < high <= 1, "two rising numbers from 0 to 1")
+        require("balance_steps", self.balance_steps >= 1, "a whole number of at least 1")
         require("max_pairs", self.max_pairs >= 1, "a whole number of at least 1")
 
     @property

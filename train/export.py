@@ -12,6 +12,7 @@ from llm4gen_core import LLM4GENError
 
 from .checkpoints import Checkpoints
 from .run_folder import RunFolder
+from .parts import exported_names
 from .setup import DTYPES, adapter_metadata, open_models
 
 
@@ -46,10 +47,11 @@ def export(settings: ExportSettings) -> list[Path]:
     if settings.dtype is not None and settings.dtype not in DTYPES:
         raise LLM4GENError(f"Precision {settings.dtype!r} is not known; expected {', '.join(DTYPES)}.")
     output = Path(settings.output) if settings.output is not None else run.export
-    existing = [path for path in (output / f"{settings.name}.safetensors", output / "unet") if path.exists()]
+    recipe = run.load()
+    names = exported_names(recipe.trainable.parts, settings.name)
+    existing = [output / name for name in names if (output / name).exists()]
     if existing and not settings.force:
         raise LLM4GENError(f"Output {existing[0]} exists already; give another --output or --name, or --force.")
-    recipe = run.load()
     state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     provenance = json.loads(run.provenance.read_text(encoding="utf-8"))
     averaged = checkpoint / "ema.safetensors"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import time
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
@@ -17,24 +16,22 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from tqdm import tqdm
 
 from llm4gen_core import LLM4GENError
-from llm4gen_core.entity_guidance import GuidanceTargets
 
+from .alpha import Alpha
 from .checkpoints import Checkpoints
-from .conditioning import Conditioner, Drop, choose_drop
-from .data.batches import Batch
+from .conditioning import Conditioner
+from .data.sources import open_source
 from .denoising import Denoising
-from .draws import generator, uniform
-from .gradient_ratio import GradientRatio
 from .interrupt import Interrupt
-from .objective import Objective, StepInputs
+from .objective import Objective
 from .optimizers import build_optimizer, build_schedule, optimizer_state_bytes
 from .recipe import Recipe
 from .run_folder import RunFolder
 from .setup import adapter_metadata, open_models
+from .step import OptimizerStep
 from .training_data import TrainingData
 from .validation import paint_validation
 
@@ -109,6 +106,8 @@ class Trainer:
                 f"train.batch_size {settings.batch_size} cannot be split into micro-batches of {settings.micro_batch} "
                 f"over {processes} processes; expected a multiple of {settings.micro_batch * processes}."
             )
+        for source in recipe.data.sources:
+            open_source(source)  # what is not there is said before large models are loaded
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.tf32
         self.accelerator = Accelerator(
             cpu=_on_cpu(),
@@ -134,8 +133,6 @@ class Trainer:
         self._build_training()
         self.checkpoints = Checkpoints(folder.checkpoints, recipe.checkpoints.keep)
         self.step = 0
-        alpha = recipe.guidance.alpha
-        self.alpha = 0.0 if isinstance(alpha, str) else float(alpha)
         self._restore()
 
     # ---- building
@@ -190,7 +187,19 @@ class Trainer:
             self.ema.to(self._ema_device())
         # The gradient ratio is measured where the method is: at the CAM, or at all that is trained if there is none.
         probe = [p for group in groups if group.name == "cam" for p in group.parameters.values()]
-        self.probe = probe or list(self.trained.values())
+        self.alpha = Alpha(recipe.guidance, recipe.logging.gradient_ratio_every)
+        self.optimizer_step = OptimizerStep(
+            recipe,
+            self.accelerator,
+            self.model,
+            self.objective,
+            self.optimizer,
+            self.schedule,
+            self.conditioner,
+            self.family,
+            self.alpha,
+            probe or list(self.trained.values()),
+        )
 
     def _ema_device(self) -> torch.device:
         return self.device if self.recipe.train.ema.device == "accelerator" else torch.device("cpu")
@@ -221,25 +230,28 @@ class Trainer:
         notice = "Signal received: finishing this step, writing a checkpoint, then leaving."
         stopped = False
         with Interrupt(notice if accelerator.is_main_process else "") as interrupt, progress:
-            started, counted = time.monotonic(), 0
+            seconds, counted = 0.0, 0
             with contextlib.closing(self.data.steps(self.step, recipe.train.steps, self.accumulation)) as steps:
+                started = time.monotonic()
                 for batches in steps:
-                    values, stopped = self._optimizer_step(batches, interrupt.requested)
-                    if stopped:
+                    values = self.optimizer_step(batches, self.step + 1, interrupt.requested)
+                    if values is None:
+                        stopped = True
                         break
                     self.step += 1
-                    counted += recipe.train.batch_size
+                    self._update_ema()
+                    self.data.report([problem for batch in batches for problem in batch.problems])
                     progress.update()
                     progress.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
-                    if self._due(recipe.logging.every) or self.step == recipe.train.steps:
-                        elapsed = time.monotonic() - started
-                        self._log({**values, "images_per_second": counted / elapsed})
-                        started, counted = time.monotonic(), 0
-                    last = self.step == recipe.train.steps
-                    if self._due(recipe.checkpoints.every) or last:
+                    seconds, counted = seconds + time.monotonic() - started, counted + recipe.train.batch_size
+                    if self._due(recipe.logging.every):
+                        self._log({**values, "images_per_second": counted / seconds})
+                        seconds, counted = 0.0, 0
+                    if self._due(recipe.checkpoints.every):
                         self.save()
-                    if recipe.validation.every and (self._due(recipe.validation.every) or last):
+                    if recipe.validation.every and self._due(recipe.validation.every):
                         self._validate()
+                    started = time.monotonic()
             if stopped:
                 self.save()
         if not stopped:
@@ -253,180 +265,8 @@ class Trainer:
             )
 
     def _due(self, every: int) -> bool:
-        return self.step % every == 0
-
-    def _optimizer_step(self, batches: list[Batch], stop: bool) -> tuple[dict[str, float], bool]:
-        """One optimizer step over this process's micro-batches.
-
-        Means are taken over the samples of all processes and micro-batches together, so that a step is the same
-        however its samples are split: unreadable samples and captions without pairs, which do not count, are seldom
-        spread evenly.
-
-        Returns:
-            What is logged, and whether any process was asked to stop; then nothing was done.
-        """
-        recipe = self.recipe
-        drops = [self._drops(batch) for batch in batches]
-        targets = [self._targets(batch, dropped) for batch, dropped in zip(batches, drops, strict=True)]
-        counts = torch.tensor(
-            [
-                sum(int(batch.valid.sum()) for batch in batches),
-                sum(int((t.has_pairs & b.valid).sum()) for t, b in zip(targets, batches, strict=True) if t is not None),
-                int(stop),
-            ],
-            device=self.device,
-        )
-        valid, paired, stops = (int(count) for count in self._sum(counts))
-        if stops:
-            return {}, True
-        if not valid:
-            raise LLM4GENError(
-                f"Step {self.step + 1}: none of its {recipe.train.batch_size} samples could be read; see "
-                f"problems.jsonl in {self.folder.path}. Is the disk with the images still there?"
-            )
-        gradients = GradientRatio(self.probe) if self._measures_ratio() and paired else None
-        sums = torch.zeros(5, dtype=torch.float64, device=self.device)
-        broken: list[str] = []
-        # accelerate divides by the accumulation steps, DDP by the processes; the means are over all samples.
-        scale = self.accumulation * self.accelerator.num_processes
-        for batch, dropped, target in zip(batches, drops, targets, strict=True):
-            self.data.report(batch.problems)
-            with self.accelerator.accumulate(self.model):
-                error, guidance, mass = self.model(self._inputs(batch, dropped, target))
-                counted = batch.valid.to(self.device)
-                diffusion = torch.where(counted, error, 0).sum() * (scale / valid)
-                loss = diffusion
-                if target is not None:
-                    has_pairs = counted & target.has_pairs.to(self.device)
-                    regularizer = torch.where(has_pairs, guidance, 0).sum() * (scale / max(paired, 1))
-                    loss = diffusion + self.alpha * regularizer
-                    if gradients is not None:
-                        gradients.add(regularizer, diffusion)
-                    sums[2] += torch.where(has_pairs, guidance, 0).sum().detach()
-                    sums[3:5] += torch.where(has_pairs[:, None], mass, 0).sum(0)
-                with torch.no_grad():
-                    sums[1] += torch.where(counted, error, 0).sum()
-                    finite = error.isfinite() & guidance.isfinite()
-                    if not bool(finite[counted].all()):
-                        broken += [
-                            key
-                            for key, ok, is_counted in zip(batch.keys, finite.tolist(), counted.tolist(), strict=True)
-                            if is_counted and not ok
-                        ]
-                self.accelerator.backward(loss)
-                if self.accelerator.sync_gradients:
-                    sums[0] = float(bool(broken))
-                    sums = self._sum(sums)
-                    self._refuse_broken(bool(sums[0]), broken)
-                    norm = self._clip()
-                    self.optimizer.step()
-                    if not self.accelerator.optimizer_step_was_skipped:
-                        self.schedule.step()
-                    self.optimizer.zero_grad()
-        self._update_ema()
-        rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
-        _, squares, regularized, mass_attribute, mass_entity = (float(value) for value in sums)
-        values = {"loss": squares / valid, "diffusion": squares / valid, "valid": valid}
-        if recipe.guidance.is_on:
-            values["guidance"] = regularized / max(paired, 1)
-            values["alpha"] = self.alpha
-            values["loss"] += self.alpha * values["guidance"]
-            values["paired"] = paired
-            values["mass_attribute"] = mass_attribute / max(paired, 1)
-            values["mass_entity"] = mass_entity / max(paired, 1)
-        if gradients is not None:
-            values |= self._balance(gradients.measure(self._sum))
-        if norm is not None:
-            values["gradient_norm"] = norm
-        values |= {f"learning_rate_{name}": rate for name, rate in rates.items()}
-        return values, False
-
-    def _drops(self, batch: Batch) -> list[Drop]:
-        data = self.recipe.data
-        return [
-            choose_drop(uniform(self.recipe.seed, key, epoch, "drop"), data.caption_dropout, data.llm_dropout)
-            for key, epoch in zip(batch.keys, batch.epochs, strict=True)
-        ]
-
-    def _targets(self, batch: Batch, drops: list[Drop]) -> GuidanceTargets | None:
-        if not self.recipe.guidance.is_on:
-            return None
-        return self.conditioner.targets(batch.captions, batch.pairs, drops)
-
-    def _inputs(self, batch: Batch, drops: list[Drop], targets: GuidanceTargets | None) -> StepInputs:
-        """Everything random about the samples is drawn here, each from the sample's own generators."""
-        mean, std = batch.latents if batch.latents is not None else self._encode_images(batch)
-        shape = tuple(mean.shape[1:])
-        latents = mean.to(self.device).float()
-        if bool((std != 0).any()):
-            latents = latents + std.to(self.device).float() * self._draw(batch, "vae", shape)
-        noise = self._draw(batch, "noise", shape)
-        if self.recipe.loss.noise_offset:
-            noise = noise + self.recipe.loss.noise_offset * self._draw(batch, "noise offset", (shape[0], 1, 1))
-        steps = len(self.objective.denoising)
-        timesteps = [
-            int(uniform(self.recipe.seed, key, epoch, "timestep") * steps)
-            for key, epoch in zip(batch.keys, batch.epochs, strict=True)
-        ]
-        captions = [
-            "" if drop is Drop.CAPTION else caption for caption, drop in zip(batch.captions, drops, strict=True)
-        ]
-        text = self.conditioner.inputs(batch.captions, drops, batch.text)
-        return StepInputs(
-            latents=latents,
-            noise=noise,
-            timesteps=torch.tensor(timesteps, device=self.device),
-            text=text.text,
-            pooled=text.pooled,
-            llm=text.llm,
-            sizes=batch.sizes.to(self.device),
-            targets=targets.to(self.device) if targets is not None else None,
-            captions=captions,
-        )
-
-    @torch.no_grad()
-    def _encode_images(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        assert batch.pixels is not None
-        return self.family.encode_images(batch.pixels.to(self.device))
-
-    def _draw(self, batch: Batch, purpose: str, shape: tuple[int, ...]) -> Tensor:
-        """Normal noise [B, *shape]; drawn on the CPU, so that it is the same on every device."""
-        drawn = [
-            torch.randn(shape, generator=generator(self.recipe.seed, key, epoch, purpose))
-            for key, epoch in zip(batch.keys, batch.epochs, strict=True)
-        ]
-        return torch.stack(drawn).to(self.device, non_blocking=True)
-
-    def _measures_ratio(self) -> bool:
-        """Whether the coming step measures |grad L_reg| / |grad L_diff|: the first one, and every so many."""
-        every = self.recipe.logging.gradient_ratio_every
-        return bool(every) and self.recipe.guidance.is_on and (self.step == 0 or (self.step + 1) % every == 0)
-
-    def _balance(self, ratio: float) -> dict[str, float]:
-        """Set alpha by a measurement, from the next step on, if the recipe leaves it to that."""
-        values = {"gradient_ratio": ratio, "gradient_share": self.alpha * ratio}
-        if isinstance(self.recipe.guidance.alpha, str) and math.isfinite(ratio) and ratio > 0:
-            wanted = self.recipe.guidance.balance / ratio
-            # Half the way, on a logarithmic scale: one batch says little. The first measurement is all there is.
-            self.alpha = math.sqrt(self.alpha * wanted) if self.alpha else wanted
-        return values
-
-    def _refuse_broken(self, anywhere: bool, keys: list[str]) -> None:
-        if not anywhere:
-            return
-        place = f"samples {', '.join(keys)}" if keys else "samples of another process, which names them"
-        raise LLM4GENError(
-            f"Step {self.step + 1}: the loss is not a number for {place}. Nothing was changed by this step; the last "
-            f"checkpoint is {self.checkpoints.newest() or 'none'}. Look at these samples, lower "
-            "optimizer.learning_rate, or use train.precision=bfloat16 in place of float16."
-        )
-
-    def _clip(self) -> float | None:
-        limit = self.recipe.optimizer.max_grad_norm
-        if limit is None:
-            return None
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
-        return float(norm) if norm is not None else None
+        """Every so many steps, and after the last."""
+        return self.step % every == 0 or self.step == self.recipe.train.steps
 
     def _update_ema(self) -> None:
         if self.ema is None:
@@ -437,11 +277,6 @@ class Trainer:
         self.ema.step(list(self.trained.values()))
         if on_cpu:
             self.ema.to("cpu")
-
-    def _sum(self, tensor: Tensor) -> Tensor:
-        result = self.accelerator.reduce(tensor, reduction="sum")
-        assert isinstance(result, Tensor)
-        return result
 
     def _log(self, values: Mapping[str, float]) -> None:
         if torch.cuda.is_available():
@@ -488,7 +323,7 @@ class Trainer:
             "step": self.step,
             "data": self.data.fingerprint,
             "seed": self.recipe.seed,
-            "alpha": self.alpha,
+            "alpha": self.alpha.state(),
         }
         if self.ema is not None:
             state["ema_steps"] = self.ema.optimization_step
@@ -515,6 +350,8 @@ class Trainer:
     def _restore(self) -> None:
         newest = self.checkpoints.newest()
         if newest is None:
+            if self.accelerator.is_main_process and self.folder.metrics.exists():
+                tqdm.write("There is no checkpoint that is whole: beginning with the first step.")
             return
         state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
         if state["data"] != self.data.fingerprint:
@@ -526,7 +363,7 @@ class Trainer:
         if state["seed"] != self.recipe.seed:
             raise LLM4GENError(f"Checkpoint {newest} was made with seed {state['seed']}; the recipe has changed.")
         self.step = int(state["step"])
-        self.alpha = float(state["alpha"])
+        self.alpha.load(state["alpha"])
         if self.is_sharded:
             if not (newest / "sharded").is_dir():
                 raise LLM4GENError(f"Checkpoint {newest} was written without FSDP or DeepSpeed; resume it without.")

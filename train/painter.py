@@ -208,28 +208,45 @@ class Painter:
 def add_unet_part(unet: nn.Module, part: UNetPart, what: str) -> None:
     """Add what an adapter stores of the UNet to the UNet's weights, in float32 and then in the weights' precision.
 
+    Args: as of `check_unet_part`.
+
+    Raises:
+        LLM4GENError: the UNet lacks a layer, or has it in another size; nothing is changed then.
+    """
+    weights = check_unet_part(unet, part, what)
+    with torch.no_grad():
+        for name, delta in part.deltas():
+            weight = weights[name]
+            weight.copy_(weight.float() + delta.to(weight.device).view_as(weight))
+
+
+def check_unet_part(unet: nn.Module, part: UNetPart, what: str) -> dict[str, Tensor]:
+    """Find the layers that an adapter changes.
+
     Args:
         unet: UNet2DConditionModel that the adapter was trained on, or a fine-tune of it.
         part: of the adapter.
         what: the adapter, for messages.
 
+    Returns:
+        The weight of every one of `part.modules`, [out, in], or [out, in, 1, 1] of a convolution.
+
     Raises:
-        LLM4GENError: the UNet lacks a layer, or has it in another size; nothing is changed then.
+        LLM4GENError: the UNet lacks a layer, or has it in another size.
     """
     layers = dict(unet.named_modules())
+    weights = {}
     for name in part.modules:
         weight = getattr(layers.get(name), "weight", None)
-        if weight is None or tuple(weight.shape) != part.shape(name):
+        size = None if weight is None else tuple(weight.shape[:2] if set(weight.shape[2:]) <= {1} else weight.shape)
+        if weight is None or size != part.shape(name):
             found = "lacks it" if weight is None else f"has it as {list(weight.shape)}"
             raise LLM4GENError(
                 f"{what} changes the UNet's layer {name} {list(part.shape(name))}, but this UNet {found}; use the base "
                 "that the adapter was trained for."
             )
-    with torch.no_grad():
-        for name, delta in part.deltas():
-            weight = layers[name].weight
-            assert isinstance(weight, Tensor)
-            weight.copy_(weight.float() + delta.to(weight.device))
+        weights[name] = weight
+    return weights
 
 
 @contextmanager

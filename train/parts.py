@@ -15,12 +15,15 @@ from llm4gen_core.unet_part import UNetPart
 
 from .attention import cross_attention_layers
 from .optimizers import ParameterGroup
+from .painter import add_unet_part, check_unet_part
 from .recipe import Parts, Trainable
 
 LORA_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
 """Of every attention of the UNet, self-attention too: where LoRAs for SD1.5 and SDXL usually are."""
 
 _KV = ("to_k", "to_v")
+_PARTS_OF: dict[str, Parts] = {"lora": "cam+lora", "cross_attention_kv": "cam+cross_attention_kv"}
+"""Which trainable parts a UNet part comes from."""
 
 
 class TrainedParts:
@@ -160,7 +163,7 @@ class TrainedParts:
             save_adapter(self.adapter, written[-1], metadata, part)
         if self.settings.parts == "cam+unet":
             written.append(folder / "unet")
-            self.unet.save_pretrained(written[-1])
+            self.unet.save_pretrained(written[-1], max_shard_size="1TB")  # ComfyUI reads one file
         if self.settings.parts == "text_encoder":
             for index, encoder in enumerate(self.text_encoders):
                 written.append(folder / ("text_encoder" if index == 0 else f"text_encoder_{index + 1}"))
@@ -191,40 +194,49 @@ class TrainedParts:
 
     def _start_from(self, part: UNetPart) -> None:
         """Go on from the UNet part of an adapter: in the same parts, or taken up by a UNet that is trained whole."""
-        parts = self.settings.parts
-        modules = dict(self.unet.named_modules())
-        missing = sorted(name for name in part.modules if name not in modules)
-        if missing:
-            raise LLM4GENError(f"model.adapter changes layers that the UNet does not have ({missing[0]}, ...).")
-        if part.kind == "lora" and parts == "cam+lora":
-            layers = self._lora_layers()
-            if set(layers) != set(part.modules):
-                raise LLM4GENError("model.adapter holds a LoRA on other layers than this trainer's; merge it first.")
-            for name, layer in layers.items():
-                rank = part.tensors[f"{name}.lora_A.weight"].shape[0]
-                alpha = float(part.tensors[f"{name}.alpha"])
-                if (rank, alpha) != (self.settings.lora_rank, self.settings.lora_alpha):
-                    raise LLM4GENError(
-                        f"model.adapter holds a LoRA of rank {rank} and alpha {alpha:g}, but trainable.lora_rank is "
-                        f"{self.settings.lora_rank} and lora_alpha {self.settings.lora_alpha:g}; make them equal."
-                    )
-                with torch.no_grad():
-                    for side in ("lora_A", "lora_B"):
-                        getattr(layer, side)["default"].weight.copy_(part.tensors[f"{name}.{side}.weight"])
-            return
-        if (part.kind == "cross_attention_kv" and parts == "cam+cross_attention_kv") or parts in ("cam+unet", "cam"):
-            if parts == "cam":
+        parts, same = self.settings.parts, _PARTS_OF[part.kind]
+        if parts == "cam":
+            raise LLM4GENError(
+                "model.adapter brings a UNet part, which trainable.parts cam would neither train nor store; choose "
+                f"{same} or cam+unet."
+            )
+        if parts not in (same, "cam+unet"):
+            raise LLM4GENError(
+                f"model.adapter brings a UNet part of kind {part.kind}, which trainable.parts {parts} cannot go on "
+                f"from; choose {same} or cam+unet."
+            )
+        if parts == "cam+lora":
+            self._copy_lora(part)
+        else:
+            add_unet_part(self.unet, part, "model.adapter")
+
+    def _copy_lora(self, part: UNetPart) -> None:
+        check_unet_part(self.unet, part, "model.adapter")
+        layers = self._lora_layers()
+        different = sorted(set(layers) ^ set(part.modules))
+        if different:
+            raise LLM4GENError(
+                f"model.adapter holds a LoRA on other layers than trainable.parts cam+lora trains ({different[0]} and "
+                "others differ); choose cam+unet, which takes it up."
+            )
+        for name, layer in layers.items():
+            rank = part.tensors[f"{name}.lora_A.weight"].shape[0]
+            alpha = float(part.tensors[f"{name}.alpha"])
+            if (rank, alpha) != (self.settings.lora_rank, self.settings.lora_alpha):
                 raise LLM4GENError(
-                    "model.adapter brings a UNet part, which trainable.parts cam would neither train nor store; choose "
-                    f"{'cam+lora' if part.kind == 'lora' else 'cam+cross_attention_kv'} or cam+unet."
+                    f"model.adapter holds a LoRA of rank {rank} and alpha {alpha:g}, but trainable.lora_rank is "
+                    f"{self.settings.lora_rank} and lora_alpha {self.settings.lora_alpha:g}; make them equal."
                 )
             with torch.no_grad():
-                for name, delta in part.deltas():
-                    modules[name].weight += delta
-            return
-        raise LLM4GENError(
-            f"model.adapter brings a UNet part of kind {part.kind}, which trainable.parts {parts} cannot go on from."
-        )
+                for side in ("lora_A", "lora_B"):
+                    getattr(layer, side)["default"].weight.copy_(part.tensors[f"{name}.{side}.weight"])
+
+
+def exported_names(parts: Parts, name: str) -> list[str]:
+    """What `TrainedParts.export` is going to write, but for the second of two text encoders."""
+    if parts == "text_encoder":
+        return ["text_encoder"]
+    return [f"{name}.safetensors", *(["unet"] if parts == "cam+unet" else [])]
 
 
 def _save_text_encoder(encoder: Any, folder: Path) -> None:

@@ -443,13 +443,6 @@ class Recipe(Section):
             )
             _require(self.data.llm_dropout == 0, "data.llm_dropout", self.data.llm_dropout, "0 without an LLM")
             _require(not self.data.cache.text, "data.cache.text", True, "false: the text encoder is what is trained")
-        if self.guidance.alpha == "balanced":
-            _require(
-                self.logging.gradient_ratio_every > 0,
-                "logging.gradient_ratio_every",
-                0,
-                "at least 1 with guidance.alpha balanced, which is set by that measurement",
-            )
         if self.loss.zero_terminal_snr:
             _require(
                 self.loss.prediction != "epsilon",

@@ -37,12 +37,12 @@ class RunFolder:
         self.provenance = path / "provenance.json"
 
     def create(self, recipe: Recipe) -> None:
-        """Make the folder of a new run.
+        """Make the folder of a new run; one that ended before its first step is taken over.
 
         Raises:
             LLM4GENError: it holds a run already, or is a file.
         """
-        if self.recipe.exists():
+        if self.metrics.exists() or self.checkpoints.exists():
             raise LLM4GENError(
                 f"Output {self.path} holds a run already; go on with it by `python -m train resume {self.path}`, or "
                 "give another folder (output=PATH)."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +90,38 @@ def checkpoint_tensors(folder: Path, step: int) -> dict[str, torch.Tensor]:
     for index, values in state.items():
         found |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
     return found
+
+
+@torch.no_grad()
+def prediction(
+    objective: Any, conditioner: Any, captions: Sequence[str], side: int = 8
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the trainer's own modules, as they stand, predict in the objective's own forward pass.
+
+    Returns:
+        (x_t [B, C, side, side], the UNet's prediction in float32, timesteps [B]).
+    """
+    from train.conditioning import Drop
+    from train.objective import StepInputs
+
+    family, count = objective.family, len(captions)
+    draws = torch.Generator().manual_seed(5)
+    latents, noise = torch.randn(2, count, family.latent_channels, side, side, generator=draws).to(conditioner.device)
+    timesteps = torch.linspace(20, 980, count).long().to(conditioner.device)
+    text = conditioner.inputs(captions, [Drop.NOTHING] * count)
+    pixels = side * family.pixels_per_latent
+    sizes = torch.tensor([[pixels, pixels, 0, 0, pixels, pixels]]).expand(count, -1).to(conditioner.device)
+    predicted: list[torch.Tensor] = []
+    hook = objective.unet.register_forward_hook(lambda module, inputs, output: predicted.append(output[0].float()))
+    try:
+        objective(
+            StepInputs(latents, noise, timesteps, text.text, text.pooled, text.llm, sizes, None, list(captions))
+        )
+    finally:
+        hook.remove()
+    noisy, _ = objective.denoising.add_noise(latents, noise, timesteps)
+    return noisy, predicted[0], timesteps
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())

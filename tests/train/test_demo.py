@@ -1,8 +1,11 @@
 """The demonstration and the miniatures that it paints with."""
 
+import contextlib
+import io
 import json
 import shlex
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,22 +13,56 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from short_runs import forget_accelerate
 from transformers import AutoTokenizer, CLIPTokenizer
 
-from llm4gen_core import LLMEncoder
+import train.demo
+from llm4gen_core import LLMEncoder, load_adapter
 from train.__main__ import main
 from train.demo import demo
+from train.recipe import load_recipe
+from train.run_folder import RunFolder
 from train.small_models import make_diffusers_folder, make_projector, make_t5_folder
 
-
-@pytest.fixture
-def quick(monkeypatch):
-    monkeypatch.setattr("train.demo.SIZE", 64)
-    monkeypatch.setattr("train.demo.STEPS", 2)
+QUICK = {"SIZE": 64, "STEPS": 2, "WORLD_IMAGES": 8, "TRAIN_STEPS": 8, "STOP_AT": 2}
 
 
-def test_the_demo_paints_both_prompts_with_and_without_llm4gen(tmp_path, quick):
-    files = demo(tmp_path)
+@dataclass(frozen=True)
+class Shown:
+    """A demo of a few seconds: its folder, the files that it gave, and what it printed."""
+
+    folder: Path
+    files: list[Path]
+    lines: list[str]
+
+    @property
+    def run(self) -> RunFolder:
+        return RunFolder(self.folder / train.demo.TRAINING / "run")
+
+    def command(self, name: str) -> list[str]:
+        """The arguments of a printed `python -m train NAME ...`."""
+        start = f"python -m train {name} "
+        [line] = [line for line in self.lines if line.removeprefix("$ ").startswith(start)]
+        return shlex.split(line.removeprefix("$ ").removeprefix("python -m train"))
+
+
+def show(folder: Path) -> Shown:
+    forget_accelerate()
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        for name, value in QUICK.items():
+            patch.setattr(train.demo, name, value)
+        files = demo(folder)
+    return Shown(folder, files, printed.getvalue().splitlines())
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
+    return show(tmp_path_factory.mktemp("demo: first"))  # ": " means something in YAML
+
+
+def test_the_demo_paints_both_prompts_with_and_without_llm4gen(shown: Shown) -> None:
+    files = shown.files[:4]
     images = [np.asarray(Image.open(file)).astype(int) for file in files]
     assert len(files) == 4 and all(image.shape == (64, 64, 3) and image.std() > 5 for image in images)
     assert all(np.abs(a - b).max() > 0 for i, a in enumerate(images) for b in images[:i])
@@ -33,27 +70,52 @@ def test_the_demo_paints_both_prompts_with_and_without_llm4gen(tmp_path, quick):
     assert has_llm == [False, False, True, True]
 
 
-def test_the_demo_says_that_its_models_are_random(tmp_path, quick, capsys):
-    demo(tmp_path)
-    out = capsys.readouterr().out
-    assert "random miniatures" in out and "abstract patterns" in out and "the whole path runs" in out
+def test_the_demo_says_that_its_models_are_random(shown: Shown) -> None:
+    printed = "\n".join(shown.lines)
+    assert "random miniatures" in printed and "abstract patterns" in printed and "the whole path runs" in printed
+    assert "still a pattern" in printed
 
 
-def test_the_command_that_the_demo_shows_works(tmp_path, quick, capsys):
-    demo(tmp_path)
-    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
-    assert command[:3] == ["python", "-m", "train"]
-    assert main([*command[3:], "--output", str(tmp_path / "again.png")]) == 0
-    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "llm4gen.png").read_bytes()
+def test_the_command_that_the_demo_shows_works(shown: Shown, tmp_path: Path) -> None:
+    assert main([*shown.command("generate"), "--output", str(tmp_path / "again.png")]) == 0
+    assert (tmp_path / "again.png").read_bytes() == (shown.folder / "llm4gen.png").read_bytes()
 
 
-def test_a_second_demo_keeps_the_images_of_the_first(tmp_path, quick):
-    first, second = demo(tmp_path), demo(tmp_path)
-    assert len(set(first + second)) == 8 and all(file.is_file() for file in first)
+def test_the_demo_trains_what_its_command_says(shown: Shown) -> None:
+    _, name, *overrides = shown.command("run")
+    assert shown.run.load() == load_recipe(name, overrides).absolute()
+
+
+def test_the_demo_stops_its_run_and_goes_on(shown: Shown) -> None:
+    steps = sorted(int(path.name.removeprefix("step-")) for path in shown.run.checkpoints.iterdir())
+    assert len(steps) == 2 and QUICK["STOP_AT"] <= steps[0] < steps[1] == QUICK["TRAIN_STEPS"]
+    assert shown.command("resume") == ["resume", str(shown.run.path)]
+    assert f"left a checkpoint after step {steps[0]}." in "\n".join(shown.lines)
+    losses = [json.loads(line)["loss"] for line in shown.run.metrics.read_text().splitlines()]
+    assert len(losses) == QUICK["TRAIN_STEPS"]
+    assert f"the loss fell from {losses[0]:.3f} to {losses[-1]:.3f}" in "\n".join(shown.lines)
+
+
+def test_the_demo_paints_with_what_it_trained(shown: Shown) -> None:
+    before, after = shown.files[4:]
+    assert "llm" not in json.loads(Image.open(before).text["llm4gen"])
+    settings = json.loads(Image.open(after).text["llm4gen"])
+    adapter = shown.folder / train.demo.TRAINING / "adapter" / "adapter.safetensors"
+    assert settings["adapter"] == adapter.name
+    assert load_adapter(adapter).metadata.training["steps"] == QUICK["TRAIN_STEPS"]
+    assert np.abs(np.asarray(Image.open(before)).astype(int) - np.asarray(Image.open(after))).max() > 0
+
+
+def test_a_second_demo_keeps_the_images_and_the_run_of_the_first(shown: Shown) -> None:
+    metrics = shown.run.metrics.read_bytes()
+    second = show(shown.folder)
+    assert len(set(shown.files + second.files)) == 12 and all(file.is_file() for file in shown.files)
+    assert shown.run.metrics.read_bytes() == metrics
 
 
 @pytest.mark.slow
 def test_the_demo_takes_less_than_a_minute(tmp_path):
+    forget_accelerate()
     start = time.process_time()  # of all threads, so that a busy machine does not fail the test
     demo(tmp_path)
     assert time.process_time() - start < 60

@@ -248,7 +248,6 @@ def test_overrides_that_are_not_understood(small, override, message):
         ("data.caption_dropout=1.5", "data.caption_dropout is 1.5; expected at most 1"),
         ("data.llm_dropout=0.95", "data.caption_dropout + llm_dropout is 1.05; expected at most 1"),
         ("data.resolution=500", "data.resolution is 500; expected a multiple of 8"),
-        ("loss.zero_terminal_snr=true", "expected v_prediction with zero_terminal_snr"),
         ("optimizer.warmup_steps=100", "optimizer.warmup_steps is 100; expected less than train.steps 100"),
         ("model.llm=null", "model.llm is missing; give model.llm=PATH"),
         ("trainable.parts=text_encoder", 'model.llm is "llm"; expected nothing, because trainable.parts text_encoder'),
@@ -267,6 +266,11 @@ def test_what_is_wrong_is_said_with_its_key(small, override, message):
 )
 def test_optimizers_say_what_they_do_not_have(small, overrides, message):
     assert message in error(small, *(f"optimizer.{override}" for override in overrides))
+
+
+def test_zero_terminal_snr_needs_velocities(small):
+    message = error(small, "loss.zero_terminal_snr=true", "loss.prediction=epsilon")
+    assert 'loss.prediction is "epsilon"; expected v_prediction with zero_terminal_snr' in message
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from short_runs import checkpoint_tensors, go_on, losses, metrics, recipe_conten
 
 from llm4gen_core import LLM4GENError, load_adapter
 from train.loop import Trainer
+from train.step import OptimizerStep
 from train.miniature_world import make_world
 
 
@@ -36,6 +37,7 @@ STATEFUL: dict[str, Any] = {
     "train": {"steps": 6, "batch_size": 4, "micro_batch": 2, "precision": "float32", "ema": {"enabled": True}},
     "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 2},
     "loss": {"noise_offset": 0.05, "min_snr_gamma": 5.0},
+    "guidance": {"balance_steps": 2},
 }
 
 
@@ -62,10 +64,18 @@ def test_what_is_logged(whole: Path) -> None:
     first, second, third = metrics(whole)[:3]
     assert {"loss", "diffusion", "guidance", "mass_attribute", "mass_entity", "gradient_norm", "paired"} <= set(first)
     assert 0 < first["mass_attribute"] < 1
-    assert first["alpha"] == 0  # balanced: nothing is known before the first measurement
-    assert second["alpha"] == pytest.approx(0.1 / first["gradient_ratio"])
-    assert "gradient_ratio" not in second
-    assert third["gradient_share"] == pytest.approx(third["alpha"] * third["gradient_ratio"])
+    assert third["loss"] == pytest.approx(third["diffusion"] + third["alpha"] * third["guidance"])
+
+
+def test_alpha_is_found_by_its_effect_and_then_stays(whole: Path) -> None:
+    """balance_steps 2: two steps without guidance, then a constant for which its gradient is balance of the other's."""
+    values = metrics(whole)
+    first, second = (values[i]["gradient_ratio"] for i in (0, 1))
+    expected = 0.1 / (first * second) ** 0.5
+    assert [v["alpha"] for v in values] == [0, 0, *[pytest.approx(expected)] * 4]
+    assert "gradient_ratio" in values[2]  # every third step it is still measured, to be seen
+    assert values[2]["gradient_share"] == pytest.approx(expected * values[2]["gradient_ratio"])
+    assert "gradient_ratio" not in values[3]
 
 
 def test_the_same_recipe_gives_the_same_bits(world: Path, whole: Path, tmp_path: Path) -> None:
@@ -99,10 +109,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(world: Path, whole: Pat
 def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_exactly(
     world: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    step = Trainer._optimizer_step
+    step = OptimizerStep.__call__
     done = []
 
-    def interrupted(self: Trainer, *arguments: Any) -> Any:
+    def interrupted(self: OptimizerStep, *arguments: Any) -> Any:
         result = step(self, *arguments)
         done.append(1)
         if len(done) == 3:
@@ -110,7 +120,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_exactly(
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_optimizer_step", interrupted)
+        patch.setattr(OptimizerStep, "__call__", interrupted)
         folder = train(recipe_content(world, tmp_path / "stopped", **STATEFUL))
     assert (folder / "checkpoints" / "step-00000003").is_dir()
     assert not (folder / "export").exists()
@@ -237,7 +247,7 @@ def test_caption_dropout_is_drawn_anew_each_time(world: Path, tmp_path: Path) ->
     seen: dict[str, set[Drop]] = {}
     for batches in trainer.data.steps(0, 60, trainer.accumulation):
         for batch in batches:
-            for key, drop in zip(batch.keys, trainer._drops(batch), strict=True):
+            for key, drop in zip(batch.keys, trainer.optimizer_step.drops(batch), strict=True):
                 seen.setdefault(key, set()).add(drop)
     assert len(seen) == 12
     assert all(drops == {Drop.NOTHING, Drop.CAPTION} for drops in seen.values())

@@ -60,6 +60,8 @@ class Family(ABC):
     """Of diffusers, as model_index.json names it."""
     text_classes: ClassVar[tuple[type[nn.Module], ...]]
     vae_class: ClassVar[type[nn.Module]] = AutoencoderKL
+    is_lossless: ClassVar[bool] = False
+    """Whether latents stand for exactly one image; otherwise they are drawn from the VAE's distribution."""
     vae_in_half: ClassVar[bool] = True
     """Whether the VAE stays within float16's range."""
 

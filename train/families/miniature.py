@@ -47,6 +47,7 @@ class Miniature(SD15):
     title = "miniature"
     pipeline = "LLM4GENMiniaturePipeline"
     vae_class = PixelUnshuffle
+    is_lossless = True
 
     @property
     def pixels_per_latent(self) -> int:
