@@ -242,9 +242,9 @@ def _add_demo(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "demo",
         help="run everything once with random miniature models",
-        description="Make small random models in the real file formats and paint with them, with and without LLM4GEN. "
-        "The images are abstract patterns; what it shows is that the whole path runs on this machine. "
-        "Takes less than a minute on a CPU.",
+        description="Make small random models in the real file formats and paint with them, with and without LLM4GEN; "
+        "then train a miniature, interrupt it, resume it, and paint with what came out. The images are abstract "
+        "patterns; what it shows is that the whole path runs on this machine. Takes about a minute on a CPU.",
         epilog="example: python -m train demo --output demo",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the models and images")
@@ -375,7 +375,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        Exit code: 0, 2 after an error of one line on stderr, or 130 when it was broken off from the keyboard.
+        Exit code: 0, 2 after an error of one line on stderr, 130 when it was broken off from the keyboard (SIGINT),
+        143 by SIGTERM.
     """
     args = build_parser().parse_args(arguments)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # diffusers imports it, and it hints at kernels then
@@ -395,8 +396,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _report(f"The package {package} is not installed; install what training needs: pip install 'llm4gen[train]'")
         return 2
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as interrupt:
+        return 143 if getattr(interrupt, "signal", None) == "SIGTERM" else 130
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 from .export import ExportSettings, export
 from .generate import GenerateSettings, generate
 from .images import check_output
-from .loop import resume, run
+from .loop import Stopped, resume, run
 from .miniature_world import make_world
 from .recipe import load_recipe
 from .run_folder import RunFolder
@@ -108,8 +109,9 @@ def _train(folder: Path) -> list[Path]:
     ]
     _command("run", "miniature", *overrides)
     recipe = load_recipe("miniature", overrides)
-    with _Interruption(training / "run", STOP_AT):
-        path = run(recipe)
+    path = training / "run"
+    with _Interruption(path, STOP_AT), contextlib.suppress(Stopped):
+        run(recipe)
     stopped = _losses(path)
     if len(stopped) < TRAIN_STEPS:
         print(f"\nThe demo sent itself what Ctrl-C sends; the run left a checkpoint after step {len(stopped)}.\n")
@@ -121,7 +123,9 @@ def _train(folder: Path) -> list[Path]:
 
     _command("export", str(path), "--output", str(training / "adapter"))
     adapter, unet = export(ExportSettings(source=str(path), output=str(training / "adapter")))
-    print(f"\n{WORLD_PROMPT!r}, {WORLD_SIZE} pixels, before and after so short a training, still a pattern:", flush=True)
+    print(
+        f"\n{WORLD_PROMPT!r}, {WORLD_SIZE} pixels, before and after so short a training, still a pattern:", flush=True
+    )
     before = GenerateSettings(
         base=str(world / "base"),
         prompts=[WORLD_PROMPT],

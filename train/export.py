@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from llm4gen_core import LLM4GENError
 
 from .checkpoints import Checkpoints
-from .run_folder import RunFolder
 from .parts import exported_names
+from .run_folder import RunFolder
 from .setup import DTYPES, adapter_metadata, open_models
 
 

@@ -43,6 +43,18 @@ EXPORT_NAME = "adapter"
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal ended the run; its checkpoint is written.
+
+    Attributes:
+        signal: the signal's name; None where another process received it.
+    """
+
+    def __init__(self, signal: str | None) -> None:
+        super().__init__(signal)
+        self.signal = signal
+
+
 def run(recipe: Recipe) -> Path:
     """Train as a recipe says, from the beginning.
 
@@ -52,6 +64,7 @@ def run(recipe: Recipe) -> Path:
     Raises:
         LLM4GENError: something in the recipe, the models or the data does not fit, the loss is no number, or the
             disk is full.
+        Stopped: a signal came; `resume` goes on.
     """
     state = join_processes()
     recipe = recipe.absolute()
@@ -157,6 +170,8 @@ class Trainer:
             for encoder in self.family.text_encoders if self.train_text else ():
                 encoder.gradient_checkpointing_enable()
         if recipe.train.compile:
+            # Measuring two losses' gradients goes through a graph more than once, which reused buffers forbid.
+            torch._functorch.config.donated_buffer = False
             self.family.unet.compile_repeated_blocks()
         self.family.to(self.device)
 
@@ -257,12 +272,12 @@ class Trainer:
         if not stopped:
             self._export()
         accelerator.end_training()
-        if stopped and accelerator.is_main_process:
-            print(
-                f"Stopped by {interrupt.signal or 'a signal to another process'} after step {self.step}. Go on with: "
-                f"python -m train resume {self.folder.path}",
-                flush=True,
-            )
+        if stopped:
+            if accelerator.is_main_process:
+                print(
+                    f"Stopped after step {self.step}. Go on with: python -m train resume {self.folder.path}", flush=True
+                )
+            raise Stopped(interrupt.signal)
 
     def _due(self, every: int) -> bool:
         """Every so many steps, and after the last."""

@@ -140,7 +140,7 @@ class Painter:
         if sizes is None:
             height, width = (side * self.family.pixels_per_latent for side in latents.shape[-2:])
             sizes = torch.tensor([[height, width, 0, 0, height, width]]).expand(len(latents), -1)
-        with _evaluation(self.family.unet):
+        with _evaluation(self.family.unet), _one_precision(self.family.unet):
             prediction = self.family.predict(latents, timestep, context.hidden, context.pooled, sizes)
         if self.family.prediction_type == "epsilon":
             return prediction
@@ -193,7 +193,7 @@ class Painter:
         )
         assert text is not None
         sizes = torch.tensor([[height, width, 0, 0, height, width]]).expand(len(text), -1)
-        with _evaluation(family.unet):
+        with _evaluation(family.unet), _one_precision(family.unet):
             # disable=None: shown on a terminal, silent in a script
             for timestep in tqdm(scheduler.timesteps, disable=None if progress else True):
                 batched = latents.repeat(len(sides), 1, 1, 1)
@@ -260,6 +260,14 @@ def _evaluation(*modules: nn.Module | None) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def _one_precision(unet: nn.Module) -> torch.autocast:
+    """Half precision for all of a UNet that is frozen in it and keeps what is trained in float32, as in training."""
+    dtypes = {parameter.dtype: parameter.device.type for parameter in unet.parameters()}
+    half = next((dtype for dtype in dtypes if dtype in (torch.float16, torch.bfloat16)), None)
+    device = next(iter(dtypes.values()))
+    return torch.autocast(device, dtype=half, enabled=half is not None and len(dtypes) > 1)
 
 
 def _require_both_or_neither(adapter: object, llm: object) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class TrainedParts:
         text_encoders: transformers models, which may be none where only a UNet is.
         adapter: the CAM; None for `text_encoder`.
         start: UNet part of the adapter that training goes on from.
+        unused_text: `Family.unused_text_parameters`, which no gradient would ever reach: they stay frozen.
 
     Raises:
         LLM4GENError: `start` does not belong to these parts or this UNet.
@@ -50,6 +51,7 @@ class TrainedParts:
         text_encoders: tuple[Any, ...],
         adapter: CrossAdapter | None,
         start: UNetPart | None = None,
+        unused_text: Collection[str] = (),
     ) -> None:
         self.settings = settings
         self.unet = unet
@@ -71,8 +73,10 @@ class TrainedParts:
                 layer.float().requires_grad_(True)
                 self.base_weights[name] = layer.weight.detach().to("cpu", copy=True)
         elif parts == "text_encoder":
-            for encoder in text_encoders:
-                encoder.float().requires_grad_(True)
+            for index, encoder in enumerate(text_encoders):
+                encoder.float()
+                for name, parameter in encoder.named_parameters():
+                    parameter.requires_grad_(f"{index}.{name}" not in unused_text)
         if start is not None:
             self._start_from(start)
 

@@ -23,8 +23,8 @@ class RunFolder:
     """Names and files of a run.
 
     Contents: `recipe.yaml` (complete, with defaults), `provenance.json`, `metrics.jsonl`, `data.json` (report on the
-    data), `problems.jsonl` (samples that could not be read), `checkpoints/`, `validation/`, `cache/`, `tensorboard/`
-    and, at the end, `export/`.
+    data), `data_left_out.jsonl` and `data_unreadable.jsonl` (what could not be used, and what could not be read
+    later), `checkpoints/`, `validation/`, `cache/`, `tensorboard/` and, at the end, `export/`.
     """
 
     def __init__(self, path: Path) -> None:

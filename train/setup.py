@@ -64,6 +64,7 @@ class Models:
                 getattr(self.family, "text_encoders", ()),
                 self.adapter,
                 self.start.unet_part if self.start is not None else None,
+                self.family.unused_text_parameters() if self.trains_text else (),
             )
 
     def load_llm(self, device: torch.device | str) -> LLMEncoder | None:

@@ -314,3 +314,16 @@ def test_the_mode_is_restored_after_an_error(models):
     with pytest.raises(RuntimeError):
         live.predict_noise(torch.randn(1, 5, 8, 8), 3, live.encode(["a cat"]))
     assert all(module.training for module in live.family.unet.modules())
+
+
+def test_a_unet_frozen_in_half_precision_paints_while_parts_of_it_are_trained(models, plain):
+    """Trained parts are in float32; on the way back nothing of the context stays."""
+    live = Painter.from_files(models.base, dtype=torch.float16)
+    for name, layer in live.family.unet.named_modules():
+        if name.endswith((".attn2.to_k", ".attn2.to_v")):
+            layer.float()
+    context, latents = plain.encode(["a red cat", ""]), torch.randn(2, 4, 8, 8)
+    exact, found = (model.predict_noise(latents, 501, context) for model in (plain, live))
+    assert 0 < (exact - found).norm() < 0.01 * exact.norm()
+    assert live.paint("a cat", **SMALL).isfinite().all()
+    assert not torch.is_autocast_enabled("cpu")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
-from short_runs import forget_accelerate, prediction, recipe_content, relative_error
+from short_runs import forget_accelerate, metrics, prediction, recipe_content, relative_error
 from torch import Tensor, nn
 
 from llm4gen_core import LLM4GENError, UNetPart, load_adapter
@@ -157,9 +157,8 @@ def test_checkpoints_hold_the_same_and_no_more(run: Run) -> None:
     assert all(torch.equal(tensor, now[name]) for name, tensor in stored.items())
 
 
+@pytest.mark.parametrize("run", [("cam+lora", "cross_adapter")], indirect=True)
 def test_every_lora_layer_is_a_projection_of_attention_and_none_is_forgotten(run: Run) -> None:
-    if run.recipe.trainable.parts != "cam+lora":
-        pytest.skip("the other parts have no LoRA")
     adapted = {name.partition(".lora_")[0] for name in expected_parameters(run) if ".lora_" in name}
     unet = load_family("miniature", run.world / "base", parts=["unet"]).unet
     attention = {name for name, _ in unet.named_modules() if name.endswith(tuple(f".{end}" for end in LORA_LAYERS))}
@@ -171,6 +170,21 @@ def test_the_text_encoder_is_trained_without_an_llm(run: Run) -> None:
     without = run.recipe.trainable.parts == "text_encoder"
     assert (run.trainer.llm is None) == without
     assert (run.trainer.adapter is None) == without
+
+
+@pytest.mark.parametrize("run", [(parts, "cross_adapter") for parts in PARTS], indirect=True)
+def test_gradient_checkpointing_changes_nothing(run: Run, tmp_path: Path) -> None:
+    """Above all not by losing gradients: the frozen layers before a trained one ask for none."""
+    parts = run.recipe.trainable.parts
+    recipe = make_recipe(
+        run.world, tmp_path / "run", parts, train={"steps": 2, "gradient_checkpointing": True, "ema": {"enabled": True}}
+    )
+    trainer = open_trainer(recipe)
+    trainer.fit()
+    assert trainer.family.unet.is_gradient_checkpointing
+    for ours, theirs in zip(metrics(trainer.folder.path), metrics(run.folder), strict=True):
+        for name in ("diffusion", "gradient_norm", "guidance"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
 
 
 # What is written
@@ -274,10 +288,9 @@ def test_export_replaces_nothing_without_being_told(run: Run, tmp_path: Path) ->
     assert relative_error(painted(run, tmp_path, noisy, timesteps), expected) < 1e-5
 
 
+@pytest.mark.parametrize("run", [("cam+unet", "cross_adapter")], indirect=True)
 def test_a_unet_is_one_file_however_large_it_is(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """diffusers cuts what is above 10 GB, as SDXL's is in float32; ComfyUI's Load Diffusion Model reads one file."""
-    if run.recipe.trainable.parts != "cam+unet":
-        pytest.skip("the other parts have no UNet of their own")
     save = UNet2DConditionModel.save_pretrained
 
     def cut(self: Any, path: Path, max_shard_size: str = "1MB") -> None:
@@ -365,7 +378,7 @@ def test_the_second_export_holds_both_stages(
     first, second = load_adapter(exports[parts] / "adapter.safetensors").unet_part, load_adapter(file).unet_part
     assert first is not None and second is not None
     for (name, before), (_, after) in zip(first.deltas(), second.deltas(), strict=True):
-        assert 0 < float((after - before).norm()), name
+        assert float((after - before).norm()) > 0, name
 
 
 # What cannot be gone on from

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from short_runs import checkpoint_tensors, go_on, losses, metrics, recipe_content, start_process, train
 
 from llm4gen_core import LLM4GENError, load_adapter
-from train.loop import Trainer
-from train.step import OptimizerStep
+from train.loop import Stopped, Trainer
 from train.miniature_world import make_world
+from train.step import OptimizerStep
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,10 @@ def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_exactly(
 
     with monkeypatch.context() as patch:
         patch.setattr(OptimizerStep, "__call__", interrupted)
-        folder = train(recipe_content(world, tmp_path / "stopped", **STATEFUL))
+        with pytest.raises(Stopped) as stopped:
+            train(recipe_content(world, tmp_path / "stopped", **STATEFUL))
+    assert stopped.value.signal == number.name
+    folder = tmp_path / "stopped"
     assert (folder / "checkpoints" / "step-00000003").is_dir()
     assert not (folder / "export").exists()
     go_on(folder)

@@ -223,6 +223,10 @@ class Family(ABC):
             hidden [B, 77 k, d_text], and pooled of the first chunk.
         """
 
+    def unused_text_parameters(self) -> set[str]:
+        """Parameters that `encode_text` does not depend on, as "<index of the text encoder>.<name>"."""
+        return set()
+
     def text_offsets(self, prompt: str, chunks: int | None = None) -> list[tuple[int, int]]:
         """Which characters of the prompt each of its 77 k positions in `encode_text(...).hidden` stands for.
 

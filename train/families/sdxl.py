@@ -40,6 +40,15 @@ class SDXL(Family):
         pooled = output.text_embeds.unflatten(0, ids.shape[:2])[:, 0]
         return TextFeatures(torch.cat(hidden, dim=-1), pooled.float())
 
+    def unused_text_parameters(self) -> set[str]:
+        """CLIP-L is read before its last block; bigG's goes into the pooled embedding."""
+        last = f"encoder.layers.{self.text_encoders[0].config.num_hidden_layers - 1}."
+        return {
+            f"0.{name}"
+            for name, _ in self.text_encoders[0].named_parameters()
+            if last in name or "final_layer_norm" in name
+        }
+
     def _added_conditions(self, latents: Tensor, pooled: Tensor | None, sizes: Tensor | None) -> dict[str, Tensor]:
         if pooled is None or sizes is None:
             missing = "pooled" if pooled is None else "sizes"

@@ -1,0 +1,413 @@
+"""`python -m train plan`: what a run would take, and what is wrong with its data, before anything is trained."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from llm4gen_core import LLM4GENError, LLMEncoder
+from llm4gen_core.encoder import load_tokenizer
+from llm4gen_core.entities import entity_backend
+
+from .conditioning import Conditioner, Drop
+from .data.buckets import bucket_sizes
+from .data.manifest import Manifest
+from .data.report import Summary, describe, summarize
+from .data.samples import variations
+from .data.scan import scan
+from .loop import Trainer, join_processes
+from .memory import Estimate, Shapes, estimate, text_form
+from .recipe import Recipe
+from .run_folder import RunFolder
+from .setup import Models, open_models
+from .training_data import Bars, TrainingData
+
+RESERVE = 3 * 2**29
+"""Bytes that an accelerator needs beside tensors: driver and kernels, their workspaces, gaps between tensors."""
+
+CARDS = (8, 12, 16, 24, 32, 48, 80, 96, 141, 192)
+"""Usual sizes of accelerators in GiB."""
+
+WARM_UP, TIMED = 2, 3
+"""Optimizer steps of the measurement. The first ones compile and choose kernels, and measure the two gradients."""
+
+_MICRO_BATCHES = 4
+"""A measured optimizer step has no more of them; longer ones are as much longer."""
+_ENOUGH_SECONDS = 120.0
+"""No further step is measured after so long."""
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes that a run writes.
+
+    Attributes:
+        latents, text: of the whole cache; `text` is None where captions cannot be cached.
+        checkpoint, checkpoints: bytes of one, and how many are there at once.
+        needed: of all that the recipe asks for.
+        free: on the disk of the run.
+    """
+
+    latents: int
+    text: int | None
+    checkpoint: int
+    checkpoints: int
+    needed: int
+    free: int
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured.
+
+    Attributes:
+        seconds: of an optimizer step.
+        images: a second, over all processes.
+        peak: bytes of an accelerator's memory at most; None on the CPU.
+        steps: how many were timed.
+    """
+
+    seconds: float
+    images: float
+    peak: int | None
+    steps: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `plan` found.
+
+    Attributes:
+        data: numbers of the data.
+        samples: pairs that an epoch sees.
+        estimate: parameters and memory.
+        disk: bytes on it.
+        free: bytes of the memory that the run would use, and are free.
+        speed: None if it was not measured.
+    """
+
+    data: Summary
+    samples: int
+    estimate: Estimate
+    disk: Disk
+    free: int
+    speed: Speed | None
+
+
+def plan(recipe: Recipe) -> Plan:
+    """Look at data and models, compute sizes, run a few steps whose result is thrown away, and print it all.
+
+    Nothing is written but the cache, which the run uses again.
+
+    Raises:
+        LLM4GENError: something in the recipe, the models or the data does not fit.
+    """
+    state = join_processes()
+    recipe = recipe.absolute()
+    accumulation, rest = divmod(recipe.train.batch_size, recipe.train.micro_batch * state.num_processes)
+    if rest or not accumulation:
+        raise LLM4GENError(
+            f"train.batch_size {recipe.train.batch_size} cannot be split into micro-batches of "
+            f"{recipe.train.micro_batch} over {state.num_processes} processes."
+        )
+    models = open_models(recipe, parts=())
+    for part in (models.family.base.unet, models.family.base.vae, *models.family.base.text):
+        part.check()
+    folder = cache_folder(recipe)
+    with state.main_process_first(), Bars(state.is_main_process) as bars:
+        manifest = scan(recipe.data, folder, bars, recipe.guidance.is_on)
+    summary = summarize(manifest)
+    samples = len(manifest.order(recipe.train.batch_size, recipe.seed))
+    say = _Table(state.is_main_process)
+    say.data(recipe, summary, manifest)
+    say.training(recipe, samples, accumulation, state.num_processes)
+    found = estimate(models, _shapes(models, manifest, summary), state.num_processes)
+    say.parameters(found)
+    free = free_memory()
+    say.memory(found, free, recipe, state.num_processes)
+    disk = _disk(models, summary, found, folder)
+    say.disk(disk, recipe, folder)
+    speed = None
+    if found.memory.total + RESERVE > free and not torch.cuda.is_available():
+        say.line("Time", f"not measured: a step needs more memory than is free here ({_gb(free)})")
+    elif found.memory.total > free:
+        say.line("Time", f"not measured: a step needs more than the {_gb(free)} that are free on the GPU")
+    else:
+        speed = measure(recipe, folder, accumulation)
+        say.speed(speed, recipe)
+    return Plan(summary, samples, found, disk, free, speed)
+
+
+def cache_folder(recipe: Recipe) -> Path:
+    """Where the run would have its cache."""
+    return Path(recipe.data.cache.folder) if recipe.data.cache.folder else Path(recipe.output) / "cache"
+
+
+def free_memory() -> int:
+    """Bytes that are free on the GPU of this process, or in the machine where there is none."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available)
+
+
+def latent_bytes(models: Models, summary: Summary) -> int:
+    """Bytes of the latent cache: mean and standard deviation in float32 for each cut of each image, and its key."""
+    family, total = models.family, 0
+    for bucket in summary.buckets:
+        factor = family.pixels_per_latent
+        numbers = 2 * family.latent_channels * (bucket.height // factor) * (bucket.width // factor)
+        total += bucket.images * variations(models.recipe.data) * (4 * numbers + 16)
+    return total
+
+
+def text_bytes(models: Models, summary: Summary) -> int | None:
+    """Bytes of the text cache: what the encoders say of each caption and of the empty prompt, and its key."""
+    if models.trains_text:
+        return None
+    entry = sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in text_form(models).values())
+    return (summary.different_captions + 1) * (entry + 16)
+
+
+def _shapes(models: Models, manifest: Manifest, summary: Summary) -> Shapes:
+    """Of a micro-batch: the largest bucket, and entity pairs as the first captions have them."""
+    recipe, family = models.recipe, models.family
+    image = max(((b.height, b.width) for b in summary.buckets), key=lambda size: size[0] * size[1])
+    assert image in bucket_sizes(recipe.data)
+    if not recipe.guidance.is_on:
+        return Shapes(image, 8, 8)
+    family.load_parts((), unet_dtype=torch.float32)
+    family.tokenizers = family.base.load_tokenizers()
+    llm = None
+    if models.spec is not None and recipe.model.llm is not None:
+        llm = LLMEncoder(torch.nn.Module(), load_tokenizer(Path(recipe.model.llm)), models.spec)
+    conditioner = Conditioner(
+        family, llm, models.layout, recipe.guidance, recipe.data.clip_chunks, models.trains_text, torch.device("cpu")
+    )
+    first = range(min(len(manifest), recipe.train.micro_batch))
+    captions, pairs = [manifest.caption(i) for i in first], [manifest.pairs(i) for i in first]
+    targets = conditioner.targets(captions, pairs, [Drop.NOTHING] * len(captions))
+    return Shapes(image, targets.columns.shape[1], targets.pairs.shape[1])
+
+
+def _disk(models: Models, summary: Summary, found: Estimate, folder: Path) -> Disk:
+    recipe = models.recipe
+    settings = recipe.checkpoints
+    written = -(-recipe.train.steps // settings.every)
+    # A new one is written before the oldest goes.
+    checkpoints = written if settings.keep is None else min(written, settings.keep + 1)
+    latents, text = latent_bytes(models, summary), text_bytes(models, summary)
+    needed = checkpoints * found.checkpoint_bytes
+    needed += latents if recipe.data.cache.latents else 0
+    needed += text if recipe.data.cache.text and text is not None else 0
+    return Disk(latents, text, found.checkpoint_bytes, checkpoints, needed, shutil.disk_usage(folder).free)
+
+
+# The measurement
+
+
+def measure(recipe: Recipe, folder: Path, accumulation: int) -> Speed:
+    """Time some optimizer steps of the real loop, on a few of the pairs, in a run that is thrown away.
+
+    Args:
+        recipe: with absolute paths.
+        folder: of the cache.
+        accumulation: micro-batches of a step.
+    """
+    micro_batches = min(accumulation, _MICRO_BATCHES)
+    batch_size = recipe.train.batch_size // accumulation * micro_batches
+    with tempfile.TemporaryDirectory(prefix="llm4gen-plan-") as temporary:
+        short = recipe.model_copy(
+            update={
+                "output": temporary,
+                "data": recipe.data.model_copy(
+                    update={"cache": recipe.data.cache.model_copy(update={"folder": str(folder)})}
+                ),
+                "train": recipe.train.model_copy(update={"batch_size": batch_size}),
+                "logging": recipe.logging.model_copy(update={"tensorboard": False, "wandb": None}),
+            }
+        )
+        with contextlib.redirect_stdout(io.StringIO()):  # the data has been described
+            trial = _Trial(short, RunFolder(Path(temporary)))
+        try:
+            seconds, steps = trial.time_steps()
+            peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+        finally:
+            trial.accelerator.free_memory()
+            del trial
+            gc.collect()
+    seconds *= accumulation / micro_batches
+    return Speed(seconds, recipe.train.batch_size / seconds, peak, steps)
+
+
+class _Trial(Trainer):
+    """The trainer on as many pairs as the measurement sees."""
+
+    def _build_data(self) -> None:
+        recipe = self.recipe
+        self.conditioner = Conditioner(
+            self.family,
+            self.llm,
+            self.models.layout,
+            recipe.guidance,
+            recipe.data.clip_chunks,
+            self.train_text,
+            self.device,
+        )
+        self.data = _FewPairs(recipe, self.folder.path, self.family, self.conditioner, self.accelerator)
+
+    def time_steps(self) -> tuple[float, int]:
+        """Mean seconds of an optimizer step, data and moving average among it, and how many were timed."""
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        begun, times = time.monotonic(), list[float]()
+        with contextlib.closing(self.data.steps(0, WARM_UP + TIMED, self.accumulation)) as steps:
+            started = begun
+            for number, batches in enumerate(steps, 1):
+                self.optimizer_step(batches, number)
+                self._update_ema()
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                now = time.monotonic()
+                times.append(now - started)
+                started = now
+                long = torch.tensor([float(now - begun > _ENOUGH_SECONDS)], device=self.device)
+                if float(self.accelerator.reduce(long, reduction="sum")):  # all processes stop together
+                    break
+        timed = times[WARM_UP:] or times[-1:]
+        return sum(timed) / len(timed), len(timed)
+
+
+class _FewPairs(TrainingData):
+    """The first pairs only, so that a cache of millions need not be filled."""
+
+    def _scan(self, needs_pairs: bool) -> Manifest:
+        manifest = super()._scan(needs_pairs)
+        manifest.kept = manifest.kept[: (WARM_UP + TIMED) * self.recipe.train.batch_size]
+        return manifest
+
+
+# What is said
+
+
+class _Table:
+    """Prints, one thing a line.
+
+    Args:
+        shown: whether this process prints.
+    """
+
+    def __init__(self, shown: bool) -> None:
+        self._shown = shown
+
+    def title(self, text: str) -> None:
+        self._print(f"\n{text}")
+
+    def line(self, name: str, text: str) -> None:
+        self._print(f"  {name:<26} {text}")
+
+    def data(self, recipe: Recipe, summary: Summary, manifest: Manifest) -> None:
+        self.title("Data")
+        for line in describe(summary, manifest.problems()):
+            self._print(f"  {line}")
+        if recipe.guidance.is_on:
+            parser = entity_backend(recipe.data.entities)
+            fallback = " (the fallback, which knows no grammar)" if parser.startswith("rules/") else ""
+            self.line("entity parser", parser + fallback)
+
+    def training(self, recipe: Recipe, samples: int, accumulation: int, processes: int) -> None:
+        train = recipe.train
+        seen = train.steps * train.batch_size
+        self.title("Training")
+        self.line("steps", f"{train.steps:,} of {train.batch_size:,} samples")
+        self.line("samples", f"{seen:,}, {seen / samples:.2f} epochs of {samples:,}")
+        self.line(
+            "a step", f"{processes} process{'es' * (processes > 1)} x {accumulation} x {train.micro_batch} samples"
+        )
+        if (Path(recipe.output) / "recipe.yaml").exists():
+            self.line("output", f"{recipe.output} holds a run already; `run` needs another folder")
+
+    def parameters(self, found: Estimate) -> None:
+        self.title("Parameters")
+        for part in found.parts:
+            kind = "trained" if part.trained == part.parameters else "frozen"
+            if 0 < part.trained < part.parameters:
+                kind = f"{part.trained / 1e6:,.2f} M of them trained"
+            self.line(part.name, f"{part.parameters / 1e6:>10,.2f} M  {_gb(part.weight_bytes)}  {kind}")
+
+    def memory(self, found: Estimate, free: int, recipe: Recipe, processes: int) -> None:
+        memory, size = found.memory, recipe.train.micro_batch
+        self.title("Memory of one process (computed)")
+        self.line("weights", _gb(memory.weights))
+        self.line("gradients", _gb(memory.gradients))
+        self.line("optimizer", f"{_gb(memory.optimizer)}  {recipe.optimizer.name}")
+        if recipe.train.ema.enabled:
+            place = "" if recipe.train.ema.device == "accelerator" else f"  and {_gb(found.ema_bytes)} on the CPU"
+            self.line("moving average", _gb(memory.ema) + place)
+        if memory.copies:
+            self.line("copies for autocast", f"{_gb(memory.copies)}  {recipe.train.precision}")
+        share = f", {_gb(memory.guidance).strip()} of it for entity guidance" if memory.guidance else ""
+        self.line("activations", f"{_gb(memory.activations)}  {size} x {_gb(memory.activations / size).strip()}{share}")
+        if memory.recomputed:
+            self.line("one block recomputed", _gb(memory.recomputed))
+        self.line("for a moment beside", _gb(memory.workspace))
+        if memory.encoding:
+            self.line("or, while VAE encodes,", f"{_gb(memory.encoding)}  more; data.cache.latents=true spares it")
+        if memory.buckets:
+            self.line("between processes", _gb(memory.buckets))
+        else:
+            self.line("(several processes:", f"{_gb(memory.gradients)}  more in each)")
+        self.line("reserve", _gb(RESERVE))
+        total = memory.total + RESERVE
+        self.line("together, at most", _gb(total))
+        if torch.cuda.is_available():
+            verdict = "fits" if total <= free else "does not fit"
+            self.line(verdict, f"{torch.cuda.get_device_name()}, {_gb(free).strip()} free")
+        else:
+            card = next((card for card in CARDS if total <= card * 2**30), None)
+            wanted = f"a card of {card} GB" if card else f"no single card of {CARDS[-1]} GB"
+            self.line("fits", f"{wanted}; here is no GPU, and {_gb(free).strip()} of the machine's memory are free")
+
+    def disk(self, disk: Disk, recipe: Recipe, folder: Path) -> None:
+        cache = recipe.data.cache
+        self.title("Disk")
+        self.line("latent cache", _gb(disk.latents) + ("" if cache.latents else "  if data.cache.latents were true"))
+        if disk.text is not None:
+            self.line("text cache", _gb(disk.text) + ("" if cache.text else "  if data.cache.text were true"))
+        self.line(
+            "checkpoints",
+            f"{_gb(disk.checkpoint * disk.checkpoints)}  {disk.checkpoints} x {_gb(disk.checkpoint).strip()}",
+        )
+        verdict = "" if disk.needed <= disk.free else "  TOO LITTLE"
+        self.line("free", f"{_gb(disk.free)}  of which {_gb(disk.needed).strip()} are needed{verdict}  ({folder})")
+
+    def speed(self, speed: Speed, recipe: Recipe) -> None:
+        self.title("Time (measured)")
+        self.line("a step", f"{speed.seconds:.2f} s (mean of {speed.steps}), {speed.images:,.2f} images/s")
+        self.line("the run", f"{_duration(speed.seconds * recipe.train.steps)}, without validation and checkpoints")
+        if speed.peak is not None:
+            self.line("memory of tensors", f"{_gb(speed.peak)}  at most")
+
+    def _print(self, text: str) -> None:
+        if self._shown:
+            print(text, flush=True)
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:>10,.3f} GB"
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    days, hours = divmod(minutes // 60, 24)
+    if days:
+        return f"{days} days {hours} hours"
+    return f"{hours} hours {minutes % 60} minutes" if hours else f"{minutes} minutes" if minutes else f"{seconds:.0f} s"
