@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import logging
 import time
@@ -11,10 +12,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
 from diffusers.training_utils import EMAModel
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
@@ -151,12 +154,16 @@ class Trainer:
     # ---- building
 
     def _trackers(self) -> list[Any]:
-        trackers: list[Any] = []
-        if self.recipe.logging.tensorboard:
-            trackers.append("tensorboard")
-        if self.recipe.logging.wandb is not None:
-            trackers.append("wandb")
-        return trackers
+        wanted = {"tensorboard": self.recipe.logging.tensorboard, "wandb": self.recipe.logging.wandb is not None}
+        trackers = [name for name, is_wanted in wanted.items() if is_wanted]
+        for name in trackers:
+            if importlib.util.find_spec(name) is None:
+                off = "false" if name == "tensorboard" else "null"
+                raise LLM4GENError(
+                    f"logging.{name} is on, but the package {name} is not installed; install it (pip install {name}) "
+                    f"or give logging.{name}={off}."
+                )
+        return list(trackers)
 
     def _build_models(self) -> None:
         recipe = self.recipe
@@ -435,16 +442,11 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _show(self, files: list[Path]) -> None:
-        import numpy as np
-        from PIL import Image
-
+        """To TensorBoard and W&B."""
+        images = {f"validation/{file.stem}": np.asarray(Image.open(file))[None] for file in files}
         for tracker in self.accelerator.trackers:
-            if tracker.name == "tensorboard":
-                for file in files:
-                    with Image.open(file) as image:
-                        tracker.writer.add_image(
-                            f"validation/{file.stem}", np.asarray(image), self.step, dataformats="HWC"
-                        )
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images(images, step=self.step, **layout)
 
     def _export(self) -> None:
         if not self.accelerator.is_main_process:

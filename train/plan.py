@@ -8,19 +8,20 @@ import io
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
+from accelerate.utils import gather_object
 
 from llm4gen_core import LLM4GENError, LLMEncoder
 from llm4gen_core.encoder import load_tokenizer
 from llm4gen_core.entities import entity_backend
 
 from .conditioning import Conditioner, Drop
-from .data.buckets import bucket_sizes
-from .data.manifest import Manifest
+from .data.manifest import Manifest, Problem
 from .data.report import Summary, describe, summarize
 from .data.samples import variations
 from .data.scan import scan
@@ -136,14 +137,16 @@ def plan(recipe: Recipe) -> Plan:
     say.memory(found, free, recipe, state.num_processes)
     disk = _disk(models, summary, found, folder)
     say.disk(disk, recipe, folder)
+    say.title("Time (measured)")
     speed = None
-    if found.memory.total + RESERVE > free and not torch.cuda.is_available():
-        say.line("Time", f"not measured: a step needs more memory than is free here ({_gb(free)})")
-    elif found.memory.total > free:
-        say.line("Time", f"not measured: a step needs more than the {_gb(free)} that are free on the GPU")
+    if all(gather_object([found.memory.total <= free])):
+        try:
+            speed = measure(recipe, folder, accumulation)
+            say.speed(speed, recipe)
+        except torch.cuda.OutOfMemoryError:
+            say.line("not measured", "a step ran out of the GPU's memory; lower train.micro_batch")
     else:
-        speed = measure(recipe, folder, accumulation)
-        say.speed(speed, recipe)
+        say.line("not measured", f"a step needs more memory than is free here ({_size(free)})")
     return Plan(summary, samples, found, disk, free, speed)
 
 
@@ -181,10 +184,8 @@ def _shapes(models: Models, manifest: Manifest, summary: Summary) -> Shapes:
     """Of a micro-batch: the largest bucket, and entity pairs as the first captions have them."""
     recipe, family = models.recipe, models.family
     image = max(((b.height, b.width) for b in summary.buckets), key=lambda size: size[0] * size[1])
-    assert image in bucket_sizes(recipe.data)
     if not recipe.guidance.is_on:
         return Shapes(image, 8, 8)
-    family.load_parts((), unet_dtype=torch.float32)
     family.tokenizers = family.base.load_tokenizers()
     llm = None
     if models.spec is not None and recipe.model.llm is not None:
@@ -290,9 +291,19 @@ class _FewPairs(TrainingData):
     """The first pairs only, so that a cache of millions need not be filled."""
 
     def _scan(self, needs_pairs: bool) -> Manifest:
-        manifest = super()._scan(needs_pairs)
-        manifest.kept = manifest.kept[: (WARM_UP + TIMED) * self.recipe.train.batch_size]
-        return manifest
+        found = super()._scan(needs_pairs)
+        return _FirstPairs(found, (WARM_UP + TIMED) * self.recipe.train.batch_size)
+
+
+class _FirstPairs(Manifest):
+    """The beginning of a manifest; of what is not in it, nothing is reported."""
+
+    def __init__(self, whole: Manifest, count: int) -> None:
+        super().__init__(whole.rows_file, whole.data, whole.entities_file)
+        self.kept = self.kept[:count]
+
+    def problems(self) -> Iterator[Problem]:
+        return iter(())
 
 
 # What is said
@@ -341,68 +352,69 @@ class _Table:
             kind = "trained" if part.trained == part.parameters else "frozen"
             if 0 < part.trained < part.parameters:
                 kind = f"{part.trained / 1e6:,.2f} M of them trained"
-            self.line(part.name, f"{part.parameters / 1e6:>10,.2f} M  {_gb(part.weight_bytes)}  {kind}")
+            self.line(part.name, f"{part.parameters / 1e6:>9,.2f} M {_size(part.weight_bytes):>11}  {kind}")
 
     def memory(self, found: Estimate, free: int, recipe: Recipe, processes: int) -> None:
-        memory, size = found.memory, recipe.train.micro_batch
+        memory, micro_batch = found.memory, recipe.train.micro_batch
         self.title("Memory of one process (computed)")
-        self.line("weights", _gb(memory.weights))
-        self.line("gradients", _gb(memory.gradients))
-        self.line("optimizer", f"{_gb(memory.optimizer)}  {recipe.optimizer.name}")
+        self.amount("weights", memory.weights)
+        self.amount("gradients", memory.gradients)
+        self.amount("optimizer", memory.optimizer, recipe.optimizer.name)
         if recipe.train.ema.enabled:
-            place = "" if recipe.train.ema.device == "accelerator" else f"  and {_gb(found.ema_bytes)} on the CPU"
-            self.line("moving average", _gb(memory.ema) + place)
+            on_cpu = recipe.train.ema.device == "cpu"
+            self.amount("moving average", memory.ema, f"and {_size(found.ema_bytes)} on the CPU" if on_cpu else "")
         if memory.copies:
-            self.line("copies for autocast", f"{_gb(memory.copies)}  {recipe.train.precision}")
-        share = f", {_gb(memory.guidance).strip()} of it for entity guidance" if memory.guidance else ""
-        self.line("activations", f"{_gb(memory.activations)}  {size} x {_gb(memory.activations / size).strip()}{share}")
+            self.amount("copies for autocast", memory.copies, recipe.train.precision)
+        share = f"; {_size(memory.guidance)} of it are entity guidance's" if recipe.guidance.is_on else ""
+        each = _size(memory.activations / micro_batch)
+        self.amount("activations", memory.activations, f"{micro_batch} x {each}{share}")
         if memory.recomputed:
-            self.line("one block recomputed", _gb(memory.recomputed))
-        self.line("for a moment beside", _gb(memory.workspace))
+            self.amount("one block recomputed", memory.recomputed)
+        self.amount("for a moment beside", memory.workspace)
         if memory.encoding:
-            self.line("or, while VAE encodes,", f"{_gb(memory.encoding)}  more; data.cache.latents=true spares it")
-        if memory.buckets:
-            self.line("between processes", _gb(memory.buckets))
-        else:
-            self.line("(several processes:", f"{_gb(memory.gradients)}  more in each)")
-        self.line("reserve", _gb(RESERVE))
+            self.amount("encoding images", memory.encoding, "more than a step itself; data.cache.latents spares it")
+        if processes > 1:
+            self.amount("gradients between processes", memory.buckets)
+        self.amount("reserve", RESERVE, "driver, kernels, gaps")
         total = memory.total + RESERVE
-        self.line("together, at most", _gb(total))
+        several = "" if processes > 1 else f"; {_size(memory.gradients)} more in each of several processes"
+        self.amount("together, at most", total, several.removeprefix("; "))
         if torch.cuda.is_available():
-            verdict = "fits" if total <= free else "does not fit"
-            self.line(verdict, f"{torch.cuda.get_device_name()}, {_gb(free).strip()} free")
+            verdict = "fits" if total <= free else "DOES NOT FIT"
+            self.line(verdict, f"{torch.cuda.get_device_name()}, {_size(free)} free")
         else:
             card = next((card for card in CARDS if total <= card * 2**30), None)
-            wanted = f"a card of {card} GB" if card else f"no single card of {CARDS[-1]} GB"
-            self.line("fits", f"{wanted}; here is no GPU, and {_gb(free).strip()} of the machine's memory are free")
+            wanted = f"a GPU of {card} GB" if card else f"no single GPU of {CARDS[-1]} GB or less"
+            self.line("fits", f"{wanted}; here is none, and {_size(free)} of the machine's memory are free")
 
     def disk(self, disk: Disk, recipe: Recipe, folder: Path) -> None:
         cache = recipe.data.cache
         self.title("Disk")
-        self.line("latent cache", _gb(disk.latents) + ("" if cache.latents else "  if data.cache.latents were true"))
+        self.amount("latent cache", disk.latents, "" if cache.latents else "if data.cache.latents were true")
         if disk.text is not None:
-            self.line("text cache", _gb(disk.text) + ("" if cache.text else "  if data.cache.text were true"))
-        self.line(
-            "checkpoints",
-            f"{_gb(disk.checkpoint * disk.checkpoints)}  {disk.checkpoints} x {_gb(disk.checkpoint).strip()}",
-        )
-        verdict = "" if disk.needed <= disk.free else "  TOO LITTLE"
-        self.line("free", f"{_gb(disk.free)}  of which {_gb(disk.needed).strip()} are needed{verdict}  ({folder})")
+            self.amount("text cache", disk.text, "" if cache.text else "if data.cache.text were true")
+        each = f"{disk.checkpoints} x {_size(disk.checkpoint)}"
+        self.amount("checkpoints", disk.checkpoint * disk.checkpoints, each)
+        self.amount("needed", disk.needed, "" if disk.needed <= disk.free else "MORE THAN IS FREE")
+        self.amount("free", disk.free, str(folder.parent))
 
     def speed(self, speed: Speed, recipe: Recipe) -> None:
-        self.title("Time (measured)")
-        self.line("a step", f"{speed.seconds:.2f} s (mean of {speed.steps}), {speed.images:,.2f} images/s")
+        self.line("a step", f"{speed.seconds:.3g} s (mean of {speed.steps}), {speed.images:,.3g} images a second")
         self.line("the run", f"{_duration(speed.seconds * recipe.train.steps)}, without validation and checkpoints")
         if speed.peak is not None:
-            self.line("memory of tensors", f"{_gb(speed.peak)}  at most")
+            self.amount("memory of tensors", speed.peak, "at most")
+
+    def amount(self, name: str, count: float, remark: str = "") -> None:
+        """A line with bytes."""
+        self.line(name, f"{_size(count):>11}  {remark}".rstrip())
 
     def _print(self, text: str) -> None:
         if self._shown:
             print(text, flush=True)
 
 
-def _gb(count: float) -> str:
-    return f"{count / 1e9:>10,.3f} GB"
+def _size(count: float) -> str:
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.2f} MB"
 
 
 def _duration(seconds: float) -> str:

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from short_runs import losses, metrics, recipe_content, train
 
+from llm4gen_core import LLM4GENError
 from train.data.images import to_model
 from train.data.samples import cut_of, load_pixels
 from train.data.scan import scan
@@ -123,6 +124,30 @@ def test_validation_images_are_those_of_the_export(world: Path, tmp_path: Path) 
         found = torch.from_numpy(np.asarray(image).astype(np.int64))
     expected = (painted.permute(1, 2, 0) * 255).long()
     assert (found - expected).abs().max() <= 1
+
+
+def test_tensorboard_has_the_numbers_and_the_images(world: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    validation = {"every": 4, "prompts": ["a red circle"], "steps": 2}
+    settings = {"every": 2, "tensorboard": True}
+    folder = train(recipe_content(world, tmp_path / "run", validation=validation, logging=settings))
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert found == [(values["step"], pytest.approx(values["loss"], rel=1e-6)) for values in metrics(folder)]
+    assert [event.step for event in events.Images("validation/prompt-01-seed-0")] == [4]
+
+
+def test_a_tracker_that_is_not_installed_is_said_at_once(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "wandb" else find(name, *a))
+    with pytest.raises(LLM4GENError, match="pip install wandb"):
+        train(recipe_content(world, tmp_path / "run", logging={"wandb": "project"}))
 
 
 def test_ema_is_exported_and_follows_its_formula(world: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.model_management
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_api.v0_0_2 import ComfyExtension, io
@@ -67,6 +68,40 @@ class ProbeConditioning(io.ComfyNode):
         return io.NodeOutput(conditioning)
 
 
+class ProbeNoise(io.ComfyNode):
+    """Predict the noise in given latents, once for each side, and write it beside them."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ProbeNoise",
+            category="tests",
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model"),
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+                io.String.Input("path"),
+            ],
+            outputs=[],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, negative, path: str) -> io.NodeOutput:
+        given = torch.load(path, weights_only=True)
+        comfy.model_management.load_models_gpu([model])
+        rows = []
+        for latents, timestep, ((context, _),) in zip(
+            given["latents"], given["timesteps"], (positive, negative), strict=True
+        ):
+            sigma = model.model.model_sampling.sigmas[int(timestep)]
+            noisy = latents[None] * (1 + sigma**2).sqrt()
+            denoised = model.model.apply_model(noisy, sigma.expand(1), c_crossattn=context)
+            rows.append((noisy - denoised) / sigma)
+        torch.save({"noise": torch.cat(rows), "context": positive[0][0]}, f"{path}.out")
+        return io.NodeOutput()
+
+
 class ProbeWideConditioning(io.ComfyNode):
     """A conditioning of SDXL's width."""
 
@@ -95,7 +130,7 @@ class ProbeNothing(io.ComfyNode):
 
 class ProbeExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ProbeModel, ProbeConditioning, ProbeWideConditioning, ProbeNothing]
+        return [ProbeModel, ProbeConditioning, ProbeNoise, ProbeWideConditioning, ProbeNothing]
 
 
 async def comfy_entrypoint() -> ProbeExtension:

@@ -1,0 +1,203 @@
+"""What the trainer exports, loaded by the nodes of a real host: one set of files, one prediction.
+
+Compared are the trainer's own modules, the painter of `generate`, which has the files alone, and the host's nodes.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import host_models
+import pytest
+import torch
+from comfy_server import COMFYUI
+from image_text import make_pairs, write_folder
+from safetensors import safe_open
+from short_runs import forget_accelerate, prediction, recipe_content, relative_error
+
+PROMPT, NEGATIVE = "a red apple on a blue plate beside a green cup", ""
+TOKENIZER = COMFYUI / "comfy" / "sd1_tokenizer"
+IN_ONE_FILE = ("cam", "cam+cross_attention_kv", "cam+lora")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A short run.
+
+    Attributes:
+        export: folder of what it wrote.
+        latents, timesteps: x_t of two samples, one for each side of guidance.
+        first, last: what the trainer's modules predicted before and after.
+        painter: how `generate` loads the files.
+    """
+
+    export: Path
+    latents: torch.Tensor
+    timesteps: torch.Tensor
+    first: torch.Tensor
+    last: torch.Tensor
+    painter: Mapping[str, Any]
+
+    def painted(self) -> torch.Tensor:
+        from train.painter import Painter
+
+        painter = Painter.from_files(**self.painter)
+        return painter.predict_noise(self.latents, self.timesteps, painter.encode([PROMPT, NEGATIVE]))
+
+
+@pytest.fixture(scope="module")
+def train(models, tmp_path_factory):
+    """(parts, steps, keys of the recipe's model) to what came of it."""
+    from train.loop import Trainer
+    from train.recipe import parse_recipe
+    from train.run_folder import RunFolder
+
+    images = write_folder(tmp_path_factory.mktemp("images"), make_pairs(2))
+    base, llm = models / "checkpoints" / "sd15.safetensors", models / "llm" / "some" / "t5-folder"
+
+    def run(parts, steps=2, **model):
+        output = tmp_path_factory.mktemp("run") / "run"
+        content = recipe_content(
+            output,
+            output,
+            family="sd15",
+            model={"base": str(base), "tokenizer": str(TOKENIZER), "llm": str(llm), **model},
+            adapter={"heads": 8},
+            trainable={"parts": parts, "lora_rank": 4, "lora_alpha": 6.0},
+            data={"sources": str(images), "resolution": 64, "caption_dropout": 0.0},
+            guidance={"alpha": 0.1},
+            optimizer={"name": "adafactor", "learning_rate": 3e-3},
+            train={"steps": steps, "batch_size": 1, "micro_batch": 1},
+            logging={"gradient_ratio_every": 0},
+        )
+        if parts == "text_encoder":
+            content["model"]["llm"] = None
+        recipe = parse_recipe(content, "Recipe of the test")
+        folder = RunFolder(output)
+        forget_accelerate()
+        folder.create(recipe)
+        trainer = Trainer(recipe, folder)
+        first = prediction(trainer.objective, trainer.conditioner, [PROMPT, NEGATIVE])[1]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trainer, "save", lambda: None)  # gigabytes that nobody reads
+            trainer.fit()
+        latents, last, timesteps = prediction(trainer.objective, trainer.conditioner, [PROMPT, NEGATIVE])
+        forget_accelerate()
+        files: dict[str, Any] = {"base": base, "tokenizer": TOKENIZER}
+        for name, path in (("unet", "unet"), ("clip", "text_encoder"), ("adapter", "adapter.safetensors")):
+            if (folder.export / path).exists():
+                files[name] = folder.export / path
+        if "adapter" in files:
+            files["llm"] = llm
+        return Trained(folder.export, latents, timesteps, first, last, files)
+
+    yield run
+    gc.collect()
+
+
+def graph(model, trained: Trained, path: Path, adapter: str | None = None) -> dict[str, Any]:
+    """Nodes around `model`, the id of the one that gives it; "ckpt" gives CLIP."""
+    torch.save({"latents": trained.latents, "timesteps": trained.timesteps}, path)
+    nodes: dict[str, Any] = {
+        "ckpt": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd15.safetensors"}},
+        "probe": {
+            "class_type": "ProbeNoise",
+            "inputs": {"model": [model, 0], "positive": ["text", 0], "negative": ["text", 1], "path": str(path)},
+        },
+    }
+    if adapter is not None:
+        nodes["llm"] = {
+            "class_type": "LLM4GENLoadLLM",
+            "inputs": {"llm_name": "some/t5-folder/", "precision": "float32"},
+        }
+        nodes["adapter"] = {"class_type": "LLM4GENLoadAdapter", "inputs": {"adapter_name": adapter}}
+        nodes["text"] = {
+            "class_type": "LLM4GENTextEncode",
+            "inputs": {
+                "clip": ["ckpt", 1],
+                "llm": ["llm", 0],
+                "adapter": ["adapter", 0],
+                "positive": PROMPT,
+                "negative": NEGATIVE,
+                "strength": 1.0,
+            },
+        }
+    return nodes
+
+
+def offer(models: Path, folder: str, file: Path, name: str) -> str:
+    """Put a file where the host looks for it; the name in its list."""
+    target = models / folder / name
+    target.unlink(missing_ok=True)
+    target.symlink_to(file)
+    return name
+
+
+def predict(server, nodes) -> torch.Tensor:
+    result = server.run(nodes)
+    assert result.error is None, result.error
+    return torch.load(f"{nodes['probe']['inputs']['path']}.out", weights_only=True)["noise"]
+
+
+def assert_alike(trained: Trained, of_host: torch.Tensor) -> None:
+    painted = trained.painted()
+    assert relative_error(painted, trained.last) < 1e-5
+    assert relative_error(of_host, painted) < 1e-4
+    assert relative_error(trained.first, painted) > 1e-2, "the training must be seen"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", IN_ONE_FILE)
+def test_one_adapter_file(server, models, train, tmp_path, parts):
+    trained = train(parts)
+    name = offer(models, "llm4gen", trained.export / "adapter.safetensors", f"trained {parts}.safetensors")
+    nodes = graph("patch", trained, tmp_path / "given.pt", name)
+    nodes["patch"] = {
+        "class_type": "LLM4GENPatch",
+        "inputs": {"model": ["ckpt", 0], "adapter": ["adapter", 0], "strength_model": 1.0},
+    }
+    found = predict(server, nodes)
+    assert_alike(trained, found)
+    del nodes["patch"]
+    nodes["probe"]["inputs"]["model"] = ["ckpt", 0]
+    without = predict(server, nodes)
+    assert (relative_error(without, found) < 1e-6) == (parts == "cam"), "the patch matters if there is one"
+
+
+@pytest.mark.slow
+def test_a_fine_tuned_text_encoder(server, models, train, tmp_path):
+    """Load CLIP in place of the checkpoint's, and nothing of this pack."""
+    trained = train("text_encoder")
+    name = offer(models, "text_encoders", trained.export / "text_encoder" / "model.safetensors", "tuned.safetensors")
+    nodes = graph("ckpt", trained, tmp_path / "given.pt")
+    nodes["clip"] = {"class_type": "CLIPLoader", "inputs": {"clip_name": name, "type": "stable_diffusion"}}
+    for side, text in (("positive", PROMPT), ("negative", NEGATIVE)):
+        nodes[side] = {"class_type": "CLIPTextEncode", "inputs": {"clip": ["clip", 0], "text": text}}
+        nodes["probe"]["inputs"][side] = [side, 0]
+    assert_alike(trained, predict(server, nodes))
+
+
+@pytest.mark.slow
+def test_a_whole_unet(server, models, train, tmp_path_factory):
+    """At SD1.5's full size: the host's Load Diffusion Model knows diffusers' files of no other."""
+    folder = tmp_path_factory.mktemp("full")
+    host_models.save_half(host_models.unet_state(10, full=True), folder / "unet.safetensors")
+    trained = train("cam+unet", steps=1, unet=str(folder / "unet.safetensors"))
+    (folder / "unet.safetensors").unlink()
+    adapter = offer(models, "llm4gen", trained.export / "adapter.safetensors", "trained cam+unet.safetensors")
+    file = trained.export / "unet" / "diffusion_pytorch_model.safetensors"
+    with safe_open(file, "pt") as header:
+        shapes = [header.get_slice(name).get_shape() for name in header.keys()]
+    assert sum(math.prod(shape) for shape in shapes) == 859_520_964
+    unet = offer(models, "diffusion_models", file, "trained_unet.safetensors")
+    nodes = graph("unet", trained, folder / "given.pt", adapter)
+    nodes["unet"] = {"class_type": "UNETLoader", "inputs": {"unet_name": unet, "weight_dtype": "default"}}
+    found = predict(server, nodes)
+    assert_alike(trained, found)
+    (models / "diffusion_models" / unet).unlink()
+    file.unlink()
