@@ -175,6 +175,9 @@ class HostAdapter:
             text += f" · ablation {config.fusion}"
         if self.unet_label:
             text += f" · with a {self.unet_label}: connect Patch Model too"
+        if self.metadata.training.get("prediction") == "v_prediction":
+            zsnr = ", zsnr" if self.metadata.training.get("zero_terminal_snr") else ""
+            text += f" · for a model that predicts velocity: connect ModelSamplingDiscrete (v_prediction{zsnr}) too"
         return text
 
     def adapt(self, text: torch.Tensor, llm: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ forward pass on them, so that what is saved for the backward pass is counted, no
 from __future__ import annotations
 
 import copy
+import dataclasses
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -33,7 +34,6 @@ from .denoising import Denoising
 from .families import Family
 from .objective import Objective, StepInputs
 from .optimizers import optimizer_state_bytes
-from .parts import TrainedParts
 from .setup import DTYPES, Models
 
 DEVICE = "cuda"
@@ -208,7 +208,8 @@ class FakeRun:
             )
             self.llm = None if model.llm is None else _make_llm(Path(model.llm), DTYPES[model.llm_dtype])
             self.adapter = None if models.adapter is None else CrossAdapter(models.adapter.config)
-            self.trained = TrainedParts(recipe.trainable, family.unet, family.text_encoders, self.adapter)
+            set_up = dataclasses.replace(models, family=family, adapter=self.adapter, start=None)
+            self.trained = set_up.trained_parts()
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         with self.without_data():
             for module in (family.unet, family.vae, *family.text_encoders, self.llm, self.adapter):

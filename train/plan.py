@@ -365,9 +365,9 @@ class _Table:
             self.amount("moving average", memory.ema, f"and {_size(found.ema_bytes)} on the CPU" if on_cpu else "")
         if memory.copies:
             self.amount("copies for autocast", memory.copies, recipe.train.precision)
-        share = f"; {_size(memory.guidance)} of it are entity guidance's" if recipe.guidance.is_on else ""
-        each = _size(memory.activations / micro_batch)
-        self.amount("activations", memory.activations, f"{micro_batch} x {each}{share}")
+        self.amount("activations", memory.activations, f"{micro_batch} x {_size(memory.activations / micro_batch)}")
+        if recipe.guidance.is_on:
+            self.amount("  entity guidance's share", memory.guidance)
         if memory.recomputed:
             self.amount("one block recomputed", memory.recomputed)
         self.amount("for a moment beside", memory.workspace)
@@ -377,8 +377,8 @@ class _Table:
             self.amount("gradients between processes", memory.buckets)
         self.amount("reserve", RESERVE, "driver, kernels, gaps")
         total = memory.total + RESERVE
-        several = "" if processes > 1 else f"; {_size(memory.gradients)} more in each of several processes"
-        self.amount("together, at most", total, several.removeprefix("; "))
+        several = "" if processes > 1 else f"{_size(memory.gradients)} more in each of several processes"
+        self.amount("together, at most", total, several)
         if torch.cuda.is_available():
             verdict = "fits" if total <= free else "DOES NOT FIT"
             self.line(verdict, f"{torch.cuda.get_device_name()}, {_size(free)} free")

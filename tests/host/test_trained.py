@@ -18,7 +18,7 @@ import torch
 from comfy_server import COMFYUI
 from image_text import make_pairs, write_folder
 from safetensors import safe_open
-from short_runs import forget_accelerate, prediction, recipe_content, relative_error
+from short_runs import forget_accelerate, metrics, prediction, recipe_content, relative_error
 
 PROMPT, NEGATIVE = "a red apple on a blue plate beside a green cup", ""
 TOKENIZER = COMFYUI / "comfy" / "sd1_tokenizer"
@@ -52,21 +52,23 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def train(models, tmp_path_factory):
-    """(parts, steps, keys of the recipe's model) to what came of it."""
+    """(parts, and what is special about the recipe) to what came of it."""
     from train.loop import Trainer
     from train.recipe import parse_recipe
     from train.run_folder import RunFolder
 
-    images = write_folder(tmp_path_factory.mktemp("images"), make_pairs(2))
+    pairs = [(image, PROMPT) for image, _ in make_pairs(2)]
+    images = write_folder(tmp_path_factory.mktemp("images"), pairs)
     base, llm = models / "checkpoints" / "sd15.safetensors", models / "llm" / "some" / "t5-folder"
 
-    def run(parts, steps=2, **model):
+    def run(parts, steps=2, loss=None, family="sd15", **model):
         output = tmp_path_factory.mktemp("run") / "run"
         content = recipe_content(
             output,
             output,
-            family="sd15",
+            family=family,
             model={"base": str(base), "tokenizer": str(TOKENIZER), "llm": str(llm), **model},
+            loss=loss or {},
             adapter={"heads": 8},
             trainable={"parts": parts, "lora_rank": 4, "lora_alpha": 6.0},
             data={"sources": str(images), "resolution": 64, "caption_dropout": 0.0},
@@ -86,9 +88,10 @@ def train(models, tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(trainer, "save", lambda: None)  # gigabytes that nobody reads
             trainer.fit()
+        assert all(line["guidance"] > 0 for line in metrics(output))
         latents, last, timesteps = prediction(trainer.objective, trainer.conditioner, [PROMPT, NEGATIVE])
         forget_accelerate()
-        files: dict[str, Any] = {"base": base, "tokenizer": TOKENIZER}
+        files: dict[str, Any] = {"base": content["model"]["base"], "tokenizer": content["model"]["tokenizer"]}
         for name, path in (("unet", "unet"), ("clip", "text_encoder"), ("adapter", "adapter.safetensors")):
             if (folder.export / path).exists():
                 files[name] = folder.export / path
@@ -128,6 +131,13 @@ def graph(model, trained: Trained, path: Path, adapter: str | None = None) -> di
             },
         }
     return nodes
+
+
+def with_plain_text(nodes: dict[str, Any], clip: list[Any]) -> None:
+    """The host's own nodes in place of this pack's."""
+    for side, text in (("positive", PROMPT), ("negative", NEGATIVE)):
+        nodes[side] = {"class_type": "CLIPTextEncode", "inputs": {"clip": clip, "text": text}}
+        nodes["probe"]["inputs"][side] = [side, 0]
 
 
 def offer(models: Path, folder: str, file: Path, name: str) -> str:
@@ -176,10 +186,47 @@ def test_a_fine_tuned_text_encoder(server, models, train, tmp_path):
     name = offer(models, "text_encoders", trained.export / "text_encoder" / "model.safetensors", "tuned.safetensors")
     nodes = graph("ckpt", trained, tmp_path / "given.pt")
     nodes["clip"] = {"class_type": "CLIPLoader", "inputs": {"clip_name": name, "type": "stable_diffusion"}}
-    for side, text in (("positive", PROMPT), ("negative", NEGATIVE)):
-        nodes[side] = {"class_type": "CLIPTextEncode", "inputs": {"clip": ["clip", 0], "text": text}}
-        nodes["probe"]["inputs"][side] = [side, 0]
+    with_plain_text(nodes, ["clip", 0])
     assert_alike(trained, predict(server, nodes))
+
+
+@pytest.mark.slow
+def test_a_change_of_what_is_predicted(server, models, train, tmp_path):
+    """Velocity on a schedule that ends in pure noise; Load Adapter says which node of the host makes the model so."""
+    trained = train("cam", loss={"prediction": "v_prediction", "zero_terminal_snr": True})
+    name = offer(models, "llm4gen", trained.export / "adapter.safetensors", "trained velocity.safetensors")
+    nodes = graph("sampling", trained, tmp_path / "given.pt", name)
+    nodes["sampling"] = {
+        "class_type": "ModelSamplingDiscrete",
+        "inputs": {"model": ["ckpt", 0], "sampling": "v_prediction", "zsnr": True},
+    }
+    result, said = server.run_and_listen(nodes)
+    assert result.error is None, result.error
+    assert said["adapter"].endswith("connect ModelSamplingDiscrete (v_prediction, zsnr) too")
+    found = torch.load(tmp_path / "given.pt.out", weights_only=True)["noise"]
+    assert relative_error(found, trained.painted()) < 1e-4
+
+
+@pytest.mark.slow
+def test_an_adapter_of_sdxl_loads(server, models, train, tmp_path):
+    """And is not mistaken for one of SD1.5."""
+    from train.small_models import make_sdxl_folder
+
+    base = make_sdxl_folder(tmp_path / "sdxl")
+    trained = train("cam+lora", family="sdxl", base=str(base), tokenizer=str(base / "tokenizer"))
+    assert relative_error(trained.painted(), trained.last) < 1e-5
+    name = offer(models, "llm4gen", trained.export / "adapter.safetensors", "trained sdxl.safetensors")
+    nodes = graph("patch", trained, tmp_path / "given.pt", name)
+    nodes["patch"] = {
+        "class_type": "LLM4GENPatch",
+        "inputs": {"model": ["ckpt", 0], "adapter": ["adapter", 0], "strength_model": 1.0},
+    }
+    del nodes["text"]
+    with_plain_text(nodes, ["ckpt", 1])
+    result, said = server.run_and_listen(nodes)
+    assert said["adapter"].startswith("Adapter for sdxl and t5, 3 layers, width 64")
+    assert "UNet part (LoRA of" in said["adapter"]
+    assert result.error is not None and "changes the UNet of sdxl" in result.error
 
 
 @pytest.mark.slow

@@ -114,9 +114,7 @@ def prediction(
     predicted: list[torch.Tensor] = []
     hook = objective.unet.register_forward_hook(lambda module, inputs, output: predicted.append(output[0].float()))
     try:
-        objective(
-            StepInputs(latents, noise, timesteps, text.text, text.pooled, text.llm, sizes, None, list(captions))
-        )
+        objective(StepInputs(latents, noise, timesteps, text.text, text.pooled, text.llm, sizes, None, list(captions)))
     finally:
         hook.remove()
     noisy, _ = objective.denoising.add_noise(latents, noise, timesteps)

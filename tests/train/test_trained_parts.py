@@ -349,9 +349,7 @@ def test_a_run_goes_on_from_exactly_what_was_exported(
     assert all(torch.equal(now[f"adapter.{name}"], tensor) for name, tensor in adapter.state_dict().items())
     noisy, found, timesteps = prediction(trainer.objective, trainer.conditioner, CAPTIONS)
     unet = start / "unet" if (start / "unet").is_dir() else None
-    model = Painter.from_files(
-        world / "base", unet=unet, adapter=start / "adapter.safetensors", llm=world / "llm"
-    )
+    model = Painter.from_files(world / "base", unet=unet, adapter=start / "adapter.safetensors", llm=world / "llm")
     expected = model.predict_noise(noisy, timesteps, model.encode(CAPTIONS))
     assert relative_error(found, expected) < 1e-5
     part, merged = adapter.unet_part, model.family.unet.state_dict()
@@ -364,9 +362,7 @@ def test_a_run_goes_on_from_exactly_what_was_exported(
 
 
 @pytest.mark.parametrize("parts", ["cam+cross_attention_kv", "cam+lora"])
-def test_the_second_export_holds_both_stages(
-    world: Path, exports: dict[str, Path], tmp_path: Path, parts: str
-) -> None:
+def test_the_second_export_holds_both_stages(world: Path, exports: dict[str, Path], tmp_path: Path, parts: str) -> None:
     """The change of the UNet is counted from the base, not from where the second stage began."""
     recipe = going_on(world, tmp_path / "run", exports[parts], parts, train={"steps": 1, "ema": {"enabled": False}})
     trainer = open_trainer(recipe)

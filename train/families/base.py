@@ -24,6 +24,9 @@ from .single_file import open_checkpoint, unet_file, vae_file
 
 PathLike = str | os.PathLike[str]
 
+_ENCODED_PIXELS = 2**20
+"""Of the images that the VAE encodes at once: four of 512x512. Beyond, it needs more memory and is no faster."""
+
 PARTS = ("unet", "vae", "text")
 """What `Family.load` can load, each by itself."""
 
@@ -245,10 +248,13 @@ class Family(ABC):
         Returns:
             (mean, standard deviation), each [B, C, H / p, W / p] in float32.
         """
-        distribution = self.vae.encode(_cast(pixels, self.vae)).latent_dist
         config = self.vae.config
-        mean = (distribution.mean.float() - (config.shift_factor or 0)) * config.scaling_factor
-        return mean, distribution.std.float() * config.scaling_factor
+        means, deviations = [], []
+        for part in pixels.split(max(1, _ENCODED_PIXELS // pixels[0, 0].numel())):
+            distribution = self.vae.encode(_cast(part, self.vae)).latent_dist
+            means.append((distribution.mean.float() - (config.shift_factor or 0)) * config.scaling_factor)
+            deviations.append(distribution.std.float() * config.scaling_factor)
+        return torch.cat(means), torch.cat(deviations)
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
