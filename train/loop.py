@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,24 +14,22 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType
-from diffusers.training_utils import EMAModel
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from llm4gen_core import LLM4GENError
 
 from .alpha import Alpha
-from .checkpoints import Checkpoints
+from .average import Average
 from .conditioning import Conditioner
 from .data.sources import open_source
 from .denoising import Denoising
 from .interrupt import Interrupt
 from .objective import Objective
-from .optimizers import build_optimizer, build_schedule, optimizer_state_bytes
+from .optimizers import build_optimizer, build_schedule
 from .recipe import Recipe
 from .run_folder import RunFolder
+from .run_state import SHARDED, RunState
 from .setup import adapter_metadata, open_models
 from .step import OptimizerStep
 from .training_data import TrainingData
@@ -43,7 +40,6 @@ log = logging.getLogger("llm4gen")
 _MIXED = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
 EXPORT_NAME = "adapter"
 """Of the adapter file in a run's `export` folder, without its ending."""
-_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 class Stopped(KeyboardInterrupt):
@@ -111,6 +107,8 @@ class Trainer:
         folder: made by `RunFolder.create`, or that of a run to go on with.
     """
 
+    data_class: type[TrainingData] = TrainingData
+
     def __init__(self, recipe: Recipe, folder: RunFolder) -> None:
         self.recipe = recipe
         self.folder = folder
@@ -132,7 +130,7 @@ class Trainer:
             log_with=self._trackers() or None,
             project_dir=str(folder.path),
         )
-        self.is_sharded = self.accelerator.distributed_type in _SHARDED
+        self.is_sharded = self.accelerator.distributed_type in SHARDED
         if self.is_sharded and settings.ema.enabled:
             raise LLM4GENError(
                 "train.ema.enabled is true, but under FSDP or DeepSpeed no process holds the whole weights to average; "
@@ -147,9 +145,8 @@ class Trainer:
         self._build_models()
         self._build_data()
         self._build_training()
-        self.checkpoints = Checkpoints(folder.checkpoints, recipe.checkpoints.keep)
-        self.step = 0
-        self._restore()
+        if not self.state.restore() and self.accelerator.is_main_process and folder.metrics.exists():
+            tqdm.write("There is no checkpoint that is whole: beginning with the first step.")
 
     # ---- building
 
@@ -188,7 +185,7 @@ class Trainer:
         self.conditioner = Conditioner(
             self.family, self.llm, layout, recipe.guidance, recipe.data.clip_chunks, self.train_text, self.device
         )
-        self.data = TrainingData(recipe, self.folder.path, self.family, self.conditioner, self.accelerator)
+        self.data = self.data_class(recipe, self.folder.path, self.family, self.conditioner, self.accelerator)
 
     def _build_training(self) -> None:
         recipe = self.recipe
@@ -202,14 +199,13 @@ class Trainer:
         optimizer = build_optimizer(groups, recipe.optimizer)
         self.schedule = build_schedule(optimizer, recipe.optimizer, recipe.train.steps)
         self.model, self.optimizer = self.accelerator.prepare(objective, optimizer)
-        self.trained = self.parts.named_parameters()
-        self.ema: EMAModel | None = None
-        if recipe.train.ema.enabled:
-            self.ema = EMAModel(list(self.trained.values()), decay=recipe.train.ema.decay)
-            self.ema.to(self._ema_device())
+        trained = self.parts.named_parameters()
+        ema = recipe.train.ema
+        home = torch.device("cpu") if ema.device == "cpu" else None
+        self.average = Average(trained, ema.decay, home) if ema.enabled else None
+        alpha = Alpha(recipe.guidance, recipe.logging.gradient_ratio_every)
         # The gradient ratio is measured where the method is: at the CAM, or at all that is trained if there is none.
         probe = [p for group in groups if group.name == "cam" for p in group.parameters.values()]
-        self.alpha = Alpha(recipe.guidance, recipe.logging.gradient_ratio_every)
         self.optimizer_step = OptimizerStep(
             recipe,
             self.accelerator,
@@ -219,12 +215,26 @@ class Trainer:
             self.schedule,
             self.conditioner,
             self.family,
-            self.alpha,
-            probe or list(self.trained.values()),
+            alpha,
+            probe or list(trained.values()),
+        )
+        self.state = RunState(
+            recipe,
+            self.folder.checkpoints,
+            self.accelerator,
+            self.model,
+            self.parts,
+            self.optimizer,
+            self.schedule,
+            self.average,
+            alpha,
+            self.data.fingerprint,
         )
 
-    def _ema_device(self) -> torch.device:
-        return self.device if self.recipe.train.ema.device == "accelerator" else torch.device("cpu")
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.state.step
 
     # ---- the loop
 
@@ -260,8 +270,9 @@ class Trainer:
                     if values is None:
                         stopped = True
                         break
-                    self.step += 1
-                    self._update_ema()
+                    self.state.step += 1
+                    if self.average is not None:
+                        self.average.update()
                     self.data.report([problem for batch in batches for problem in batch.problems])
                     progress.update()
                     progress.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
@@ -270,12 +281,12 @@ class Trainer:
                         self._log({**values, "images_per_second": counted / seconds})
                         seconds, counted = 0.0, 0
                     if self._due(recipe.checkpoints.every):
-                        self.save()
+                        self.state.save()
                     if recipe.validation.every and self._due(recipe.validation.every):
                         self._validate()
                     started = time.monotonic()
             if stopped:
-                self.save()
+                self.state.save()
         if not stopped:
             self._export()
         accelerator.end_training()
@@ -290,16 +301,6 @@ class Trainer:
         """Every so many steps, and after the last."""
         return self.step % every == 0 or self.step == self.recipe.train.steps
 
-    def _update_ema(self) -> None:
-        if self.ema is None:
-            return
-        on_cpu = self._ema_device() != self.device
-        if on_cpu:
-            self.ema.to(self.device)
-        self.ema.step(list(self.trained.values()))
-        if on_cpu:
-            self.ema.to("cpu")
-
     def _log(self, values: Mapping[str, float]) -> None:
         if torch.cuda.is_available():
             values = {**values, "memory_gb": torch.cuda.max_memory_allocated() / 1e9}
@@ -307,122 +308,11 @@ class Trainer:
             self.folder.log({"step": self.step, **values})
         self.accelerator.log(dict(values), step=self.step)
 
-    # ---- checkpoints
-
-    def save(self) -> None:
-        """Write a checkpoint of the steps done so far; all processes call it."""
-        accelerator = self.accelerator
-        if self.is_sharded:
-            self._save_sharded()
-        elif accelerator.is_main_process:
-            self.checkpoints.save(self.step, self._write_checkpoint, self._checkpoint_bytes())
-        accelerator.wait_for_everyone()
-
-    def _checkpoint_bytes(self) -> int:
-        parameters = list(self.trained.values())
-        weights = sum(p.numel() * p.element_size() for p in parameters)
-        return weights * (2 if self.ema is not None else 1) + optimizer_state_bytes(self.recipe.optimizer, parameters)
-
-    def _write_checkpoint(self, folder: Path) -> None:
-        weights = {name: p.detach().cpu().contiguous() for name, p in self.trained.items()}
-        save_file(weights, folder / "trained.safetensors")
-        if self.ema is not None:
-            shadow = dict(zip(self.trained, self.ema.shadow_params, strict=True))
-            save_file({n: t.detach().cpu().contiguous() for n, t in shadow.items()}, folder / "ema.safetensors")
-        scaler = self.accelerator.scaler
-        torch.save(
-            {
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
-                "scaler": scaler.state_dict() if scaler is not None else {},
-            },
-            folder / "optimizer.pt",
-        )
-        self._write_state(folder)
-
-    def _write_state(self, folder: Path) -> None:
-        state: dict[str, Any] = {
-            "step": self.step,
-            "data": self.data.fingerprint,
-            "seed": self.recipe.seed,
-            "alpha": self.alpha.state(),
-        }
-        if self.ema is not None:
-            state["ema_steps"] = self.ema.optimization_step
-        (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-
-    def _save_sharded(self) -> None:
-        """FSDP and DeepSpeed: every process writes its own share, in accelerate's form, and one the whole weights."""
-        accelerator = self.accelerator
-        weights = accelerator.get_state_dict(self.model)
-        partial: list[Any] = [None]
-        if accelerator.is_main_process:
-            partial[0] = self.checkpoints.begin(self.step, self._checkpoint_bytes())
-        torch.distributed.broadcast_object_list(partial)
-        folder: Path = partial[0]
-        accelerator.save_state(str(folder / "sharded"))
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            trained = {name: t.detach().cpu().contiguous() for name, t in weights.items() if name in self.trained}
-            save_file(trained, folder / "trained.safetensors")
-            torch.save({"schedule": self.schedule.state_dict()}, folder / "schedule.pt")
-            self._write_state(folder)
-            self.checkpoints.commit(folder)
-
-    def _restore(self) -> None:
-        newest = self.checkpoints.newest()
-        if newest is None:
-            if self.accelerator.is_main_process and self.folder.metrics.exists():
-                tqdm.write("There is no checkpoint that is whole: beginning with the first step.")
-            return
-        state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
-        if state["data"] != self.data.fingerprint:
-            raise LLM4GENError(
-                f"Checkpoint {newest} was made with other data than the sources hold now (captions, pairs or images "
-                "have changed), so the run cannot go on exactly. Put the data back, or begin a new run with "
-                f"model.adapter from `python -m train export {self.folder.path}`."
-            )
-        if state["seed"] != self.recipe.seed:
-            raise LLM4GENError(f"Checkpoint {newest} was made with seed {state['seed']}; the recipe has changed.")
-        self.step = int(state["step"])
-        self.alpha.load(state["alpha"])
-        if self.is_sharded:
-            if not (newest / "sharded").is_dir():
-                raise LLM4GENError(f"Checkpoint {newest} was written without FSDP or DeepSpeed; resume it without.")
-            self.accelerator.load_state(str(newest / "sharded"))
-            rest = torch.load(newest / "schedule.pt", weights_only=True)
-        else:
-            if not (newest / "optimizer.pt").is_file():
-                raise LLM4GENError(f"Checkpoint {newest} was written with FSDP or DeepSpeed; resume it with them.")
-            self.parts.load(load_file(newest / "trained.safetensors"))
-            rest = torch.load(newest / "optimizer.pt", weights_only=True, map_location="cpu")
-            self.optimizer.load_state_dict(rest["optimizer"])
-            if self.accelerator.scaler is not None:
-                self.accelerator.scaler.load_state_dict(rest["scaler"])
-        self.schedule.load_state_dict(rest["schedule"])
-        if self.ema is not None:
-            shadow = load_file(newest / "ema.safetensors")
-            for name, own in zip(self.trained, self.ema.shadow_params, strict=True):
-                own.copy_(shadow[name])
-            self.ema.optimization_step = int(state["ema_steps"])
-        if self.accelerator.is_main_process:
-            log.info("Going on from %s.", newest)
-
     # ---- what comes out
 
-    @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
         """With the moving average in the place of the trained weights, if there is one."""
-        if self.ema is None:
-            yield
-            return
-        parameters = list(self.trained.values())
-        self.ema.store(parameters)
-        self.ema.copy_to(parameters)
-        try:
-            yield
-        finally:
-            self.ema.restore(parameters)
+        return contextlib.nullcontext() if self.average is None else self.average.in_place()
 
     def _validate(self) -> None:
         recipe = self.recipe

@@ -249,21 +249,18 @@ def measure(recipe: Recipe, folder: Path, accumulation: int) -> Speed:
     return Speed(seconds, recipe.train.batch_size / seconds, peak, steps)
 
 
+class _FewPairs(TrainingData):
+    """The first pairs only, so that a cache of millions need not be filled."""
+
+    def _scan(self, needs_pairs: bool) -> Manifest:
+        found = super()._scan(needs_pairs)
+        return _FirstPairs(found, (WARM_UP + TIMED) * self.recipe.train.batch_size)
+
+
 class _Trial(Trainer):
     """The trainer on as many pairs as the measurement sees."""
 
-    def _build_data(self) -> None:
-        recipe = self.recipe
-        self.conditioner = Conditioner(
-            self.family,
-            self.llm,
-            self.models.layout,
-            recipe.guidance,
-            recipe.data.clip_chunks,
-            self.train_text,
-            self.device,
-        )
-        self.data = _FewPairs(recipe, self.folder.path, self.family, self.conditioner, self.accelerator)
+    data_class = _FewPairs
 
     def time_steps(self) -> tuple[float, int]:
         """Mean seconds of an optimizer step, data and moving average among it, and how many were timed."""
@@ -274,7 +271,8 @@ class _Trial(Trainer):
             started = begun
             for number, batches in enumerate(steps, 1):
                 self.optimizer_step(batches, number)
-                self._update_ema()
+                if self.average is not None:
+                    self.average.update()
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()
                 now = time.monotonic()
@@ -285,14 +283,6 @@ class _Trial(Trainer):
                     break
         timed = times[WARM_UP:] or times[-1:]
         return sum(timed) / len(timed), len(timed)
-
-
-class _FewPairs(TrainingData):
-    """The first pairs only, so that a cache of millions need not be filled."""
-
-    def _scan(self, needs_pairs: bool) -> Manifest:
-        found = super()._scan(needs_pairs)
-        return _FirstPairs(found, (WARM_UP + TIMED) * self.recipe.train.batch_size)
 
 
 class _FirstPairs(Manifest):

@@ -201,13 +201,15 @@ def test_every_trained_part_of_the_real_formats(place: Place, tmp_path: Path, na
     folder.create(recipe)
     trainer = Trainer(recipe, folder)
     seen: set[str] = set()
-    for key, parameter in trainer.trained.items():
+    for key, parameter in trainer.parts.named_parameters().items():
         parameter.register_hook(lambda gradient, key=key: seen.add(key) if bool(gradient.any()) else None)
-    before = {key: parameter.detach().clone() for key, parameter in trainer.trained.items()}
+    before = {key: parameter.detach().clone() for key, parameter in trainer.parts.named_parameters().items()}
     first = prediction(trainer.objective, trainer.conditioner, [PROMPT, ""])[1]
     trainer.fit()
     assert seen == set(before)
-    assert not [key for key, parameter in trainer.trained.items() if torch.equal(parameter, before[key])]
+    assert not [
+        key for key, parameter in trainer.parts.named_parameters().items() if torch.equal(parameter, before[key])
+    ]
     noisy, expected, timesteps = prediction(trainer.objective, trainer.conditioner, [PROMPT, ""])
     model = painter(place, recipe, folder.export)
     found = model.predict_noise(noisy, timesteps, model.encode([PROMPT, ""]))

@@ -251,7 +251,7 @@ def test_export_writes_what_the_run_wrote(run: Run, tmp_path: Path) -> None:
 def test_export_of_one_checkpoint_is_of_that_step(run: Run, tmp_path: Path) -> None:
     checkpoint = run.folder / "checkpoints" / "step-00000001"
     export(ExportSettings(str(checkpoint), output=str(tmp_path), ema=False))
-    last = {name: parameter.detach().clone() for name, parameter in run.trainer.trained.items()}
+    last = {name: parameter.detach().clone() for name, parameter in run.trainer.parts.named_parameters().items()}
     run.trainer.parts.load(load_file(checkpoint / "trained.safetensors"))
     try:
         noisy, expected, timesteps = trained(run)
