@@ -282,7 +282,7 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _recipe(args: argparse.Namespace) -> Any:
-    from .recipe import load_recipe
+    from .recipe_file import load_recipe
 
     with _same_everywhere():
         return load_recipe(args.recipe, args.overrides)

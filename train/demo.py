@@ -17,7 +17,7 @@ from .generate import GenerateSettings, generate
 from .images import check_output
 from .loop import Stopped, resume, run
 from .miniature_world import make_world
-from .recipe import load_recipe
+from .recipe_file import load_recipe
 from .run_folder import RunFolder
 from .small_models import make_diffusers_folder, make_projector, make_t5_folder
 

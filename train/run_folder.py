@@ -14,7 +14,8 @@ from typing import Any
 
 from llm4gen_core import LLM4GENError
 
-from .recipe import Recipe, load_recipe
+from .recipe import Recipe
+from .recipe_file import load_recipe
 
 _PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "peft", "safetensors", "spacy", "bitsandbytes")
 

@@ -55,7 +55,7 @@ def train(models, tmp_path_factory):
     """(parts, and what is special about the recipe) to what came of it."""
     from train.checkpoints import Checkpoints
     from train.loop import Trainer
-    from train.recipe import parse_recipe
+    from train.recipe_file import parse_recipe
     from train.run_folder import RunFolder
 
     pairs = [(image, PROMPT) for image, _ in make_pairs(2)]

@@ -49,7 +49,7 @@ def forget_accelerate() -> None:
 
 def train(content: Mapping[str, Any]) -> Path:
     from train.loop import run
-    from train.recipe import parse_recipe
+    from train.recipe_file import parse_recipe
 
     forget_accelerate()
     return run(parse_recipe(content, "Recipe of the test"))

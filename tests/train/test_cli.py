@@ -11,7 +11,7 @@ import torch
 
 from llm4gen_core import LLM4GENError, load_adapter
 from train.__main__ import build_parser, main
-from train.recipe import RECIPES
+from train.recipe_file import RECIPES
 
 ROOT = Path(__file__).parents[2]
 
@@ -199,9 +199,9 @@ def test_a_process_reports_what_may_be_its_own_error_alone(monkeypatch, capsys):
 
 
 def test_a_missing_package_is_one_line(refused, monkeypatch):
-    for name in [name for name in sys.modules if name.split(".")[0] == "yaml" or name == "train.recipe"]:
+    for name in [name for name in sys.modules if name.split(".")[0] == "yaml" or name == "train.recipe_file"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("train.recipe", raising=False)
+    monkeypatch.delattr("train.recipe_file", raising=False)
     monkeypatch.setitem(sys.modules, "yaml", None)
     assert "The package yaml is not installed" in refused("run", "sd15")
 

@@ -20,7 +20,7 @@ import train.demo
 from llm4gen_core import LLMEncoder, load_adapter
 from train.__main__ import main
 from train.demo import demo
-from train.recipe import load_recipe
+from train.recipe_file import load_recipe
 from train.run_folder import RunFolder
 from train.small_models import make_diffusers_folder, make_projector, make_t5_folder
 

@@ -15,7 +15,8 @@ from train.loop import Trainer
 from train.memory import FakeRun, LiveBytes, Shapes, estimate
 from train.miniature_world import make_world
 from train.plan import Plan, plan
-from train.recipe import Recipe, parse_recipe
+from train.recipe import Recipe
+from train.recipe_file import parse_recipe
 from train.run_folder import RunFolder
 from train.setup import open_models
 from train.small_models import make_diffusers_folder, make_sdxl_folder, make_t5_folder

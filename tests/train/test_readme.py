@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from train.__main__ import build_parser
-from train.recipe import RECIPES, Recipe, _fields, _section, load_recipe
+from train.recipe import Recipe
+from train.recipe_file import RECIPES, _fields, _section, load_recipe
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "train" / "README.md").read_text(encoding="utf-8")

@@ -12,7 +12,9 @@ import yaml
 from llm4gen_core import LLM4GENError
 from llm4gen_core.adapter import FUSIONS
 from train import recipe as module
-from train.recipe import RECIPES, Recipe, find_recipe, load_recipe, parse_recipe
+from train import recipe_file
+from train.recipe import Recipe
+from train.recipe_file import RECIPES, find_recipe, load_recipe, parse_recipe
 
 ROOT = Path(__file__).parents[2]
 OWN = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -268,6 +270,13 @@ def test_optimizers_say_what_they_do_not_have(small, overrides, message):
     assert message in error(small, *(f"optimizer.{override}" for override in overrides))
 
 
+def test_a_text_encoder_is_trained_for_the_base_s_own_schedule(small):
+    overrides = ["trainable.parts=text_encoder", "model.llm=null", "guidance.tokens=clip"]
+    assert small(*overrides).trainable.parts == "text_encoder"
+    message = error(small, *overrides, "loss.prediction=v_prediction")
+    assert 'loss.prediction is "v_prediction"; expected the base\'s own schedule' in message
+
+
 def test_zero_terminal_snr_needs_velocities(small):
     message = error(small, "loss.zero_terminal_snr=true", "loss.prediction=epsilon")
     assert 'loss.prediction is "epsilon"; expected v_prediction with zero_terminal_snr' in message
@@ -325,7 +334,7 @@ def test_every_key_is_described():
     """Each field of each section stands in its docstring."""
     undescribed = []
     for section in module.Section.__subclasses__():
-        names = (name for name in section.model_fields if not module._section(section, name))
+        names = (name for name in section.model_fields if not recipe_file._section(section, name))
         undescribed += [f"{section.__name__}.{name}" for name in names if f"{name}:" not in _spread(section.__doc__)]
     assert not undescribed
 

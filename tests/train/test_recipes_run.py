@@ -24,7 +24,8 @@ from llm4gen_core import load_adapter
 from train.generate import GenerateSettings, generate
 from train.loop import Trainer, run
 from train.painter import Painter
-from train.recipe import RECIPES, Parts, Recipe, load_recipe
+from train.recipe import Parts, Recipe
+from train.recipe_file import RECIPES, load_recipe
 from train.run_folder import RunFolder
 from train.small_models import make_diffusers_folder, make_sdxl_folder, make_t5_folder
 

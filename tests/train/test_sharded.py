@@ -14,7 +14,7 @@ from short_runs import REPOSITORY, go_on, losses, recipe_content, train
 from llm4gen_core import LLM4GENError, load_adapter
 from train.export import ExportSettings, export
 from train.miniature_world import make_world
-from train.recipe import parse_recipe
+from train.recipe_file import parse_recipe
 
 
 def run_sharded(*arguments: str) -> None:

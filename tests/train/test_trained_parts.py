@@ -22,7 +22,8 @@ from train.loop import Trainer
 from train.miniature_world import make_world
 from train.painter import Painter, add_unet_part
 from train.parts import LORA_LAYERS, TrainedParts
-from train.recipe import Recipe, Trainable, parse_recipe
+from train.recipe import Recipe, Trainable
+from train.recipe_file import parse_recipe
 from train.run_folder import RunFolder
 
 PARTS = ("cam", "cam+cross_attention_kv", "cam+lora", "cam+unet", "text_encoder")

@@ -86,7 +86,7 @@ def test_the_same_recipe_gives_the_same_bits(world: Path, whole: Path, tmp_path:
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(world: Path, whole: Path, tmp_path: Path) -> None:
     """SIGKILL at a random moment after the first checkpoint."""
-    from train.recipe import parse_recipe
+    from train.recipe_file import parse_recipe
 
     folder = tmp_path / "killed"
     recipe = tmp_path / "recipe.yaml"
@@ -167,7 +167,7 @@ def test_the_split_of_a_batch_does_not_matter(world: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_two_processes_are_one_with_the_doubled_batch(world: Path, tmp_path: Path) -> None:
-    from train.recipe import parse_recipe
+    from train.recipe_file import parse_recipe
 
     alone = train(recipe_content(world, tmp_path / "one", **STATEFUL))
     recipe = tmp_path / "recipe.yaml"
@@ -225,7 +225,7 @@ def test_a_batch_that_cannot_be_split_is_refused_before_anything_is_loaded(world
 def test_caption_dropout_is_drawn_anew_each_time(world: Path, tmp_path: Path) -> None:
     """The trap of the frozen dropout: over many epochs each sample must be seen both with and without its caption."""
     from train.conditioning import Drop
-    from train.recipe import parse_recipe
+    from train.recipe_file import parse_recipe
 
     content = recipe_content(
         world,

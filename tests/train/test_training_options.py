@@ -22,7 +22,7 @@ from train.data.samples import cut_of, load_pixels
 from train.data.scan import scan
 from train.miniature_world import make_world
 from train.painter import Painter
-from train.recipe import parse_recipe
+from train.recipe_file import parse_recipe
 
 TRAIN = {"steps": 4, "batch_size": 4, "micro_batch": 2, "precision": "float32"}
 DATA = {"resolution": 16, "entities": "rules", "workers": 0}
