@@ -16,11 +16,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .attention_columns import attention_columns
-from .entities import EntityPair, Span, covers, token_indices
+from .entities import EntityPair, Span
 from .errors import LLM4GENError
 
 _CHOICES = {
@@ -184,8 +185,11 @@ def pair_positions(
     for segment in segments:
         if options.tokens not in ("both", segment.kind):
             continue
-
-        words = [(_positions(p.attribute, segment), _positions(p.entity, segment)) for p in pairs[: options.max_pairs]]
+        tokens = _CharacterTokens(segment.offsets)
+        words = [
+            (tokens.positions(p.attribute, segment.start), tokens.positions(p.entity, segment.start))
+            for p in pairs[: options.max_pairs]
+        ]
         words = [(attribute, entity) for attribute, entity in words if attribute and entity]
         if options.attributes == "each":
             found += [PairPositions((attribute,), entity) for attribute, entity in words]
@@ -197,11 +201,25 @@ def pair_positions(
     return found
 
 
-def _positions(span: Span, segment: ContextSegment) -> tuple[int, ...]:
-    """Positions of a word in the context; none if a part of it was cut off."""
-    if not covers(span, segment.offsets):
-        return ()
-    return tuple(segment.start + index for index in token_indices(span, segment.offsets))
+class _CharacterTokens:
+    """`token_indices` and `covers` for many spans of one caption: a table of each character's tokens, made once."""
+
+    def __init__(self, offsets: Sequence[tuple[int, int]]) -> None:
+        self._of_character: dict[int, list[int]] = {}
+        for index, (start, end) in enumerate(offsets):
+            for character in range(start, end):
+                self._of_character.setdefault(character, []).append(index)
+
+    def positions(self, span: Span, first: int) -> tuple[int, ...]:
+        """Tokens of a word, counted from `first`; none if a visible part of it was cut off."""
+        found: set[int] = set()
+        for character, letter in enumerate(span.text, span.start):
+            if not letter.isspace():
+                tokens = self._of_character.get(character)
+                if tokens is None:
+                    return ()
+                found.update(tokens)
+        return tuple(first + index for index in sorted(found))
 
 
 def guidance_targets(
@@ -224,25 +242,25 @@ def guidance_targets(
     columns = [sorted({i for p in sample for w in (*p.attributes, p.entity) for i in w}) for sample in pairs]
     wide = _round_up(max((len(c) for c in columns), default=0), multiple)
     high = _round_up(max((len(sample) for sample in pairs), default=0), multiple)
-    targets = GuidanceTargets(
-        columns=torch.zeros(batch, wide, dtype=torch.long),
-        attribute=torch.zeros(batch, high, wide),
-        entity=torch.zeros(batch, high, wide),
-        pairs=torch.zeros(batch, high, dtype=torch.bool),
-        others=torch.zeros(batch, high, high, dtype=torch.bool),
-    )
+    # In NumPy: single elements of tensors are slow to set, and this runs between two steps of an accelerator.
+    places = np.zeros((batch, wide), np.int64)
+    attribute, entity = np.zeros((batch, high, wide), np.float32), np.zeros((batch, high, wide), np.float32)
+    is_pair, others = np.zeros((batch, high), bool), np.zeros((batch, high, high), bool)
     for b, sample in enumerate(pairs):
         place = {position: column for column, position in enumerate(columns[b])}
-        targets.columns[b, : len(place)] = torch.tensor(columns[b], dtype=torch.long)
+        places[b, : len(place)] = columns[b]
+        is_pair[b, : len(sample)] = True
+        entities = {pair.entity: number for number, pair in enumerate(sample)}
+        numbers = np.array([entities[pair.entity] for pair in sample])
+        others[b, : len(sample), : len(sample)] = numbers[:, None] != numbers[None]
         for p, pair in enumerate(sample):
-            targets.pairs[b, p] = True
             for word in pair.attributes:
                 for position, share in _shares(word, options.wordpieces):
-                    targets.attribute[b, p, place[position]] += share / len(pair.attributes)
+                    attribute[b, p, place[position]] += share / len(pair.attributes)
             for position, share in _shares(pair.entity, options.wordpieces):
-                targets.entity[b, p, place[position]] += share
-            for q, other in enumerate(sample):
-                targets.others[b, p, q] = other.entity != pair.entity
+                entity[b, p, place[position]] += share
+    arrays = (places, attribute, entity, is_pair, others)
+    targets = GuidanceTargets(*(torch.from_numpy(array) for array in arrays))
     if options.support == "full":
         return targets
     if real_tokens is None:

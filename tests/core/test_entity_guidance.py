@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from llm4gen_core import LLM4GENError
 from llm4gen_core.attention_columns import attention_columns
-from llm4gen_core.entities import EntityPair
+from llm4gen_core.entities import EntityPair, Span, covers, token_indices
 from llm4gen_core.entity_guidance import (
     ContextSegment,
     GuidanceOptions,
@@ -202,6 +203,30 @@ def test_a_word_cut_off_by_one_encoder_is_left_out_of_its_copy_only() -> None:
     segments = [ContextSegment("clip", 0, [(0, 3), (4, 6)]), ContextSegment("llm", 2, [(0, 3), (4, 6), (6, 7)])]
     pairs = [EntityPair.from_offsets(caption, 0, 3, 4, 7)]
     assert pair_positions(pairs, segments, OPTIONS) == [PairPositions(((2,),), (3, 4))]
+
+
+def test_words_find_the_tokens_that_token_indices_finds() -> None:
+    """Random captions, tokens that overlap, hold blanks or are missing."""
+    generator = random.Random(0)
+    complete = 0
+    for _ in range(300):
+        caption = "".join(generator.choice("ab  é") for _ in range(generator.randint(2, 12)))
+        offsets = [(0, 0)]
+        for _ in range(generator.randint(0, 9)):
+            start = generator.randint(0, len(caption) - 1)
+            offsets.append((start, generator.randint(start, len(caption))))
+        inked = [i for i, letter in enumerate(caption) if letter != " "]
+        if not inked:
+            continue
+        start, end = sorted((generator.choice(inked), generator.choice(inked)))
+        span = Span(start, end + 1, caption[start : end + 1])
+        [found] = pair_positions([EntityPair(span, span)], [ContextSegment("clip", 3, offsets)], OPTIONS) or [None]
+        if covers(span, offsets):
+            complete += 1
+            assert found is not None and found.entity == tuple(3 + i for i in token_indices(span, offsets))
+        else:
+            assert found is None
+    assert 50 < complete < 250
 
 
 def test_support_real_takes_other_tokens_out_of_the_softmax() -> None:
