@@ -107,7 +107,8 @@ class OptimizerStep:
                 f"data_unreadable.jsonl in {self.recipe.output}. Is the disk with the images still there?"
             )
         ratio = GradientRatio(self.probe) if paired and self.alpha.measures(step) else None
-        zero = torch.zeros((), dtype=torch.float64, device=self.device)
+        precision = torch.float32 if self.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+        zero = torch.zeros((), dtype=precision, device=self.device)
         sums = _Sums(zero, zero.clone(), zero.repeat(2))
         norm = None
         for batch, dropped, target in zip(batches, drops, targets, strict=True):
