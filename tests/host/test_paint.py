@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import json
 
@@ -238,8 +237,6 @@ def test_log_has_no_traceback(server, log_before):
 
 def test_nodes_say_what_they_did(server):
     """The text reaches a person's browser, addressed to the node: of the loaders and of each way to encode."""
-    import aiohttp
-
     nodes = separate(graph(positive="a red cat that says something"))
     nodes["text"] = graph(negative="and another")["text"]
     nodes["other"] = {**nodes["sampler"], "inputs": {**nodes["sampler"]["inputs"], "positive": ["text", 0]}}
@@ -253,22 +250,8 @@ def test_nodes_say_what_they_did(server):
                 node["inputs"][name] = [f"{value[0]}_again", 0]
     nodes["llm_again"]["inputs"]["llm_name"] = "some/t5-folder/"
 
-    async def listen():
-        said = {}
-        async with aiohttp.ClientSession() as session, session.ws_connect(f"{server.url}/ws") as socket:
-            result = await asyncio.to_thread(server.run, nodes)
-            assert result.error is None, result.error
-            try:
-                while True:
-                    message = await socket.receive(timeout=1)
-                    # Event 3 is text: four bytes each for event and length of the node's id, the id, the text.
-                    if message.type == aiohttp.WSMsgType.BINARY and message.data[:4] == bytes([0, 0, 0, 3]):
-                        end = 8 + int.from_bytes(message.data[4:8], "big")
-                        said[message.data[8:end].decode()] = message.data[end:].decode()
-            except asyncio.TimeoutError:
-                return said
-
-    said = asyncio.run(listen())
+    result, said = server.run_and_listen(nodes)
+    assert result.error is None, result.error
     assert said["llm_again"].startswith("t5, 3 layers, width 64, Hugging Face folder")
     assert said["llm_positive"].endswith("of 256 LLM tokens")
     assert said["text"].startswith("positive: ") and "· negative: " in said["text"]
