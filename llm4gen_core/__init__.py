@@ -1,4 +1,4 @@
-"""The method of LLM4GEN, free of any host: torch, transformers and safetensors only."""
+"""The method of LLM4GEN, free of any host: torch, transformers, safetensors, and spaCy where it is installed."""
 
 from .adapter import CrossAdapter, CrossAdapterConfig, fuse
 from .adapter_file import AdapterMetadata, load_adapter, save_adapter
