@@ -2,8 +2,10 @@
 
 from .adapter import CrossAdapter, CrossAdapterConfig, fuse
 from .adapter_file import AdapterMetadata, load_adapter, save_adapter
+from .attention_columns import attention_columns
 from .encoder import LLMEncoder, LLMFeatures
 from .entities import EntityPair, Span, covers, entity_backend, parse_entities, token_indices
+from .entity_guidance import GuidanceOptions, GuidanceTargets, entity_guidance_loss
 from .errors import LLM4GENError
 from .llm_spec import RANKGEN_T5_XL, LLMSpec
 from .unet_part import UNetPart
@@ -14,14 +16,18 @@ __all__ = [
     "CrossAdapter",
     "CrossAdapterConfig",
     "EntityPair",
+    "GuidanceOptions",
+    "GuidanceTargets",
     "LLM4GENError",
     "LLMEncoder",
     "LLMFeatures",
     "LLMSpec",
     "Span",
     "UNetPart",
+    "attention_columns",
     "covers",
     "entity_backend",
+    "entity_guidance_loss",
     "fuse",
     "load_adapter",
     "parse_entities",

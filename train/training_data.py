@@ -41,7 +41,6 @@ class TrainingData:
         manifest: what there is.
         parser: backend and version of the entity parser; None where no pairs are needed.
         fingerprint: of everything that the samples consist of; a run can only go on with the same.
-        problems: images that turned out to be unreadable, for `log_problems`.
     """
 
     def __init__(

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llm4gen_core import LLM4GENError
-from llm4gen_core.attention_columns import attention_columns
+from llm4gen_core import LLM4GENError, attention_columns, entity_guidance_loss
 from llm4gen_core.entities import EntityPair, Span, covers, token_indices
 from llm4gen_core.entity_guidance import (
     ContextSegment,
@@ -19,7 +18,6 @@ from llm4gen_core.entity_guidance import (
     GuidanceTargets,
     PairPositions,
     columns_guidance,
-    entity_guidance_loss,
     guidance_targets,
     layer_guidance,
     pair_positions,
