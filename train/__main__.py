@@ -60,6 +60,7 @@ def build_parser() -> Parser:
     _add_export(commands)
     _add_convert(commands)
     _add_generate(commands)
+    _add_attention(commands)
     commands.add_parser(
         "miniature",
         help="make small models and captioned images to try the trainer with",
@@ -129,8 +130,9 @@ def _add_export(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "export",
         help="write the adapter of any checkpoint",
-        description="Write what can be painted with: the adapter file for ComfyUI/models/llm4gen, and beside it the "
-        "UNet (`unet`) or the text encoder (`text_encoder`) if the recipe trains it whole. Their names are printed. "
+        description="Write what can be painted with: the adapter file for ComfyUI/models/llm4gen if there is one, and "
+        "the UNet (`unet`, and in `scheduler` what it was trained with) or the text encoder (`text_encoder`) if the "
+        "recipe trains it whole. Their names are printed. "
         "`run` does this by itself at its end.",
         epilog="example: python -m train export runs/sd15/checkpoints/step-00010000 --output half-way --dtype float16",
     )
@@ -160,6 +162,27 @@ def _add_generate(commands: argparse._SubParsersAction[Parser]) -> None:
         epilog="example: python -m train generate --base models/sd15 --unet LLM4GEN/unet --adapter "
         'LLM4GEN/projector.pth --llm models/rankgen-t5-xl-all --prompt "a red cat on a blue chair" --seed 7',
     )
+    _add_painting_arguments(parser, several=True)
+    parser.set_defaults(run=_generate)
+
+
+def _add_attention(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = commands.add_parser(
+        "attention",
+        help="paint an image and show where it looked at words",
+        description="Paint the image that `generate` paints with the same options, and write it with a heat map for "
+        "each word beside it: the cross-attention that the word's tokens get, averaged over heads, layers and steps. "
+        "Colours go from the lowest to the highest value of each map; the number is the word's share of all attention.",
+        epilog="example: python -m train attention --base models/sd15 --unet LLM4GEN/unet --adapter "
+        'LLM4GEN/projector.pth --llm models/rankgen-t5-xl-all --prompt "a red cat on a blue chair" --word red '
+        "--word cat --seed 7 --output maps.png",
+    )
+    _add_painting_arguments(parser, several=False)
+    parser.set_defaults(run=_attention)
+
+
+def _add_painting_arguments(parser: argparse.ArgumentParser, several: bool) -> None:
+    """Models, image and run; of several images, or of one and words in it."""
     models = parser.add_argument_group("models")
     models.add_argument(
         "--base", required=True, metavar="PATH", help="SD1.5 or SDXL: a diffusers folder, or a checkpoint as in ComfyUI"
@@ -168,7 +191,8 @@ def _add_generate(commands: argparse._SubParsersAction[Parser]) -> None:
     models.add_argument(
         "--unet",
         metavar="PATH",
-        help="UNet in place of the base's, such as the release's fine-tuned one: a diffusers folder or a file",
+        help="UNet in place of the base's, such as the release's fine-tuned one: a diffusers folder or a file. "
+        "A folder `scheduler` beside a folder `unet` says what it was trained with, such as v-prediction",
     )
     models.add_argument(
         "--clip", metavar="DIR", help="fine-tuned text encoder in place of the base's: a transformers folder"
@@ -182,11 +206,32 @@ def _add_generate(commands: argparse._SubParsersAction[Parser]) -> None:
     models.add_argument("--adapter", metavar="FILE", help="adapter: projector.pth or .safetensors")
     models.add_argument("--llm", metavar="DIR", help="Hugging Face folder of the adapter's LLM")
     image = parser.add_argument_group("image")
-    prompts = image.add_mutually_exclusive_group(required=True)
-    prompts.add_argument("--prompt", action="append", metavar="TEXT", help="what to paint; may be given several times")
-    prompts.add_argument("--prompt-file", metavar="FILE", help="text file (UTF-8) with one prompt a line")
+    if several:
+        prompts = image.add_mutually_exclusive_group(required=True)
+        prompts.add_argument(
+            "--prompt", action="append", metavar="TEXT", help="what to paint; may be given several times"
+        )
+        prompts.add_argument("--prompt-file", metavar="FILE", help="text file (UTF-8) with one prompt a line")
+        image.add_argument("--batch", type=int, default=1, help="images of each prompt (default: %(default)s)")
+    else:
+        image.add_argument("--prompt", required=True, metavar="TEXT", help="what to paint")
+        image.add_argument(
+            "--word",
+            action="append",
+            required=True,
+            metavar="TEXT",
+            help="word of the prompt; may be given several times, the same word for its next occurrence",
+        )
+        image.add_argument(
+            "--tokens",
+            choices=("both", "clip", "llm"),
+            default="both",
+            help="copies of the word that are looked at: CLIP's, the LLM's, or their sum (default: %(default)s)",
+        )
     image.add_argument("--negative", default="", metavar="TEXT", help="what to avoid (default: nothing)")
-    image.add_argument("--seed", type=int, default=0, help="the same for every prompt (default: %(default)s)")
+    image.add_argument(
+        "--seed", type=int, default=0, help="of the noise, the same for every prompt (default: %(default)s)"
+    )
     image.add_argument(
         "--steps",
         type=int,
@@ -196,7 +241,6 @@ def _add_generate(commands: argparse._SubParsersAction[Parser]) -> None:
     image.add_argument("--guidance", type=float, default=7.5, help="CFG scale; 1 is off (default: %(default)s)")
     image.add_argument("--width", type=int, help="multiple of 8 (default: 512 of SD1.5, 1024 of SDXL)")
     image.add_argument("--height", type=int, help="multiple of 8 (default: 512 of SD1.5, 1024 of SDXL)")
-    image.add_argument("--batch", type=int, default=1, help="images of each prompt (default: %(default)s)")
     image.add_argument("--strength", type=float, help="of the LLM's tokens; 0 is plain CLIP (default: the adapter's)")
     run = parser.add_argument_group("run")
     run.add_argument(
@@ -209,7 +253,6 @@ def _add_generate(commands: argparse._SubParsersAction[Parser]) -> None:
         metavar="PATH",
         help="folder, or a name ending in .png; nothing is overwritten, files are numbered (default: %(default)s)",
     )
-    parser.set_defaults(run=_generate)
 
 
 def _add_convert(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -299,6 +342,16 @@ def _generate(args: argparse.Namespace) -> None:
     prompt, prompt_file = settings.pop("prompt"), settings.pop("prompt_file")
     _quiet_libraries()
     generate(GenerateSettings(prompts=prompt or read_prompts(prompt_file), **settings))
+
+
+def _attention(args: argparse.Namespace) -> None:
+    from .attention_maps import attention
+    from .generate import GenerateSettings
+
+    settings = vars(args)
+    prompt, words, tokens = settings.pop("prompt"), settings.pop("word"), settings.pop("tokens")
+    _quiet_libraries()
+    attention(GenerateSettings(prompts=[prompt], **settings), words, tokens)
 
 
 def _convert(args: argparse.Namespace) -> None:

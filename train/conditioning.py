@@ -60,7 +60,7 @@ class Conditioner:
         llm: None trains without an LLM.
         layout: `CrossAdapterConfig.context_layout`; ("text",) without an adapter.
         options: of entity guidance.
-        chunks: of 77 CLIP tokens.
+        chunks: of CLIP tokens; see `Family.encode_text`.
         train_text: the text encoders are trained; they are not run here.
         device: of the tensors that come out.
     """
@@ -89,7 +89,7 @@ class Conditioner:
         """What the frozen encoders say of B captions, under the names of the text cache.
 
         Returns:
-            "clip" [B, 77 k, d_text] and "pooled" [B, d_pooled] if CLIP is frozen, "llm" [B, L_llm, d_llm] if there
+            "clip" [B, L k, d_text] and "pooled" [B, d_pooled] if CLIP is frozen, "llm" [B, L_llm, d_llm] if there
             is an LLM; each in the precision of its encoder.
         """
         found: dict[str, Tensor] = {}

@@ -122,7 +122,7 @@ def _train(folder: Path) -> list[Path]:
     print("What was resumed is to the bit what an undisturbed run gives; the tests check that.\n")
 
     _command("export", str(path), "--output", str(training / "adapter"))
-    adapter, unet = export(ExportSettings(source=str(path), output=str(training / "adapter")))
+    adapter, unet, _ = export(ExportSettings(source=str(path), output=str(training / "adapter")))
     print(
         f"\n{WORLD_PROMPT!r}, {WORLD_SIZE} pixels, before and after so short a training, still a pattern:", flush=True
     )

@@ -38,7 +38,7 @@ class ExportSettings:
 
 
 def export(settings: ExportSettings) -> list[Path]:
-    """Write the adapter, and the UNet or text encoders where they were trained whole; print the names.
+    """Write the adapter if there is one, and the UNet or text encoders where they were trained whole; print the names.
 
     Raises:
         LLM4GENError: there is no run, no checkpoint that is whole, or the output exists already.
@@ -62,7 +62,7 @@ def export(settings: ExportSettings) -> list[Path]:
     parts.load(weights)
     metadata = adapter_metadata(models, int(state["step"]), state["data"], provenance.get("parser"))
     dtype = None if settings.dtype is None else DTYPES[settings.dtype]
-    files = parts.export(output, settings.name, metadata, dtype)
+    files = parts.export(output, settings.name, metadata, models.family.base.schedule, dtype)
     for file in files:
         print(file, flush=True)
     return files

@@ -346,7 +346,7 @@ class Trainer:
             return
         with self._averaged():
             metadata = adapter_metadata(self.models, self.step, self.data.fingerprint, self.data.parser)
-            files = self.parts.export(self.folder.export, EXPORT_NAME, metadata)
+            files = self.parts.export(self.folder.export, EXPORT_NAME, metadata, self.family.base.schedule)
         for file in files:
             print(file, flush=True)
 

@@ -254,7 +254,8 @@ class FakeRun:
         form = {
             name: torch.empty(batch, *shape, dtype=dtype) for name, (shape, dtype) in text_form(self.models).items()
         }
-        length = recipe.data.clip_chunks * 77 + (self.models.spec.max_length if self.models.spec is not None else 0)
+        llm_length = self.models.spec.max_length if self.models.spec is not None else 0
+        length = recipe.data.clip_chunks * family.clip_length + llm_length
         targets = GuidanceTargets(
             columns=torch.zeros(batch, shapes.columns, dtype=torch.long),
             attribute=torch.empty(batch, shapes.pairs, shapes.columns),
@@ -281,7 +282,7 @@ def text_form(models: Models) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     recipe, family = models.recipe, models.family
     form: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     if not models.trains_text:
-        form["clip"] = ((77 * recipe.data.clip_chunks, family.d_text), torch.float32)
+        form["clip"] = ((recipe.data.clip_chunks * family.clip_length, family.d_text), torch.float32)
         if family.base.unet.config.get("addition_embed_type") == "text_time":
             form["pooled"] = ((family.base.text[-1].config["projection_dim"],), torch.float32)
     if models.spec is not None:

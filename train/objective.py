@@ -50,7 +50,7 @@ class Objective(nn.Module):
         adapter: the CAM; None trains without an LLM.
         denoising: noise levels and target.
         options: of entity guidance; switched off, the UNet's layers are left alone.
-        clip_chunks: of 77 tokens.
+        clip_chunks: see `Family.encode_text`.
         train_text: whether gradients reach the text encoders.
     """
 

@@ -16,7 +16,7 @@ from llm4gen_core import CrossAdapter, LLM4GENError, LLMEncoder, UNetPart, load_
 from llm4gen_core.encoder import folder_spec
 
 from .families import Family, TextFeatures, family_class
-from .schedule import DDIMUniformScheduler, NoiseSchedule, unit_noise
+from .schedule import DDIMUniformScheduler, unit_noise
 
 PathLike = str | os.PathLike[str]
 
@@ -101,21 +101,23 @@ class Painter:
         return metadata.default_strength if metadata else 1.0
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], strength: float | None = None) -> TextFeatures:
+    def encode(self, prompts: Sequence[str], strength: float | None = None, chunks: int | None = None) -> TextFeatures:
         """The context that the UNet's cross-attention reads.
 
-        Both sides of guidance go into one call: prompts that are encoded together come out equally long.
+        Prompts that are encoded together come out equally long; both sides of guidance have to be.
 
         Args:
             prompts: B texts.
             strength: λ of eq. 3; None for the adapter's default. 0 is plain CLIP.
+            chunks: k, of CLIP tokens. 1 cuts a prompt as diffusers' pipelines do, and training unless its recipe
+                says more; None, as ComfyUI, takes as many as the longest prompt needs.
 
         Returns:
-            hidden: concat(c_t, λ c'_l) [B, 77 k + L_llm, d_text] in float32, or as the adapter's fusion has it; c_t
-            [B, 77 k, d_text] without an adapter. pooled: the base's own.
+            hidden: concat(c_t, λ c'_l) [B, L k + L_llm, d_text] in float32, L tokens a chunk, or as the adapter's
+            fusion has it; c_t [B, L k, d_text] without an adapter. pooled: the base's own.
         """
         with _evaluation(*self.family.text_encoders, self.adapter):
-            text = self.family.encode_text(prompts)
+            text = self.family.encode_text(prompts, chunks)
             if self.adapter is None or self.llm is None:
                 return text
             adapted = self.adapter(text.hidden, self.llm.encode(prompts).hidden.to(text.hidden))
@@ -160,6 +162,7 @@ class Painter:
         height: int | None = None,
         batch: int = 1,
         strength: float | None = None,
+        chunks: int | None = None,
         output: Literal["images", "latents"] = "images",
         progress: bool = True,
     ) -> Tensor:
@@ -172,26 +175,109 @@ class Painter:
             guidance: scale of classifier-free guidance; 1 switches it off.
             width, height: pixels, multiples of 8; None for the base's own size.
             batch: images of the same prompt, from one draw of noise.
-            strength: see `encode`.
+            strength, chunks: see `encode`.
             output: "latents" leaves out the VAE.
             progress: show a bar on a terminal.
 
         Returns:
             images [batch, 3, height, width] from 0 to 1, or latents [batch, C, h, w]; float32, on the CPU.
         """
-        family = self.family
-        width, height = width or family.native_size, height or family.native_size
-        scale = family.pixels_per_latent
-        noise = unit_noise(seed, (batch, family.latent_channels, height // scale, width // scale))
-        scheduler = DDIMUniformScheduler.over(NoiseSchedule(family.alphas_cumprod, family.prediction_type))
-        latents = scheduler.first_latents(noise, steps).to(self.device)
-        context = self.encode([prompt, negative], strength)
-        sides = [1, 0] if guidance > 1 else [0]  # the negative prompt comes first, as in diffusers
-        text, pooled = (
-            None if features is None else features[sides].repeat_interleave(batch, dim=0)
-            for features in (context.hidden, context.pooled)
+        shape = self._latent_shape(width, height)
+        texts = [negative, prompt] if guidance > 1 else [prompt]
+        count = max(map(self.family.text_chunks, texts)) if chunks is None else chunks
+        sides = [self.encode([text], strength, count) for text in texts]
+        latents = self._denoise(unit_noise(seed, (batch, *shape)), sides, steps, guidance, progress)
+        return latents.cpu() if output == "latents" else self.family.decode_latents(latents).cpu()
+
+    @torch.no_grad()
+    def paint_prompts(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        negative: str = "",
+        steps: int = 50,
+        guidance: float = 7.5,
+        width: int | None = None,
+        height: int | None = None,
+        strength: float | None = None,
+        chunks: int | None = None,
+        batch: int = 64,
+        progress: bool = True,
+    ) -> Tensor:
+        """Paint many prompts, each as `paint` would with a seed of its own, several at a time.
+
+        Args:
+            prompts: N texts, taken literally.
+            seeds: one for each prompt.
+            negative: of all prompts.
+            steps, guidance, width, height, strength: see `paint`.
+            chunks: see `encode`. With None, prompts are painted together that need equally many chunks: what others
+                need changes no image.
+            batch: prompts that are painted at once.
+            progress: show a bar on a terminal.
+
+        Returns:
+            images [N, 3, height, width] from 0 to 1, in the order of the prompts; float32, on the CPU.
+
+        Raises:
+            LLM4GENError: there is no prompt, not one seed for each, or `batch` is not at least 1.
+        """
+        if batch < 1:
+            raise LLM4GENError(f"Batch is {batch}; expected a whole number of at least 1.")
+        if isinstance(prompts, str) or not prompts or len(prompts) != len(seeds):
+            raise LLM4GENError(
+                f"There are {len(seeds)} seeds for the prompts {prompts!r:.80}; expected a list of at least one text "
+                "and a seed for each."
+            )
+        shape = self._latent_shape(width, height)
+        groups: dict[int, list[int]] = {}
+        least = self.family.text_chunks(negative) if guidance > 1 else 1
+        for number, prompt in enumerate(prompts):
+            count = max(least, self.family.text_chunks(prompt)) if chunks is None else chunks
+            groups.setdefault(count, []).append(number)
+        scale = self.family.pixels_per_latent
+        images = torch.empty(len(prompts), 3, shape[1] * scale, shape[2] * scale)
+        with tqdm(total=len(prompts), unit="image", disable=None if progress else True) as bar:
+            for count, numbers in groups.items():
+                common = [self.encode([negative], strength, count)] if guidance > 1 else []
+                for first in range(0, len(numbers), batch):
+                    part = numbers[first : first + batch]
+                    noise = torch.cat([unit_noise(seeds[number], (1, *shape)) for number in part])
+                    sides = [*common, self.encode([prompts[number] for number in part], strength, count)]
+                    latents = self._denoise(noise, sides, steps, guidance, progress=False)
+                    images[part] = self.family.decode_latents(latents).cpu()
+                    bar.update(len(part))
+        return images
+
+    def _latent_shape(self, width: int | None, height: int | None) -> tuple[int, int, int]:
+        """[C, h, w] of an image of that many pixels; None for the base's own size."""
+        family, scale = self.family, self.family.pixels_per_latent
+        return (
+            family.latent_channels,
+            (height or family.native_size) // scale,
+            (width or family.native_size) // scale,
         )
-        assert text is not None
+
+    def _denoise(
+        self, noise: Tensor, sides: Sequence[TextFeatures], steps: int, guidance: float, progress: bool
+    ) -> Tensor:
+        """Latents [B, C, h, w] from unit noise of that shape.
+
+        Args:
+            noise: on the CPU.
+            sides: contexts of the negative and the positive prompts, or of the positive ones alone; each of B prompts
+                or of one for all.
+            steps, guidance, progress: see `paint`.
+        """
+        family, count = self.family, len(noise)
+        scheduler = DDIMUniformScheduler.over(family.base.schedule)
+        latents = scheduler.first_latents(noise, steps).to(self.device)
+        # the negative prompt comes first, as in diffusers
+        text = torch.cat([side.hidden.expand(count, -1, -1) for side in sides])
+        pools = [side.pooled.expand(count, -1) for side in sides if side.pooled is not None]
+        pooled = torch.cat(pools) if pools else None
+        height, width = (side * family.pixels_per_latent for side in noise.shape[-2:])
         sizes = torch.tensor([[height, width, 0, 0, height, width]]).expand(len(text), -1)
         with _evaluation(family.unet), _one_precision(family.unet):
             # disable=None: shown on a terminal, silent in a script
@@ -202,7 +288,7 @@ class Painter:
                     negative_side, positive_side = prediction.chunk(2)
                     prediction = negative_side + guidance * (positive_side - negative_side)
                 latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
-        return latents.cpu() if output == "latents" else family.decode_latents(latents).cpu()
+        return latents
 
 
 def add_unet_part(unet: nn.Module, part: UNetPart, what: str) -> None:

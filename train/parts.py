@@ -16,7 +16,8 @@ from llm4gen_core.unet_part import UNetPart
 from .attention import cross_attention_layers
 from .optimizers import ParameterGroup
 from .painter import add_unet_part, check_unet_part
-from .recipe import Parts, Trainable
+from .recipe import WHOLE_UNET, Parts, Trainable, has_adapter
+from .schedule import NoiseSchedule
 
 LORA_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
 """Of every attention of the UNet, self-attention too: where LoRAs for SD1.5 and SDXL usually are."""
@@ -36,7 +37,7 @@ class TrainedParts:
         settings: which parts.
         unet: diffusers' UNet2DConditionModel; None where only a text encoder is exported.
         text_encoders: transformers models, which may be none where only a UNet is.
-        adapter: the CAM; None for `text_encoder`.
+        adapter: the CAM; None for `unet` and `text_encoder`.
         start: UNet part of the adapter that training goes on from.
         unused_text: `Family.unused_text_parameters`, which no gradient would ever reach: they stay frozen.
 
@@ -64,7 +65,7 @@ class TrainedParts:
         if adapter is not None:
             adapter.float().requires_grad_(True)
         parts: Parts = settings.parts
-        if parts == "cam+unet":
+        if parts in WHOLE_UNET:
             unet.float().requires_grad_(True)
         elif parts == "cam+lora":
             self._add_lora()
@@ -140,7 +141,12 @@ class TrainedParts:
         return None
 
     def export(
-        self, folder: Path, name: str, metadata: AdapterMetadata, dtype: torch.dtype | None = None
+        self,
+        folder: Path,
+        name: str,
+        metadata: AdapterMetadata,
+        schedule: NoiseSchedule,
+        dtype: torch.dtype | None = None,
     ) -> list[Path]:
         """Write what can be painted with: the adapter file, and models of their own where a whole one was trained.
 
@@ -148,10 +154,11 @@ class TrainedParts:
             folder: made if it does not exist.
             name: of the adapter file, without its ending.
             metadata: of the adapter.
+            schedule: what the run trained with, which a UNet's weights do not say.
             dtype: of the files; the modules themselves are cast to it, so it is for runs that are over.
 
         Returns:
-            The adapter file, a diffusers folder `unet`, or transformers folders `text_encoder` and
+            The adapter file, diffusers folders `unet` and `scheduler`, or transformers folders `text_encoder` and
             `text_encoder_2`, as the parts say.
         """
         folder.mkdir(parents=True, exist_ok=True)
@@ -165,9 +172,11 @@ class TrainedParts:
         if self.adapter is not None:
             written.append(folder / f"{name}.safetensors")
             save_adapter(self.adapter, written[-1], metadata, part)
-        if self.settings.parts == "cam+unet":
+        if self.settings.parts in WHOLE_UNET:
             written.append(folder / "unet")
             self.unet.save_pretrained(written[-1], max_shard_size="1TB")  # ComfyUI reads one file
+            written.append(folder / "scheduler")
+            schedule.to_diffusers().save_pretrained(written[-1])
         if self.settings.parts == "text_encoder":
             for index, encoder in enumerate(self.text_encoders):
                 written.append(folder / ("text_encoder" if index == 0 else f"text_encoder_{index + 1}"))
@@ -240,7 +249,8 @@ def exported_names(parts: Parts, name: str) -> list[str]:
     """What `TrainedParts.export` is going to write, but for the second of two text encoders."""
     if parts == "text_encoder":
         return ["text_encoder"]
-    return [f"{name}.safetensors", *(["unet"] if parts == "cam+unet" else [])]
+    adapter = [f"{name}.safetensors"] if has_adapter(parts) else []
+    return adapter + (["unet", "scheduler"] if parts in WHOLE_UNET else [])
 
 
 def _save_text_encoder(encoder: Any, folder: Path) -> None:

@@ -27,7 +27,9 @@ from llm4gen_core.adapter import FUSIONS, CrossAdapterConfig
 from llm4gen_core.entity_guidance import GuidanceOptions
 
 Precision = Literal["float32", "float16", "bfloat16"]
-Parts = Literal["cam", "cam+cross_attention_kv", "cam+lora", "cam+unet", "text_encoder"]
+Parts = Literal["cam", "cam+cross_attention_kv", "cam+lora", "cam+unet", "unet", "text_encoder"]
+WHOLE_UNET = ("cam+unet", "unet")
+"""`Parts` in which all of the UNet is trained."""
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -40,6 +42,11 @@ if TYPE_CHECKING:
 else:
     Guidance = checked(GuidanceOptions, config=ConfigDict(extra="forbid"), frozen=True)
     """The method's own options, with an error for unknown keys."""
+
+
+def has_adapter(parts: Parts) -> bool:
+    """Whether there is a CAM, and with it an LLM."""
+    return parts.startswith("cam")
 
 
 # What the sections call while the module loads, for their defaults are checked too, stands above them.
@@ -89,7 +96,7 @@ class Model(Section):
     Attributes:
         base: diffusers folder, or a single checkpoint as ComfyUI loads it.
         unet, vae, tokenizer: diffusers folders in place of the base's. `tokenizer` is needed for a checkpoint only.
-        llm: Hugging Face folder; none when `trainable.parts` is text_encoder.
+        llm: Hugging Face folder; none when `trainable.parts` is unet or text_encoder.
         adapter: file of an adapter to go on from, such as stage 1's; its UNet part too.
         unet_dtype: precision of a UNet that is not trained as a whole; a trained one is kept in float32.
         vae_dtype, text_dtype, llm_dtype: precision of these frozen models.
@@ -145,7 +152,8 @@ class Trainable(Section):
     """What is trained. The release trained the CAM and the full UNet.
 
     Attributes:
-        parts: cam | cam+cross_attention_kv | cam+lora | cam+unet | text_encoder (Table 4's row 2).
+        parts: cam | cam+cross_attention_kv | cam+lora | cam+unet; without adapter and LLM: unet (the paper's control
+            "SD1.5 (ft)", and how a base is trained), text_encoder (Table 4's row 2).
         lora_rank, lora_alpha: of cam+lora, on the UNet's attention projections; the update is alpha / rank * B A.
     """
 
@@ -214,7 +222,7 @@ class Data(Section):
         max_ratio: images with a longer side of more than this many times the shorter are left out.
         caption_dropout: share of samples that see the empty prompt in both encoders; drawn anew at every step.
         llm_dropout: share of samples whose LLM alone sees the empty prompt.
-        clip_chunks: chunks of 77 CLIP tokens; a longer caption is cut.
+        clip_chunks: chunks of as many tokens as CLIP reads at once, 77; a longer caption is cut.
         entities: parser of attribute-entity pairs where the data gives none; see `parse_entities`.
         buckets, cache: see there.
         workers: processes that read and decode images.
@@ -427,18 +435,21 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
-        uses_llm = self.trainable.parts != "text_encoder"
+        parts = self.trainable.parts
+        uses_llm = has_adapter(parts)
         if uses_llm:
             if self.model.llm is None:
                 raise ValueError(missing("model.llm"))
         else:
+            trained = "CLIP" if parts == "text_encoder" else "the UNet"
             _require(
                 self.model.llm is None and self.model.adapter is None,
                 "model.llm" if self.model.llm else "model.adapter",
                 self.model.llm or self.model.adapter,
-                "nothing, because trainable.parts text_encoder trains CLIP without an LLM",
+                f"nothing, because trainable.parts {parts} trains {trained} without an LLM",
             )
             _require(self.data.llm_dropout == 0, "data.llm_dropout", self.data.llm_dropout, "0 without an LLM")
+        if parts == "text_encoder":
             _require(
                 self.loss.prediction == "base" and not self.loss.zero_terminal_snr,
                 "loss.prediction" if self.loss.prediction != "base" else "loss.zero_terminal_snr",
@@ -466,10 +477,10 @@ class Recipe(Section):
                 "guidance.tokens",
                 self.guidance.tokens,
                 f"both or {' or '.join(kinds)}: the UNet sees no other tokens with "
-                + (f"adapter.fusion {self.adapter.fusion}" if uses_llm else "trainable.parts text_encoder"),
+                + (f"adapter.fusion {self.adapter.fusion}" if uses_llm else f"trainable.parts {parts}"),
             )
         _require(
-            self.model.unet_dtype == "float32" or self.trainable.parts != "cam+unet",
+            self.model.unet_dtype == "float32" or parts not in WHOLE_UNET,
             "model.unet_dtype",
             self.model.unet_dtype,
             "float32, because the UNet is trained",

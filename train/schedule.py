@@ -16,7 +16,8 @@ be chosen for both to give the same image, and diffusers' defaults differ in eac
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ from llm4gen_core import LLM4GENError
 TRAIN_STEPS = 1000
 BETA_START, BETA_END = 0.00085, 0.012
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+_POWERS = {"scaled_linear": 0.5, "linear": 1.0}
+"""Power of beta in which a schedule is a straight line, by diffusers' name for it."""
 
 
 @dataclass(frozen=True)
@@ -35,19 +38,23 @@ class NoiseSchedule:
     """How much noise each timestep of training adds, and what the UNet predicts of it.
 
     Attributes:
-        alphas_cumprod: alpha_bar [1000] in float32: x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise.
+        beta_start, beta_end: noise variance that the first and the last timestep add.
+        beta_schedule: diffusers' name of what lies between, a key of `_POWERS`.
         prediction_type: one of `PREDICTION_TYPES`; "v_prediction" is v = sqrt(alpha_bar) noise -
             sqrt(1 - alpha_bar) x_0 (arXiv 2202.00512).
+        zero_terminal_snr: see `rescale_zero_terminal_snr`.
     """
 
-    alphas_cumprod: Tensor
+    beta_start: float
+    beta_end: float
+    beta_schedule: str
     prediction_type: str = "epsilon"
+    zero_terminal_snr: bool = False
 
     @classmethod
     def stable_diffusion(cls, prediction_type: str = "epsilon", zero_terminal_snr: bool = False) -> NoiseSchedule:
         """That of SD1.5 and SDXL."""
-        betas = torch.linspace(BETA_START**0.5, BETA_END**0.5, TRAIN_STEPS, dtype=torch.float64) ** 2
-        return cls._of_betas(betas, prediction_type, zero_terminal_snr)
+        return cls(BETA_START, BETA_END, "scaled_linear", prediction_type, zero_terminal_snr)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], what: str) -> NoiseSchedule:
@@ -73,41 +80,59 @@ class NoiseSchedule:
         prediction = config.get("prediction_type", "epsilon")
         if prediction not in PREDICTION_TYPES:
             raise refuse("prediction_type", " or ".join(map(repr, PREDICTION_TYPES)))
+        kind = config.get("beta_schedule", "linear")
+        if kind not in _POWERS:
+            raise refuse("beta_schedule", " or ".join(map(repr, _POWERS)))
         start, end = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)  # diffusers' own defaults
-        if config.get("beta_schedule", "linear") == "scaled_linear":
-            betas = torch.linspace(start**0.5, end**0.5, TRAIN_STEPS, dtype=torch.float64) ** 2
-        elif config.get("beta_schedule", "linear") == "linear":
-            betas = torch.linspace(start, end, TRAIN_STEPS, dtype=torch.float64)
-        else:
-            raise refuse("beta_schedule", "'scaled_linear' or 'linear'")
-        return cls._of_betas(betas, prediction, bool(config.get("rescale_betas_zero_snr")))
+        return cls(start, end, kind, prediction, bool(config.get("rescale_betas_zero_snr")))
+
+    def to_diffusers(self) -> DDIMScheduler:
+        """A scheduler whose file says all of it, for diffusers and for `from_config`.
+
+        DDIM's, for few others know what zero terminal SNR is; SD1.5's own is not among them.
+        """
+        return DDIMScheduler(
+            num_train_timesteps=TRAIN_STEPS,
+            beta_start=self.beta_start,
+            beta_end=self.beta_end,
+            beta_schedule=self.beta_schedule,
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+            prediction_type=self.prediction_type,
+            rescale_betas_zero_snr=self.zero_terminal_snr,
+            # With zero terminal SNR painting has to begin at the last timestep (arXiv 2305.08891).
+            timestep_spacing="trailing" if self.zero_terminal_snr else "leading",
+        )
 
     def trained_with(self, prediction: str, zero_terminal_snr: bool) -> NoiseSchedule:
         """What becomes of it when a run changes it.
 
         Args:
             prediction: one of `PREDICTION_TYPES`, or "base" for what it is.
-            zero_terminal_snr: see `rescale_zero_terminal_snr`.
+            zero_terminal_snr: whether the run rescales it; one that is rescaled already stays so.
 
         Raises:
             LLM4GENError: at pure noise there is no epsilon to predict.
         """
         prediction = self.prediction_type if prediction == "base" else prediction
-        if not zero_terminal_snr:
-            return NoiseSchedule(self.alphas_cumprod, prediction)
-        if prediction != "v_prediction":
+        if zero_terminal_snr and prediction != "v_prediction":
             raise LLM4GENError(
                 f"loss.prediction is {prediction}; expected v_prediction with loss.zero_terminal_snr: at pure noise "
                 "there is no epsilon to predict."
             )
-        return NoiseSchedule(rescale_zero_terminal_snr(self.alphas_cumprod.double()).float(), prediction)
+        return replace(self, prediction_type=prediction, zero_terminal_snr=self.zero_terminal_snr or zero_terminal_snr)
 
-    @classmethod
-    def _of_betas(cls, betas: Tensor, prediction_type: str, zero_terminal_snr: bool) -> NoiseSchedule:
+    @cached_property
+    def alphas_cumprod(self) -> Tensor:
+        """alpha_bar [1000] in float32: x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise."""
+        power = _POWERS[self.beta_schedule]
+        ends = self.beta_start**power, self.beta_end**power
+        betas = torch.linspace(*ends, TRAIN_STEPS, dtype=torch.float64) ** (1 / power)
         alphas_cumprod = torch.cumprod(1 - betas, dim=0)
-        if zero_terminal_snr:
+        if self.zero_terminal_snr:
             alphas_cumprod = rescale_zero_terminal_snr(alphas_cumprod)
-        return cls(alphas_cumprod.float(), prediction_type)
+        return alphas_cumprod.float()
 
 
 def rescale_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:

@@ -135,7 +135,7 @@ def test_the_real_process_ends_with_code_2_and_one_line(tmp_path):
     assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
 
 
-COMMANDS = ("run", "resume", "plan", "parse", "export", "convert", "generate", "miniature", "demo")
+COMMANDS = ("run", "resume", "plan", "parse", "export", "convert", "generate", "attention", "miniature", "demo")
 
 
 def test_these_are_the_commands(capsys):

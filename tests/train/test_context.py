@@ -69,7 +69,7 @@ def test_every_75_tokens_make_a_chunk(plain, words, chunks):
     tokenizer = plain.family.tokenizers[0]
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     cat = tokenizer("cat", add_special_tokens=False)["input_ids"]
-    made = clip_tokens(tokenizer, "cat " * words).ids
+    made = clip_tokens(tokenizer, "cat " * words, 77).ids
     assert len(cat) == 1 and len(made) == chunks
     for i, chunk in enumerate(made):
         here = min(75, words - 75 * i)

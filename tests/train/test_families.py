@@ -294,6 +294,35 @@ def test_zero_terminal_snr_keeps_the_first_noise_level_and_ends_in_pure_noise():
     assert rescaled[-1] == 0 and (rescaled.diff() < 0).all()
 
 
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        NoiseSchedule.stable_diffusion(),
+        NoiseSchedule.stable_diffusion("v_prediction", zero_terminal_snr=True),
+        NoiseSchedule(0.0001, 0.02, "linear", "v_prediction"),
+    ],
+    ids=str,
+)
+def test_a_schedule_is_told_to_diffusers_and_read_back(schedule):
+    theirs = schedule.to_diffusers()
+    assert NoiseSchedule.from_config(json.loads(theirs.to_json_string()), "it") == schedule
+    torch.testing.assert_close(theirs.alphas_cumprod, schedule.alphas_cumprod, rtol=1e-3, atol=1e-5)
+
+
+def test_the_schedule_beside_a_unet_takes_the_place_of_the_bases(models, tmp_path):
+    unet = shutil.copytree(models.base / "unet", tmp_path / "unet")
+    assert SD15.open(models.base, unet=unet).prediction_type == "epsilon", "there is none"
+    velocity = NoiseSchedule.stable_diffusion("v_prediction")
+    velocity.to_diffusers().save_pretrained(tmp_path / "scheduler")
+    for path in (unet, tmp_path):
+        assert SD15.open(models.base, unet=path).base.schedule == velocity
+    shutil.copytree(unet, tmp_path / "another")  # the scheduler is not said to be that of every folder beside it
+    assert SD15.open(models.base, unet=tmp_path / "another").prediction_type == "epsilon"
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text("{")
+    with pytest.raises(LLM4GENError, match=r"Scheduler .*scheduler_config\.json is not valid JSON"):
+        SD15.open(models.base, unet=unet)
+
+
 def test_a_schedule_is_that_of_the_bases_file(models, tmp_path):
     config = json.loads((models.base / "scheduler" / "scheduler_config.json").read_text())
     usual = NoiseSchedule.from_config(config, "it")

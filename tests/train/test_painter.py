@@ -327,3 +327,66 @@ def test_a_unet_frozen_in_half_precision_paints_while_parts_of_it_are_trained(mo
     assert 0 < (exact - found).norm() < 0.01 * exact.norm()
     assert live.paint("a cat", **SMALL).isfinite().all()
     assert not torch.is_autocast_enabled("cpu")
+
+
+# Many prompts at once
+
+LONG = "a cat " * 60  # two chunks of CLIP's tokens
+PROMPTS = ["a red cat", LONG, "", "a blue dog on a chair", "a green boat"]
+SEEDS = [3, 4, 3, 2**64 - 1, 0]
+
+
+def alone(model, prompts, seeds, **settings):
+    return torch.cat([model.paint(prompt, seed=seed, **settings) for prompt, seed in zip(prompts, seeds, strict=True)])
+
+
+@pytest.mark.parametrize("name", ["sd15", "plain", "sdxl"])
+def test_prompts_painted_together_are_painted_as_each_alone(models, request, name):
+    """With an adapter, without, and with pooled text; a long prompt changes no other's image."""
+    model = Painter.from_files(models.sdxl) if name == "sdxl" else request.getfixturevalue(name)
+    settings = {"negative": "a dog", "steps": 2, "guidance": 3.0, "width": 64, "height": 32}
+    settings |= {} if name != "sd15" else {"strength": 0.7}
+    together = model.paint_prompts(PROMPTS, seeds=SEEDS, batch=3, **settings)
+    assert together.shape == (5, 3, 32, 64)
+    torch.testing.assert_close(together, alone(model, PROMPTS, SEEDS, **settings), rtol=0, atol=1e-4)
+    assert (together[0] - together[2]).abs().max() > 1e-3, "the seed is not all there is"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"guidance": 1.0, "negative": LONG}, {"negative": LONG}, {"chunks": 1}, {"chunks": 2}], ids=str
+)
+def test_length_and_guidance_are_those_of_a_prompt_alone(plain, changes):
+    settings = {"steps": 1, "width": 32, "height": 32, **changes}
+    together = plain.paint_prompts(PROMPTS, seeds=SEEDS, **settings)
+    torch.testing.assert_close(together, alone(plain, PROMPTS, SEEDS, **settings), rtol=0, atol=1e-4)
+
+
+def test_one_chunk_cuts_a_prompt(plain):
+    settings = {"seed": 1, "steps": 1, "width": 32, "height": 32}
+    start = "a cat " * 37 + "a "  # 75 tokens
+    assert torch.equal(plain.paint(LONG, chunks=1, **settings), plain.paint(start, chunks=1, **settings))
+    assert not torch.equal(plain.paint(LONG, **settings), plain.paint(start, **settings))
+
+
+def test_the_negative_prompt_is_encoded_once_and_the_unet_called_once_a_step_and_batch(plain, monkeypatch):
+    encoded, called = [], []
+    encode, predict = plain.encode, plain.family.predict
+    monkeypatch.setattr(plain, "encode", lambda texts, *rest: (encoded.append(list(texts)), encode(texts, *rest))[1])
+    monkeypatch.setattr(plain.family, "predict", lambda x, *rest: (called.append(len(x)), predict(x, *rest))[1])
+    plain.paint_prompts(["a cat"] * 5, seeds=range(5), steps=2, width=16, height=16, batch=2)
+    assert encoded == [[""], ["a cat"] * 2, ["a cat"] * 2, ["a cat"]]
+    assert called == [4, 4, 4, 4, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "seeds", "batch", "message"),
+    [
+        ([], [], 1, "0 seeds for the prompts"),
+        (["a"], [1, 2], 1, "2 seeds for the prompts"),
+        ("ab", [1, 2], 1, "list of at least one text"),
+        (["a"], [1], 0, "Batch is 0"),
+    ],
+)
+def test_prompts_seeds_and_batches_that_cannot_be(plain, prompts, seeds, batch, message):
+    with pytest.raises(LLM4GENError, match=message):
+        plain.paint_prompts(prompts, seeds=seeds, batch=batch)

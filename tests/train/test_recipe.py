@@ -19,6 +19,7 @@ from train.recipe_file import RECIPES, find_recipe, load_recipe, parse_recipe
 ROOT = Path(__file__).parents[2]
 OWN = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 PATHS = ["model.base=base", "model.llm=llm", "data.sources=images"]
+WITHOUT_LLM = ("sd15-finetune", "table4-finetuned-clip")
 SMALL = """
 family: sd15
 output: out
@@ -56,7 +57,7 @@ def error(call, *arguments):
 
 
 def needed(name: str) -> list[str]:
-    return PATHS if name not in ("miniature", "table4-finetuned-clip") else PATHS[::2] if "clip" in name else []
+    return [] if name == "miniature" else PATHS[::2] if name in WITHOUT_LLM else PATHS
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -119,6 +120,12 @@ def test_each_row_of_table_4_differs_in_one_thing():
     clip = {"model.llm": None, "trainable.parts": "text_encoder", "guidance.alpha": 0}
     fusions = {fusion.replace("_", "-"): {"adapter.fusion": fusion} for fusion in FUSIONS[1:]}
     assert found == {"finetuned-clip": clip, "no-regularisation": {"guidance.alpha": 0}, **fusions}
+
+
+def test_the_fine_tuned_base_sees_the_same_samples_as_the_method():
+    changed = differences(load_recipe("sd15", PATHS).to_dict(), load_recipe("sd15-finetune", PATHS[::2]).to_dict())
+    same = {"output": "runs/sd15-finetune", "model.llm": None, "trainable.parts": "unet", "guidance.alpha": 0}
+    assert changed == same
 
 
 # ---- reading
@@ -275,6 +282,26 @@ def test_a_text_encoder_is_trained_for_the_base_s_own_schedule(small):
     assert small(*overrides).trainable.parts == "text_encoder"
     message = error(small, *overrides, "loss.prediction=v_prediction")
     assert 'loss.prediction is "v_prediction"; expected the base\'s own schedule' in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.llm=llm"], 'model.llm is "llm"; expected nothing, because trainable.parts unet trains the UNet'),
+        (["model.adapter=a"], 'model.adapter is "a"; expected nothing, because trainable.parts unet trains the UNet'),
+        (["data.llm_dropout=0.1"], "data.llm_dropout is 0.1; expected 0 without an LLM"),
+        (["guidance.tokens=llm"], 'guidance.tokens is "llm"; expected both or clip: the UNet sees no other tokens'),
+        (["model.unet_dtype=bfloat16"], 'model.unet_dtype is "bfloat16"; expected float32, because the UNet is'),
+    ],
+)
+def test_a_unet_is_trained_without_adapter_and_llm(small, overrides, message):
+    assert message in error(small, "trainable.parts=unet", "model.llm=null", *overrides)
+
+
+def test_a_unet_without_adapter_may_be_guided_cached_and_made_to_predict_velocity(small):
+    overrides = ["guidance.tokens=clip", "data.cache.text=true", "loss.prediction=v_prediction"]
+    recipe = small("trainable.parts=unet", "model.llm=null", *overrides)
+    assert recipe.guidance.is_on and recipe.loss.prediction == "v_prediction"
 
 
 def test_zero_terminal_snr_needs_velocities(small):

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
-from short_runs import forget_accelerate, metrics, prediction, recipe_content, relative_error
+from short_runs import (
+    checkpoint_tensors,
+    forget_accelerate,
+    go_on,
+    metrics,
+    prediction,
+    recipe_content,
+    relative_error,
+)
 from torch import Tensor, nn
 
-from llm4gen_core import LLM4GENError, UNetPart, load_adapter
+from llm4gen_core import AdapterMetadata, LLM4GENError, UNetPart, load_adapter
 from llm4gen_core.adapter import FUSIONS
 from train.export import ExportSettings, export
 from train.families import load_family
@@ -22,11 +32,14 @@ from train.loop import Trainer
 from train.miniature_world import make_world
 from train.painter import Painter, add_unet_part
 from train.parts import LORA_LAYERS, TrainedParts
-from train.recipe import Recipe, Trainable
+from train.recipe import Loss, Recipe, Trainable
 from train.recipe_file import parse_recipe
 from train.run_folder import RunFolder
+from train.schedule import NoiseSchedule
+from train.setup import open_models
 
-PARTS = ("cam", "cam+cross_attention_kv", "cam+lora", "cam+unet", "text_encoder")
+WITH_ADAPTER = ("cam", "cam+cross_attention_kv", "cam+lora", "cam+unet")
+PARTS = (*WITH_ADAPTER, "unet", "text_encoder")
 CAPTIONS = ["a red circle and a blue square on white", "", "a green cross"]
 CHOICES = [(parts, "cross_adapter") for parts in PARTS] + [("cam", fusion) for fusion in FUSIONS[1:]]
 
@@ -83,7 +96,7 @@ def make_recipe(world: Path, output: Path, parts: str, fusion: str = "cross_adap
     )
     for name, section in sections.items():
         content[name] = {**content[name], **section}
-    if parts == "text_encoder":
+    if parts not in WITH_ADAPTER:
         del content["model"]["llm"]
     return parse_recipe(content, "Recipe of the test")
 
@@ -131,6 +144,7 @@ def expected_parameters(run: Run) -> set[str]:
         ),
         "cam+lora": lambda name: name.startswith("adapter.") or ".lora_A." in name or ".lora_B." in name,
         "cam+unet": lambda name: name.startswith(("adapter.", "unet.")),
+        "unet": lambda name: name.startswith("unet."),
         "text_encoder": lambda name: name.startswith("text_encoders."),
     }[run.recipe.trainable.parts]
     return {name for name in parameters(run.trainer) if belongs(name)}
@@ -167,8 +181,8 @@ def test_every_lora_layer_is_a_projection_of_attention_and_none_is_forgotten(run
     assert len(attention) == 56  # 7 transformer blocks, self- and cross-attention, 4 projections
 
 
-def test_the_text_encoder_is_trained_without_an_llm(run: Run) -> None:
-    without = run.recipe.trainable.parts == "text_encoder"
+def test_an_adapter_has_an_llm_and_nothing_else_has(run: Run) -> None:
+    without = run.recipe.trainable.parts not in WITH_ADAPTER
     assert (run.trainer.llm is None) == without
     assert (run.trainer.adapter is None) == without
 
@@ -216,7 +230,8 @@ FILES = {
     "cam": ["adapter.safetensors"],
     "cam+cross_attention_kv": ["adapter.safetensors"],
     "cam+lora": ["adapter.safetensors"],
-    "cam+unet": ["adapter.safetensors", "unet"],
+    "cam+unet": ["adapter.safetensors", "scheduler", "unet"],
+    "unet": ["scheduler", "unet"],
     "text_encoder": ["text_encoder"],
 }
 
@@ -234,7 +249,7 @@ def test_what_the_run_exports_predicts_what_its_average_predicts(run: Run) -> No
 
 def test_export_of_the_last_weights_predicts_what_they_predict(run: Run, tmp_path: Path) -> None:
     files = export(ExportSettings(str(run.folder), output=str(tmp_path), ema=False))
-    assert [file.name for file in files] == FILES[run.recipe.trainable.parts]
+    assert sorted(file.name for file in files) == FILES[run.recipe.trainable.parts]
     noisy, expected, timesteps = trained(run)
     assert relative_error(painted(run, tmp_path, noisy, timesteps), expected) < 1e-5
 
@@ -305,6 +320,52 @@ def test_a_unet_is_one_file_however_large_it_is(run: Run, tmp_path: Path, monkey
     ]
 
 
+@pytest.mark.parametrize("run", [("unet", "cross_adapter")], indirect=True)
+def test_a_unet_without_adapter_resumes_to_the_same_weights(run: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(run.folder, tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints" / "step-00000002")
+    go_on(folder)
+    expected, found = checkpoint_tensors(run.folder, 2), checkpoint_tensors(folder, 2)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
+@pytest.mark.parametrize("parts", ["unet", "cam+unet"])
+def test_an_exported_unet_says_what_it_was_trained_with(world: Path, tmp_path: Path, parts: str) -> None:
+    """To `generate`, the next run and diffusers: velocity at zero terminal SNR, from a base that predicts noise."""
+    loss = {"prediction": "v_prediction", "zero_terminal_snr": True}
+    recipe = parse_recipe({**make_recipe(world, tmp_path / "run", parts).to_dict(), "loss": loss}, "Recipe of the test")
+    trainer = open_trainer(recipe)
+    trainer.parts.export(tmp_path / "out", "adapter", AdapterMetadata("miniature", None), trainer.family.base.schedule)
+    schedule = trainer.family.base.schedule
+    assert schedule.prediction_type == "v_prediction" and schedule.alphas_cumprod[-1] == 0
+    for unet in (tmp_path / "out", tmp_path / "out" / "unet"):
+        model = Painter.from_files(world / "base", unet=unet)
+        assert model.family.base.schedule == schedule
+    painting = {"seed": 2, "steps": 3, "width": 16, "height": 16}
+    assert torch.equal(
+        Painter(trainer.family).paint("a red circle", **painting), model.paint("a red circle", **painting)
+    )
+    assert not torch.equal(
+        shifted(model, load_family("miniature", world / "base", parts=()).base.schedule).paint("a", **painting),
+        model.paint("a", **painting),
+    ), "a schedule makes a difference"
+    following = recipe.model_copy(
+        update={"loss": Loss(), "model": recipe.model.model_copy(update={"unet": str(tmp_path / "out" / "unet")})}
+    )
+    assert open_models(following, parts=()).family.base.schedule == schedule
+    theirs = DDIMScheduler.from_pretrained(tmp_path / "out" / "scheduler")
+    assert theirs.config.prediction_type == "v_prediction" and theirs.config.rescale_betas_zero_snr
+    torch.testing.assert_close(theirs.alphas_cumprod, schedule.alphas_cumprod, rtol=1e-3, atol=1e-5)
+
+
+def shifted(model: Painter, schedule: NoiseSchedule) -> Painter:
+    """The same modules under another schedule."""
+    family = copy.copy(model.family)
+    family.base = replace(family.base, schedule=schedule)
+    return Painter(family)
+
+
 # Going on from what was exported
 
 
@@ -313,7 +374,7 @@ def exports(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     """{parts: export of a run without an average}."""
     folder = tmp_path_factory.mktemp("exports")
     found = {}
-    for parts in PARTS[:-1]:
+    for parts in WITH_ADAPTER:
         recipe = make_recipe(world, folder / parts, parts, train={"steps": 2, "ema": {"enabled": False}})
         open_trainer(recipe).fit()
         found[parts] = folder / parts / "export"

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from llm4gen_core import LLM4GENError
 
-from ..clip_text import clip_ids, clip_tokens
-from .folder import folder_part, open_folder, subfolder, text_parts
+from ..clip_text import CHUNK_LENGTH, clip_ids, clip_tokens
+from .folder import folder_part, open_folder, schedule_beside, subfolder, text_parts
 from .parts import Base, Part
 from .single_file import open_checkpoint, unet_file, vae_file
 
@@ -36,7 +36,7 @@ class TextFeatures:
     """What the text encoders say of B prompts.
 
     Attributes:
-        hidden: c_t [B, 77 k, d_text] in float32.
+        hidden: c_t [B, L k, d_text] in float32, for k chunks of `Family.clip_length` L.
         pooled: [B, d_pooled] in float32; None in families that have none.
     """
 
@@ -112,7 +112,8 @@ class Family(ABC):
 
         Args:
             base: diffusers folder, or checkpoint file as ComfyUI loads it.
-            unet: in place of the base's: a diffusers UNet folder, a folder that holds one as `unet`, or a file.
+            unet: in place of the base's: a diffusers UNet folder, a folder that holds one as `unet`, or a file. A
+                folder `scheduler` beside `unet` says what it was trained with, and takes the place of the base's.
             vae: the same for the VAE.
             clip: in place of the base's text encoders: a transformers folder, or one that holds them as
                 `text_encoder` and, in SDXL, `text_encoder_2`.
@@ -126,7 +127,9 @@ class Family(ABC):
         """
         opened = cls._open(Path(base), None if tokenizer is None else Path(tokenizer))
         if unet is not None:
-            opened = dataclasses.replace(opened, unet=cls._other_unet(Path(unet)))
+            part = cls._other_unet(Path(unet))
+            schedule = schedule_beside(part.path) or opened.schedule
+            opened = dataclasses.replace(opened, unet=part, schedule=schedule)
         if vae is not None:
             opened = dataclasses.replace(opened, vae=cls._other_vae(Path(vae)))
         if clip is not None:
@@ -191,6 +194,11 @@ class Family(ABC):
         return self.base.unet.config["cross_attention_dim"]
 
     @property
+    def clip_length(self) -> int:
+        """Tokens of a chunk, start and end among them: as many as CLIP has positions for, 77 in SD1.5 and SDXL."""
+        return _positions(self.base.text[0])
+
+    @property
     def latent_channels(self) -> int:
         return self.base.unet.config["in_channels"]
 
@@ -219,11 +227,11 @@ class Family(ABC):
 
         Args:
             prompts: B texts, taken literally.
-            chunks: k chunks of 77 tokens: what exceeds them is cut, and empty ones are added. None, as ComfyUI, for
-                as many as the longest prompt needs.
+            chunks: k chunks of `clip_length` tokens: what exceeds them is cut, and empty ones are added. None, as
+                ComfyUI, for as many as the longest prompt needs.
 
         Returns:
-            hidden [B, 77 k, d_text], and pooled of the first chunk.
+            hidden [B, L k, d_text], and pooled of the first chunk.
         """
 
     def unused_text_parameters(self) -> set[str]:
@@ -231,12 +239,16 @@ class Family(ABC):
         return set()
 
     def text_offsets(self, prompt: str, chunks: int | None = None) -> list[tuple[int, int]]:
-        """Which characters of the prompt each of its 77 k positions in `encode_text(...).hidden` stands for.
+        """Which characters of the prompt each of its L k positions in `encode_text(...).hidden` stands for.
 
         Returns:
             (start, end) a position; (0, 0) for start, end and padding.
         """
-        return clip_tokens(self.tokenizers[0], prompt, chunks).offsets
+        return clip_tokens(self.tokenizers[0], prompt, self.clip_length, chunks).offsets
+
+    def text_chunks(self, prompt: str) -> int:
+        """How many chunks of CLIP tokens a prompt needs."""
+        return len(clip_tokens(self.tokenizers[0], prompt, self.clip_length).ids)
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -312,8 +324,8 @@ class Family(ABC):
         return None
 
     def _clip_ids(self, index: int, prompts: Sequence[str], chunks: int | None, pad_id: int | None) -> Tensor:
-        """Ids [B, k, 77] for a text encoder, on its device."""
-        ids = clip_ids(self.tokenizers[index], prompts, chunks, pad_id)
+        """Ids [B, k, L] for a text encoder, on its device."""
+        ids = clip_ids(self.tokenizers[index], prompts, self.clip_length, chunks, pad_id)
         return ids.to(next(self.text_encoders[index].parameters()).device)
 
     @classmethod
@@ -353,6 +365,12 @@ class Family(ABC):
                 f"UNet {unet.path} reads a text context of width {width}, but the CLIP of {text[0].path} writes "
                 f"{d_text}; use a UNet of the same family as the base."
             )
+        lengths = [_positions(part) for part in text]
+        if len(set(lengths)) > 1 or lengths[0] < 3:
+            raise LLM4GENError(
+                f"CLIP {text[0].path} has positions for {' and '.join(map(str, lengths))} tokens; expected at least 3 "
+                f"(start, text, end), and equally many in all text encoders. Use those of {self.title}."
+            )
         if vae.config.get("latents_mean") is not None:
             raise LLM4GENError(
                 f"VAE {vae.path} scales every channel by itself (latents_mean), as Playground 2.5 does; expected the "
@@ -369,8 +387,13 @@ class Family(ABC):
             )
 
 
+def _positions(text: Part) -> int:
+    """Tokens that a text encoder reads at once."""
+    return text.config.get("max_position_embeddings", CHUNK_LENGTH)
+
+
 def join_chunks(hidden: Tensor, prompts: int) -> Tensor:
-    """[B k, 77, d] to [B, 77 k, d] in float32."""
+    """[B k, L, d] to [B, L k, d] in float32."""
     return hidden.float().reshape(prompts, -1, hidden.shape[-1])
 
 

@@ -86,6 +86,19 @@ def folder_part(kind: type[nn.Module], folder: Path, what: str) -> Part:
     )
 
 
+def schedule_beside(unet: Path) -> NoiseSchedule | None:
+    """What a UNet was trained with: the `scheduler` beside its folder `unet`; None where there is none.
+
+    Raises:
+        LLM4GENError: it is broken, or not a schedule that is known here.
+    """
+    path = unet.absolute()
+    file = path.parent / "scheduler" / "scheduler_config.json"
+    if path.name != "unet" or not file.is_file():
+        return None
+    return NoiseSchedule.from_config(read_json(file, "Scheduler"), f"Scheduler {file}")
+
+
 def subfolder(folder: Path, name: str) -> Path:
     """`folder` itself, or the folder of that name within it if that is where a config.json is."""
     return folder / name if (folder / name / "config.json").is_file() else folder
