@@ -32,6 +32,8 @@ WORDS = (
     "red sky square the three triangle two white woman yellow"
 )
 """Words that the miniature tokenizers know as one token; anything else is split further."""
+T5_WORDS = (*(word for word in WORDS.split() if len(word) > 1), "pre")
+"""Of the T5-like tokenizer; "pre" is RankGen's prefix."""
 
 
 def make_diffusers_folder(path: PathLike, d_text: int = 64, channels: Sequence[int] = (32, 64), seed: int = 0) -> Path:
@@ -47,12 +49,12 @@ def make_diffusers_folder(path: PathLike, d_text: int = 64, channels: Sequence[i
         `path`.
     """
     path = Path(path)
-    vocabulary_size = _write_clip_tokenizer(path / "tokenizer")
-    _write_clip(path / "text_encoder", d_text, vocabulary_size, seed)
+    vocabulary_size = write_clip_tokenizer(path / "tokenizer")
+    write_clip(path / "text_encoder", d_text, vocabulary_size, seed)
     make_unet_folder(path / "unet", d_text, channels, seed)
     _write_vae(path / "vae", 0.18215, seed)
-    _write_scheduler(path / "scheduler")
-    _write_model_index(path, "StableDiffusionPipeline", vae=("diffusers", "AutoencoderKL"))
+    write_scheduler(path / "scheduler")
+    write_model_index(path, "StableDiffusionPipeline", vae=("diffusers", "AutoencoderKL"))
     return path
 
 
@@ -72,9 +74,9 @@ def make_sdxl_folder(
     """
     path = Path(path)
     for name, pad in (("tokenizer", "<|endoftext|>"), ("tokenizer_2", "!")):
-        vocabulary_size = _write_clip_tokenizer(path / name, pad)
-    _write_clip(path / "text_encoder", widths[0], vocabulary_size, seed)
-    _write_clip(path / "text_encoder_2", widths[1], vocabulary_size, seed + 1, is_big=True)
+        vocabulary_size = write_clip_tokenizer(path / name, pad)
+    write_clip(path / "text_encoder", widths[0], vocabulary_size, seed)
+    write_clip(path / "text_encoder_2", widths[1], vocabulary_size, seed + 1, is_big=True)
     with _seeded(seed):
         unet = UNet2DConditionModel(
             sample_size=128,
@@ -92,8 +94,8 @@ def make_sdxl_folder(
         )
     unet.save_pretrained(path / "unet")
     _write_vae(path / "vae", 0.13025, seed)
-    _write_scheduler(path / "scheduler")
-    _write_model_index(
+    write_scheduler(path / "scheduler")
+    write_model_index(
         path,
         "StableDiffusionXLPipeline",
         vae=("diffusers", "AutoencoderKL"),
@@ -120,8 +122,8 @@ def make_miniature_folder(
     """
     path = Path(path)
     factor = 2
-    vocabulary_size = _write_clip_tokenizer(path / "tokenizer")
-    _write_clip(path / "text_encoder", d_text, vocabulary_size, seed)
+    vocabulary_size = write_clip_tokenizer(path / "tokenizer")
+    write_clip(path / "text_encoder", d_text, vocabulary_size, seed)
     with _seeded(seed):
         unet = UNet2DConditionModel(
             sample_size=size // factor,
@@ -138,9 +140,9 @@ def make_miniature_folder(
     unet.save_pretrained(path / "unet")
     (path / "vae").mkdir(parents=True, exist_ok=True)
     vae = {"_class_name": "PixelUnshuffle", "factor": factor, "latent_channels": 3 * factor**2}
-    _write_json(path / "vae" / "config.json", vae)
-    _write_scheduler(path / "scheduler")
-    _write_model_index(path, "LLM4GENMiniaturePipeline", vae=("train.families.miniature", "PixelUnshuffle"))
+    write_json(path / "vae" / "config.json", vae)
+    write_scheduler(path / "scheduler")
+    write_model_index(path, "LLM4GENMiniaturePipeline", vae=("train.families.miniature", "PixelUnshuffle"))
     return path
 
 
@@ -180,7 +182,7 @@ def make_t5_folder(path: PathLike, width: int = 96, layers: int = 2, rankgen: bo
         `path`.
     """
     path = Path(path)
-    vocabulary_size = _write_t5_tokenizer(path)
+    vocabulary_size = write_t5_tokenizer(path)
     config = T5Config(
         vocab_size=vocabulary_size,
         d_model=width,
@@ -251,7 +253,7 @@ def _write_vae(path: Path, scaling_factor: float, seed: int) -> None:
     vae.save_pretrained(path)
 
 
-def _write_scheduler(path: Path) -> None:
+def write_scheduler(path: Path) -> None:
     DDIMScheduler(
         beta_start=BETA_START,
         beta_end=BETA_END,
@@ -262,7 +264,7 @@ def _write_scheduler(path: Path) -> None:
     ).save_pretrained(path)
 
 
-def _write_model_index(path: Path, pipeline: str, **others: tuple[str, str]) -> None:
+def write_model_index(path: Path, pipeline: str, **others: tuple[str, str]) -> None:
     parts = {
         "scheduler": ("diffusers", "DDIMScheduler"),
         "text_encoder": ("transformers", "CLIPTextModel"),
@@ -270,15 +272,17 @@ def _write_model_index(path: Path, pipeline: str, **others: tuple[str, str]) -> 
         "unet": ("diffusers", "UNet2DConditionModel"),
         **others,
     }
-    _write_json(path / "model_index.json", {"_class_name": pipeline, **dict(sorted(parts.items()))})
+    write_json(path / "model_index.json", {"_class_name": pipeline, **dict(sorted(parts.items()))})
 
 
-def _write_clip_tokenizer(path: Path, pad: str = "<|endoftext|>") -> int:
-    """CLIP's two files, with merges for `WORDS` and for nothing else; returns the size of the vocabulary."""
+def write_clip_tokenizer(
+    path: Path, pad: str = "<|endoftext|>", words: Sequence[str] = tuple(WORDS.split()), length: int = 77
+) -> int:
+    """CLIP's two files, with merges for words and for nothing else; returns the size of the vocabulary."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = letters + [letter + "</w>" for letter in letters]
     merges: list[str] = []
-    for word in sorted(WORDS.split(), key=len, reverse=True):  # a short one must not merge inside a long one
+    for word in sorted(words, key=len, reverse=True):  # a short one must not merge inside a long one
         left, *rest = [*word[:-1], word[-1] + "</w>"]
         for right in rest:
             if f"{left} {right}" not in merges:
@@ -287,17 +291,17 @@ def _write_clip_tokenizer(path: Path, pad: str = "<|endoftext|>") -> int:
             left += right
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
     path.mkdir(parents=True, exist_ok=True)
-    _write_json(path / "vocab.json", {token: number for number, token in enumerate(vocabulary)})
+    write_json(path / "vocab.json", {token: number for number, token in enumerate(vocabulary)})
     (path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
     special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
     special["pad_token"] = pad
-    _write_json(path / "special_tokens_map.json", special)
-    _write_json(
+    write_json(path / "special_tokens_map.json", special)
+    write_json(
         path / "tokenizer_config.json",
         {
             "tokenizer_class": "CLIPTokenizer",
             "do_lower_case": True,
-            "model_max_length": 77,
+            "model_max_length": length,
             "errors": "replace",
             **special,
         },
@@ -305,11 +309,8 @@ def _write_clip_tokenizer(path: Path, pad: str = "<|endoftext|>") -> int:
     return len(vocabulary)
 
 
-def _write_clip(path: Path, d_text: int, vocabulary_size: int, seed: int, is_big: bool = False) -> None:
-    """CLIP-L, or OpenCLIP's bigG with its projection; heads are 64 wide, as in both.
-
-    Written by hand, because transformers 5 saves its own, shorter key names; released files have these.
-    """
+def write_clip(path: Path, d_text: int, vocabulary_size: int, seed: int, is_big: bool = False) -> None:
+    """CLIP-L, or OpenCLIP's bigG with its projection; heads are 64 wide, as in both."""
     kind = CLIPTextModelWithProjection if is_big else CLIPTextModel
     config = CLIPTextConfig(
         vocab_size=vocabulary_size,
@@ -325,9 +326,17 @@ def _write_clip(path: Path, d_text: int, vocabulary_size: int, seed: int, is_big
         pad_token_id=vocabulary_size - 1,
         architectures=[kind.__name__],
     )
-    config.save_pretrained(path)
     with _seeded(seed):
         model = kind(config)
+    save_clip(model, path)
+
+
+def save_clip(model: Any, path: Path) -> None:
+    """A CLIP text model as a folder of transformers.
+
+    Written by hand, because transformers 5 saves its own, shorter key names; released files have these.
+    """
+    model.config.save_pretrained(path)
     state = {
         name if name.startswith(("text_model.", "text_projection.")) else f"text_model.{name}": value.contiguous()
         for name, value in model.state_dict().items()
@@ -336,21 +345,33 @@ def _write_clip(path: Path, d_text: int, vocabulary_size: int, seed: int, is_big
     save_file(state, path / "model.safetensors", metadata={"format": "pt"})
 
 
-def _write_t5_tokenizer(path: Path) -> int:
-    """A Unigram tokenizer with T5's special tokens: `<pad>` 0, `</s>` 1, `<unk>` 2."""
+def write_t5_tokenizer(path: Path, words: Sequence[str] = T5_WORDS, sentinels: int = 0) -> int:
+    """A Unigram tokenizer with T5's special tokens: `<pad>` 0, `</s>` 1, `<unk>` 2, and last `<extra_id_0>` and so on.
+
+    Args:
+        path: folder; made if it does not exist.
+        words: one token each, with the space before them; anything else is split into letters.
+        sentinels: how many, to stand for what is masked.
+
+    Returns:
+        Size of the vocabulary.
+    """
+    special = ["<pad>", "</s>", "<unk>"]
+    extra = [f"<extra_id_{number}>" for number in range(sentinels)]
     letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    pieces += [(f"▁{word}", -2.0) for word in WORDS.split() if len(word) > 1]
-    pieces += [("▁pre", -2.0), ("▁", -4.0)]
+    pieces = [(token, 0.0) for token in special]
+    pieces += [(f"▁{word}", -2.0) for word in words]
+    pieces.append(("▁", -4.0))
     pieces += [(letter, -6.0) for letter in letters]
+    pieces += [(token, 0.0) for token in extra]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in ("<pad>", "</s>", "<unk>")])
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special + extra])
     path.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(path / "tokenizer.json"))
-    _write_json(
+    write_json(
         path / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -363,5 +384,5 @@ def _write_t5_tokenizer(path: Path) -> int:
     return len(pieces)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,145 @@
+"""What is trained on and what is measured: scenes with their captions, drawn from a seed.
+
+Training never shows the colour-shape combinations of `scenes.HELD_OUT`, five objects, or the held-out wordings of
+`miniature.captions`; the sets of prompts named after these show nothing else.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from .captions import Caption, counted, listing, paragraph, related, shapes_told
+from .scenes import Object, Scene, draw_objects, place
+
+Drawn = tuple[Scene, Caption]
+
+
+def pairs(seed: int, dense: float = 0.35) -> Iterator[Drawn]:
+    """Training scenes and their captions, without end.
+
+    Args:
+        seed: another one gives other pairs.
+        dense: share of paragraphs; the others are short.
+    """
+    draws = random.Random(f"pairs {seed}")
+    while True:
+        yield draw_pair(draws, draws.random() < dense)
+
+
+def documents(seed: int) -> Iterator[Caption]:
+    """What a language model reads, without end: captions of all combinations, wordings and numbers of objects."""
+    draws = random.Random(f"documents {seed}")
+    while True:
+        yield draw_pair(draws, draws.random() < 0.35, everything=True)[1]
+
+
+def draw_pair(draws: random.Random, dense: bool, everything: bool = False) -> Drawn:
+    """A scene and a caption of it.
+
+    Args:
+        draws: the randomness.
+        dense: a paragraph of two objects or more; otherwise any shorter form.
+        everything: held-out combinations, wordings and numbers of objects may occur.
+    """
+    rare = everything and draws.random() < 0.3
+    unusual = everything and draws.random() < 0.4
+    most = 5 if everything else 4
+    if dense:
+        scene = place(draws, draw_objects(draws, draws.randint(2, most), rare))
+        return scene, paragraph(scene, draws, unusual)
+    form = draws.choices(("list", "places", "relation", "shapes", "count"), (35, 20, 20, 10, 15))[0]
+    if form == "count":
+        return _count(draws, draw_objects(draws, 2, rare), unusual)
+    while True:
+        scene = place(draws, draw_objects(draws, draws.choice((1, 2, 2, 2, 3, 3, most)), rare))
+        if form == "list":
+            return scene, listing(scene, draws, held_out=unusual)
+        if form == "places":
+            return scene, listing(scene, draws, held_out=unusual, cells=True)
+        if form == "shapes":
+            return scene, shapes_told(scene, draws, unusual)
+        if len(scene.objects) > 1:
+            caption = related(scene, draws, draws.choice((None, None, ())), unusual)
+            if caption is not None:
+                return scene, caption
+
+
+def _count(draws: random.Random, things: list[Object], held_out: bool = False) -> Drawn:
+    """Two or three equal objects, alone or beside another one."""
+    number, others = draws.choice((2, 3)), draws.choice((0, 1))
+    cells = draws.sample([(row, column) for row in range(3) for column in range(3)], number + others)
+    objects = [(cell, things[0]) for cell in cells[:number]] + [(cell, things[1]) for cell in cells[number:]]
+    scene = Scene(tuple(sorted(objects, key=lambda item: item[0])))
+    return scene, counted([(things[0], number), (things[1], 1)][: 1 + others], draws, held_out)
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts that measure one thing.
+
+    Attributes:
+        name: for tables and files.
+        title: for people.
+        draw: makes a prompt.
+    """
+
+    name: str
+    title: str
+    draw: Callable[[random.Random], Caption | None]
+
+    def prompts(self, number: int, seed: int = 0) -> list[Caption]:
+        """So many prompts, always the same ones; the first of more are the same as fewer. Few forms may repeat."""
+        draws = random.Random(f"{self.name} {seed}")
+        found: list[Caption] = []
+        while len(found) < number:
+            caption = self.draw(draws)
+            if caption is not None:
+                found.append(caption)
+        return found
+
+
+def _short(draws: random.Random, count: int = 2, rare: bool = False, unusual: bool = False) -> Caption:
+    """ "a red circle and a blue square"."""
+    scene = place(draws, draw_objects(draws, count, rare))
+    return listing(scene, draws, "color", ("color",), held_out=unusual)
+
+
+def _texture(draws: random.Random) -> Caption | None:
+    things = draw_objects(draws, 2)
+    if sorted(thing.texture for thing in things) != ["checkered", "striped"]:
+        return None
+    return listing(place(draws, things), draws, "texture", ("texture",))
+
+
+def _dense(draws: random.Random, count: int | None = None, rare: bool = False, unusual: bool = False) -> Caption:
+    scene = place(draws, draw_objects(draws, draws.choice((3, 4)) if count is None else count, rare))
+    return paragraph(scene, draws, unusual)
+
+
+SETS = {
+    one.name: one
+    for one in (
+        PromptSet("color", "Colour: two objects, a colour each", _short),
+        PromptSet("shape", "Shape: two things, told by shape and colour", lambda d: shapes_told(_two(d), d)),
+        PromptSet("texture", "Texture: two objects, striped and checkered", _texture),
+        PromptSet("spatial", "Spatial: one object beside, above or below another", lambda d: related(_two(d), d)),
+        PromptSet("count", "Count: two or three equal objects", lambda d: _count(d, draw_objects(d, 2))[1]),
+        PromptSet("complex", "Complex: three objects, any attributes, a relation", lambda d: related(_three(d), d, None)),
+        PromptSet("dense", "Dense: paragraphs about three or four objects", _dense),
+        PromptSet("combinations", "Held out: colour-shape combinations", lambda d: _short(d, rare=True)),
+        PromptSet("wordings", "Held out: wordings of two coloured objects", lambda d: _short(d, unusual=True)),
+        PromptSet("five", "Held out: paragraphs about five objects", lambda d: _dense(d, 5)),
+        PromptSet("dense_wordings", "Held out: wordings of paragraphs", lambda d: _dense(d, unusual=True)),
+    )
+}
+"""All sets of prompts, by name."""
+
+
+def _two(draws: random.Random) -> Scene:
+    return place(draws, draw_objects(draws, 2))
+
+
+def _three(draws: random.Random) -> Scene:
+    return place(draws, draw_objects(draws, 3))

@@ -1,0 +1,85 @@
+"""Sentences that repeat what a caption says: the redundancy of real text, from which language models learn to bind.
+
+"a red circle and a blue square. the square is blue. the red thing is round." Whoever predicts the last word of such a
+sentence must know which attribute belongs to which object.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from .captions import ADJECTIVES, PATTERNS, SIDES, Ask, Caption, article, cell_name
+
+_OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A sentence about a caption.
+
+    Attributes:
+        text: such as "the circle is red."
+        answer: (start, end) of "red", in characters of `text`; it may be several words.
+        kind: what is told: shape, color, texture, size, cell or relation.
+    """
+
+    text: str
+    answer: tuple[int, int]
+    kind: str
+
+
+def facts(caption: Caption, draws: random.Random, number: int) -> list[Fact]:
+    """Random facts that follow from a caption, in the words of all captions, held-out ones too.
+
+    Args:
+        caption: with objects of different shapes and colours; of one of category "count" nothing follows.
+        draws: which facts, and how they are said.
+        number: how many are tried; an object of which one thing alone is known gives none.
+    """
+    if caption.category == "count":
+        return []
+    found = []
+    for _ in range(number):
+        if caption.relations and draws.random() < 0.2:
+            i, relation, j = draws.choice(caption.relations)
+            side = SIDES[_OPPOSITE[relation]][draws.random() < 0.4]
+            found.append(_fact(f"the {caption.asks[j].shape} is {side} the", str(caption.asks[i].shape), "relation"))
+            continue
+        choices = _choices(draws.choice(caption.asks), draws)
+        if choices:
+            found.append(_fact(*draws.choice(choices)))
+    return found
+
+
+def _fact(beginning: str, answer: str, kind: str) -> Fact:
+    start = len(beginning) + 1
+    return Fact(f"{beginning} {answer}.", (start, start + len(answer)), kind)
+
+
+def _choices(ask: Ask, draws: random.Random) -> list[tuple[str, str, str]]:
+    """What can be said of an object: (beginning of a sentence, its last words, kind)."""
+    assert ask.shape is not None
+    place = None if ask.cell is None else cell_name(ask.cell, draws.random() < 0.4)
+    subjects = {"shape": f"the {ask.shape}"}
+    if ask.color:
+        subjects["color"] = f"the {ask.color} {draws.choice(('thing', 'object'))}"
+    if place:
+        subjects["cell"] = f"what is in the {place}"
+    known = draws.choice(sorted(subjects))
+    subject = subjects[known]
+    found = []
+    if known != "shape":
+        found += [(f"{subject} is {article(ask.shape)}", ask.shape, "shape")]
+        found += [(f"{subject} is", ADJECTIVES[ask.shape], "shape")]
+    if known != "color" and ask.color:
+        found += [(f"{subject} is", ask.color, "color")] * 2
+    if known != "cell" and place:
+        found += [(f"{subject} is in the", place, "cell")] * 2
+    if ask.texture:
+        found.append((f"{subject} is", ask.texture, "texture"))
+        if ask.texture in PATTERNS:
+            found.append((f"{subject} has", PATTERNS[ask.texture], "texture"))
+    if ask.size:
+        found.append((f"{subject} is", ask.size, "size"))
+    return found

@@ -1,0 +1,140 @@
+"""Scenes: what an image can show, and how it is drawn.
+
+An image is a grid of cells of 8 x 8 pixels; an object fills one cell. An object has a shape, a colour, a texture and a
+size. Nothing else varies, so an image says exactly which scene it shows (`miniature.judge`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+CELL = 8
+"""Pixels on a side of a cell."""
+
+BACKGROUND = (30, 30, 38)
+"""RGB."""
+
+COLORS = {
+    "red": (226, 40, 44),
+    "orange": (250, 140, 20),
+    "yellow": (250, 232, 60),
+    "green": (36, 168, 60),
+    "cyan": (70, 220, 232),
+    "blue": (44, 80, 236),
+    "purple": (164, 56, 204),
+    "white": (246, 246, 246),
+}
+"""RGB of the words for colours."""
+
+TEXTURES = ("plain", "striped", "checkered")
+SIZES = ("small", "large")
+
+_SHADE = 0.3
+"""Brightness of the dark pixels of a texture."""
+
+_LARGE = {
+    "circle": ("..###..", ".#####.", "#######", "#######", "#######", ".#####.", "..###.."),
+    "square": ("#######", "#######", "#######", "#######", "#######", "#######", "#######"),
+    "triangle": ("...#...", "...#...", "..###..", "..###..", ".#####.", ".#####.", "#######"),
+    "cross": ("..###..", "..###..", "#######", "#######", "#######", "..###..", "..###.."),
+    "diamond": ("...#...", "..###..", ".#####.", "#######", ".#####.", "..###..", "...#..."),
+    "ring": ("#######", "#######", "##...##", "##...##", "##...##", "#######", "#######"),
+}
+_SMALL = {
+    "circle": (".###.", "#####", "#####", "#####", ".###."),
+    "square": ("#####", "#####", "#####", "#####", "#####"),
+    "triangle": ("..#..", "..#..", ".###.", ".###.", "#####"),
+    "cross": ("..#..", "..#..", "#####", "..#..", "..#.."),
+    "diamond": ("..#..", ".###.", "#####", ".###.", "..#.."),
+    "ring": ("#####", "#...#", "#...#", "#...#", "#####"),
+}
+SHAPES = tuple(_LARGE)
+
+
+@dataclass(frozen=True)
+class Object:
+    """One thing in a scene: a member each of `SHAPES`, `COLORS`, `TEXTURES` and `SIZES`."""
+
+    shape: str
+    color: str
+    texture: str
+    size: str
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What an image shows.
+
+    Attributes:
+        objects: by their cells (row, column), from the top left.
+        rows, columns: of the grid.
+    """
+
+    objects: tuple[tuple[tuple[int, int], Object], ...]
+    rows: int = 3
+    columns: int = 3
+
+
+def sprite(thing: Object) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """RGB [8, 8, 3] of a cell with an object in it, and [8, 8] bool, where the object is."""
+    rows = (_LARGE if thing.size == "large" else _SMALL)[thing.shape]
+    start = (CELL - len(rows)) // 2
+    mask = np.zeros((CELL, CELL), bool)
+    mask[start : start + len(rows), start : start + len(rows)] = [[dot == "#" for dot in row] for row in rows]
+    row, column = np.indices(mask.shape) - start
+    dark = {"plain": np.zeros_like(mask), "striped": row % 2 == 1, "checkered": (row + column) % 2 == 1}[thing.texture]
+    pixels = np.empty((CELL, CELL, 3))
+    pixels[:] = BACKGROUND
+    pixels[mask] = COLORS[thing.color]
+    pixels[mask & dark] *= _SHADE
+    return pixels.round().astype(np.uint8), mask
+
+
+def render(scene: Scene) -> NDArray[np.uint8]:
+    """RGB [8 rows, 8 columns, 3]."""
+    image = np.empty((CELL * scene.rows, CELL * scene.columns, 3), np.uint8)
+    image[:] = BACKGROUND
+    for (row, column), thing in scene.objects:
+        image[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL] = sprite(thing)[0]
+    return image
+
+
+HELD_OUT = frozenset((color, SHAPES[(3 * index + 1) % len(SHAPES)]) for index, color in enumerate(COLORS))
+"""(colour, shape) that no training image shows: one shape of every colour."""
+
+
+def draw_objects(draws: random.Random, count: int, held_out: bool = False) -> list[Object]:
+    """Random objects, no two of the same shape or colour.
+
+    Args:
+        draws: the randomness.
+        count: how many, at most as many as there are shapes.
+        held_out: the first has a combination of `HELD_OUT`; otherwise none has.
+    """
+    while True:
+        shapes = draws.sample(SHAPES, count)
+        colors = draws.sample(list(COLORS), count)
+        if held_out:
+            colors[0], shapes[0] = draws.choice(sorted(HELD_OUT))
+            if len(set(shapes)) < count or len(set(colors)) < count:
+                continue
+        pairs = list(zip(colors, shapes, strict=True))
+        if any(pair in HELD_OUT for pair in pairs[held_out:]):
+            continue
+        # Half of all objects are plain, so that a texture is worth mentioning.
+        return [
+            Object(shape, color, draws.choice(("plain", "plain", "striped", "checkered")), draws.choice(SIZES))
+            for color, shape in pairs
+        ]
+
+
+def place(draws: random.Random, things: Sequence[Object], rows: int = 3, columns: int = 3) -> Scene:
+    """A scene with things in random cells."""
+    cells = [(row, column) for row in range(rows) for column in range(columns)]
+    chosen = draws.sample(cells, len(things))
+    return Scene(tuple(sorted(zip(chosen, things, strict=True), key=lambda item: item[0])), rows, columns)

@@ -1,0 +1,94 @@
+"""The arms of the reproduction: what is trained, on what, and which number of the paper it stands beside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CORE = ("finetune", "no_regularisation", "llm4gen")
+"""The arms that the claim rests on; they always run with several seeds."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train, from the same base, with the same steps, data and trainable UNet as the others.
+
+    Attributes:
+        name: of the run's folder and in the results.
+        title: for people.
+        experiment: the table that it belongs to, a key of `EXPERIMENTS`.
+        recipe: name of the project's recipe.
+        overrides: changes of the recipe.
+        llm: "t5", "llama", or "" for none.
+        pairs: how many of the training pairs; None for all.
+        paper: the paper's T2I-CompBench scores of colour, shape and texture in percent, where it has this row.
+    """
+
+    name: str
+    title: str
+    experiment: str
+    recipe: str = "miniature-llm4gen"
+    overrides: tuple[str, ...] = ()
+    llm: str = "t5"
+    pairs: int | None = None
+    paper: tuple[float, float, float] | None = None
+
+
+EXPERIMENTS = {
+    "core": "LLM4GEN against its base",
+    "modules": "The Cross-Adapter's parts (Table 4)",
+    "llms": "Encoder against decoder (Table 3)",
+    "data": "How much data it needs (Fig. 8a)",
+    "alpha": "Weight of the regulariser",
+    "tokens": "Which of a word's two tokens the regulariser binds",
+}
+"""What is compared, by the names that the command takes."""
+
+BASE_PAPER = (37.65, 35.76, 41.56)
+"""SD1.5's row of Tables 1, 3 and 4."""
+
+
+def _fusion(name: str, title: str, paper: tuple[float, float, float] | None = None) -> Arm:
+    return Arm(name, title, "modules", overrides=(f"adapter.fusion={name}",), paper=paper)
+
+
+_ALL = (
+    Arm("finetune", "Base, fine-tuned", "core", recipe="miniature-finetune", llm=""),
+    Arm(
+        "no_regularisation",
+        "LLM4GEN without the regulariser",
+        "core",
+        overrides=("guidance.alpha=0",),
+        paper=(46.10, 44.31, 54.81),
+    ),
+    Arm("llm4gen", "LLM4GEN", "core", paper=(47.34, 45.35, 55.39)),
+    Arm(
+        "finetuned_clip",
+        "Base with its CLIP fine-tuned",
+        "modules",
+        recipe="miniature-finetune",
+        overrides=("trainable.parts=text_encoder",),
+        llm="",
+        paper=(38.76, 36.85, 42.56),
+    ),
+    _fusion("mlp", "MLP in place of CLIP", (39.25, 37.68, 42.89)),
+    _fusion("cross_attention", "Cross-attention in place of CLIP", (39.25, 37.68, 42.89)),
+    _fusion("mlp_concat", "MLP, concatenated", (40.24, 38.23, 44.39)),
+    _fusion("cross_attention_concat", "Cross-attention, concatenated", (42.31, 39.43, 46.21)),
+    _fusion("clip_query", "CLIP as query, LLM as key and value", (43.69, 42.82, 49.56)),
+    Arm("llama", "Decoder, last layer", "llms", llm="llama", paper=(44.98, 41.03, 49.21)),
+    Arm("llama_mean", "Decoder, mean over its layers", "llms", overrides=("llm.layer=mean",), llm="llama"),
+    Arm("pairs_300", "300 pairs", "data", pairs=300),
+    Arm("pairs_1000", "1,000 pairs", "data", pairs=1000),
+    Arm("pairs_3000", "3,000 pairs", "data", pairs=3000),
+    Arm("pairs_10000", "10,000 pairs", "data", pairs=10000),
+    Arm("balance_0.03", "a thirtieth of the diffusion gradient", "alpha", overrides=("guidance.balance=0.03",)),
+    Arm("balance_0.3", "three tenths", "alpha", overrides=("guidance.balance=0.3",)),
+    Arm("balance_1", "as much as it", "alpha", overrides=("guidance.balance=1",)),
+    Arm("tokens_clip", "CLIP's token", "tokens", overrides=("guidance.tokens=clip",)),
+    Arm("tokens_llm", "The LLM's token", "tokens", overrides=("guidance.tokens=llm",)),
+)
+ARMS = {arm.name: arm for arm in _ALL}
+"""By name, in the order of the report. `base` is no arm: it is what all of them begin with."""
+
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+"""λ at painting time, for the core's LLM4GEN."""

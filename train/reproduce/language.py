@@ -1,0 +1,287 @@
+"""The world's language models: a T5-like encoder and a Llama-like decoder that have read much and seen nothing.
+
+What they read are captions followed by sentences that repeat what was said (`miniature.facts`): whoever is to
+predict the last word of "a red circle and a blue square. the square is blue." has to know which colour belongs to which
+shape. That is the knowledge that CLIP lacks and that LLM4GEN brings to the painter.
+
+The encoder predicts masked words, as BERT does; the decoder the next word. Both are saved in the format of their
+big brothers.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from miniature.captions import listing
+from miniature.dataset import documents
+from miniature.facts import facts
+from miniature.scenes import draw_objects, place
+from miniature.words import WORDS
+
+from ..small_models import write_t5_tokenizer
+from .clip import warm_cosine
+
+WIDTH = 64
+CHARACTERS = 11_000
+"""Of a batch, padding included: about 64 short documents or 16 long ones."""
+_MASKED_WORDS = 0.03
+"""Share of the words of a caption that the encoder does not see."""
+_IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text to learn from.
+
+    Attributes:
+        text: a caption and the sentences that repeat it.
+        answers: (start, end, kind) of what these sentences tell, in characters; see `miniature.facts.Fact`.
+    """
+
+    text: str
+    answers: tuple[tuple[int, int, str], ...]
+
+
+def read(seed: int) -> Iterator[Document]:
+    """Documents without end. A quarter is as simple as can be, for binding is learned there first."""
+    draws = random.Random(f"read {seed}")
+    captions = documents(seed)
+    while True:
+        if draws.random() < 0.25:
+            caption = listing(place(draws, draw_objects(draws, 2)), draws, told=("color",))
+        else:
+            caption = next(captions)
+        text, answers = caption.text if caption.text.endswith(".") else f"{caption.text}.", []
+        for fact in facts(caption, draws, draws.choice((2, 3, 4, 6))):
+            start = len(text) + 1
+            text = f"{text} {fact.text}"
+            answers.append((start + fact.answer[0], start + fact.answer[1], fact.kind))
+        yield Document(text, tuple(answers))
+
+
+def batches(seed: int) -> Iterator[list[Document]]:
+    """Documents of about the same length together, in random order."""
+    draws = random.Random(f"batches {seed}")
+    source = read(seed)
+    while True:
+        documents = sorted(islice(source, 512), key=lambda document: len(document.text))
+        found: list[list[Document]] = [[]]
+        for document in documents:
+            if (len(found[-1]) + 1) * len(document.text) > CHARACTERS:
+                found.append([])
+            found[-1].append(document)
+        draws.shuffle(found)
+        yield from found
+
+
+def train_encoder(folder: Path, steps: int, seed: int = 0) -> dict[str, float]:
+    """A T5-like encoder, trained to predict masked words, saved as a Hugging Face folder of T5 v1.1.
+
+    Args:
+        folder: to write.
+        steps: optimizer steps.
+        seed: of weights and documents.
+
+    Returns:
+        By kind of fact, the share of new ones that it completes.
+    """
+    size = write_t5_tokenizer(folder, WORDS, sentinels=1)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    config = T5Config(
+        vocab_size=size,
+        d_model=WIDTH,
+        d_kv=16,
+        d_ff=3 * WIDTH,
+        num_layers=3,
+        num_heads=8,
+        relative_attention_max_distance=64,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        pad_token_id=0,
+        eos_token_id=1,
+        architectures=["T5EncoderModel"],
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = T5EncoderModel(config)
+        _look_at_neighbours(model)
+        head = nn.Linear(WIDTH, size)
+
+        def answers(tokens: _Tokens) -> tuple[Tensor, Tensor]:
+            hidden = model(input_ids=tokens.ids, attention_mask=tokens.mask).last_hidden_state
+            asked = tokens.labels != _IGNORED
+            return head(hidden[asked]), asked
+
+        sentinel = tokenizer.convert_tokens_to_ids("<extra_id_0>")
+        draws = random.Random(f"masks {seed}")
+
+        def tokens(documents: Sequence[Document], words: float = 0.0) -> _Tokens:
+            return _masked(tokenizer, documents, sentinel, draws, words)
+
+        _fit(nn.ModuleList((model, head)), lambda documents: _loss(answers, tokens(documents, _MASKED_WORDS)), steps, seed)
+        model.eval()
+        known = _known(answers, tokens, seed)
+    model.config.save_pretrained(folder)
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    del state["encoder.embed_tokens.weight"]  # the same tensor as shared.weight, which safetensors stores once
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    return known
+
+
+def train_decoder(folder: Path, steps: int, seed: int = 0) -> dict[str, float]:
+    """A Llama-like decoder, trained to predict the next word, saved as a Hugging Face folder.
+
+    Args and Returns: as of `train_encoder`.
+    """
+    size = write_t5_tokenizer(folder, WORDS, sentinels=1)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=size,
+        hidden_size=WIDTH,
+        intermediate_size=3 * WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=1,
+        pad_token_id=0,
+        architectures=["LlamaForCausalLM"],
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+
+        def everything(tokens: _Tokens) -> tuple[Tensor, Tensor]:
+            logits = model(input_ids=tokens.ids, attention_mask=tokens.mask).logits
+            # What stands at a place is predicted from the place before it.
+            logits = torch.cat((logits[:, :1], logits[:, :-1]), 1)
+            asked = tokens.labels != _IGNORED
+            return logits[asked], asked
+
+        def all_words(documents: Sequence[Document]) -> _Tokens:
+            return _next_words(tokenizer, documents, everywhere=True)
+
+        _fit(model, lambda documents: _loss(everything, all_words(documents)), steps, seed)
+        model.eval()
+        known = _known(everything, lambda documents: _next_words(tokenizer, documents, everywhere=False), seed)
+    model.save_pretrained(folder)
+    return known
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """A batch: ids, mask and labels [B, L] each, and the kind of fact that a label belongs to."""
+
+    ids: Tensor
+    mask: Tensor
+    labels: Tensor
+    kinds: list[list[str]]
+
+
+def _tokenize(tokenizer: Any, documents: Sequence[Document]) -> tuple[Tensor, Tensor, list[list[tuple[int, int]]]]:
+    encoded = tokenizer([document.text for document in documents], padding=True, return_offsets_mapping=True)
+    return torch.tensor(encoded["input_ids"]), torch.tensor(encoded["attention_mask"]), encoded["offset_mapping"]
+
+
+def _masked(
+    tokenizer: Any, documents: Sequence[Document], sentinel: int, draws: random.Random, words: float
+) -> _Tokens:
+    """Answers, and a share of all words, give way to the sentinel."""
+    ids, mask, offsets = _tokenize(tokenizer, documents)
+    labels = torch.full_like(ids, _IGNORED)
+    kinds = [[""] * ids.shape[1] for _ in documents]
+    for row, document in enumerate(documents):
+        spans = list(document.answers)
+        if words:
+            spans += [(*match.span(), "") for match in re.finditer("[a-z-]+", document.text) if draws.random() < words]
+        for column, kind in _columns(offsets[row], spans):
+            labels[row, column] = ids[row, column]
+            kinds[row][column] = kind
+    return _Tokens(torch.where(labels == _IGNORED, ids, sentinel), mask, labels, kinds)
+
+
+def _next_words(tokenizer: Any, documents: Sequence[Document], everywhere: bool) -> _Tokens:
+    """Every token but the first is to be predicted, or only the answers."""
+    ids, mask, offsets = _tokenize(tokenizer, documents)
+    labels = torch.where(mask.bool(), ids, _IGNORED) if everywhere else torch.full_like(ids, _IGNORED)
+    labels[:, 0] = _IGNORED
+    kinds = [[""] * ids.shape[1] for _ in documents]
+    for row, document in enumerate(documents):
+        for column, kind in _columns(offsets[row], document.answers):
+            labels[row, column] = ids[row, column]
+            kinds[row][column] = kind
+    return _Tokens(ids, mask, labels, kinds)
+
+
+def _columns(
+    offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int, str]]
+) -> Iterator[tuple[int, str]]:
+    """Tokens that share a character with a span, and its kind."""
+    for column, (start, end) in enumerate(offsets):
+        for first, last, kind in spans:
+            if start < last and first < end:
+                yield column, kind
+
+
+def _look_at_neighbours(model: T5EncoderModel) -> None:
+    """Half of the heads begin by looking one, two or three tokens back, or one ahead.
+
+    T5's positions are a table of biases that begins flat and, at the learning rates that suit everything else, takes
+    thousands of steps to become sharp; nothing can be bound before that. With this start a few hundred suffice. All
+    of it goes on learning.
+    """
+    table = model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+    half = table.shape[0] // 2
+    with torch.no_grad():
+        nn.init.normal_(model.shared.weight)
+        nn.init.normal_(table, std=0.3)
+        # Rows: 1, 2, 3 are the tokens before; the second half of the table is for those after.
+        for head, row in enumerate((1, 2, 3, half + 1)):
+            table[row, head] += 5
+
+
+def _fit(model: nn.Module, loss_of: Any, steps: int, seed: int) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, steps, 100))
+    source = batches(seed)
+    model.train()
+    for _ in (bar := tqdm(range(steps), desc="LLM", unit="step", dynamic_ncols=True)):
+        loss = loss_of(next(source))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+
+
+def _loss(answers: Any, tokens: _Tokens) -> Tensor:
+    logits, asked = answers(tokens)
+    return F.cross_entropy(logits, tokens.labels[asked])
+
+
+@torch.no_grad()
+def _known(answers: Any, tokenize: Any, seed: int) -> dict[str, float]:
+    """Share of facts completed, by kind, over new documents."""
+    right: dict[str, list[bool]] = {}
+    source = batches(seed + 1_000_000)
+    for documents in islice(source, 30):
+        tokens = tokenize(documents)
+        logits, asked = answers(tokens)
+        hits = (logits.argmax(1) == tokens.labels[asked]).tolist()
+        for (row, column), hit in zip(asked.nonzero().tolist(), hits, strict=True):
+            right.setdefault(tokens.kinds[row][column], []).append(hit)
+    return {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items()) if kind}
