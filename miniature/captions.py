@@ -106,7 +106,7 @@ def cell_name(cell: tuple[int, int], held_out: bool = False) -> str:
 
 
 def article(word: str) -> str:
-    """"a" or "an", as the word wants it."""
+    """ "a" or "an", as the word wants it."""
     return "an" if word[0] in "aeiou" else "a"
 
 
@@ -117,11 +117,9 @@ def _noun_phrase(text: _Text, thing: Object, told: set[str], draws: random.Rando
     size = thing.size if "size" in told else ""
     pattern = PATTERNS.get(texture, "")
     if held_out:
-        forms = ["in"] if color else []
-        forms += ["of"] if texture and not color else []
+        form = "in" if color or pattern else "before"
     else:
-        forms = ["before", "before", "that"] + (["with"] if pattern else [])
-    form = draws.choice(forms or ["before"])
+        form = draws.choice(["before", "before", "that"] + (["with"] if pattern else []))
     if form == "before":
         words = [word for word in (size, texture, color) if word]
         text.add(article((words + [thing.shape])[0]))
@@ -142,15 +140,16 @@ def _noun_phrase(text: _Text, thing: Object, told: set[str], draws: random.Rando
             text.add("that is")
             text.bind(_listed(text, words), entity)
     else:
-        text.add(article(size or thing.shape))
-        spans = [text.add(size)] if size else []
+        words = [word for word in (size, "" if pattern else texture) if word]
+        text.add(article((words + [thing.shape])[0]))
+        spans = [text.add(word) for word in words]
         entity = text.add(thing.shape)
         if color:
             text.add("in")
             spans.append(text.add(color))
-        if texture:
+        if pattern:
             text.add("bearing")
-            spans.append(text.add(pattern or "no pattern"))
+            spans.append(text.add(pattern))
         text.bind(spans, entity)
 
 
@@ -237,11 +236,10 @@ def shapes_told(scene: Scene, draws: random.Random, held_out: bool = False) -> C
     def part(thing: Object) -> None:
         shape = ADJECTIVES[thing.shape]
         if held_out:
-            text.add("something")
-            shape_span, color_span = text.add(shape), None
+            entity = text.add("something")
+            spans = [text.add(shape)]
             text.add("in")
-            color_span = text.add(thing.color)
-            text.bind([shape_span], color_span)
+            text.bind([*spans, text.add(thing.color)], entity)
             return
         text.add(article(shape))
         spans = [text.add(shape), text.add(thing.color)]
@@ -338,10 +336,13 @@ def paragraph(scene: Scene, draws: random.Random, held_out: bool = False) -> Cap
         )
     for cell, thing in items:
         _describe(text, cell, thing, draws, held_out)
-    for _ in range(2):
+    sentences: dict[str, None] = {}
+    while len(sentences) < 2:
         (cell, first), (other, second) = draws.sample(items, 2)
         held = [relation for relation in RELATIONS if holds(relation, cell, other)]
-        text.add(f"the {first.shape} is {SIDES[draws.choice(held)][held_out]} the {second.shape}.")
+        sentences[f"the {first.shape} is {SIDES[draws.choice(held)][held_out]} the {second.shape}."] = None
+    for sentence in sentences:
+        text.add(sentence)
     if draws.random() < 0.5:
         text.add("the rest of the picture is empty.")
     told = {"color", "texture", "size"}
@@ -349,9 +350,7 @@ def paragraph(scene: Scene, draws: random.Random, held_out: bool = False) -> Cap
     return Caption(text.text, "dense", tuple(text.pairs), asks)
 
 
-def _describe(
-    text: _Text, cell: tuple[int, int], thing: Object, draws: random.Random, held_out: bool
-) -> None:
+def _describe(text: _Text, cell: tuple[int, int], thing: Object, draws: random.Random, held_out: bool) -> None:
     """Two sentences about an object of a paragraph."""
     where = f"in the {cell_name(cell, held_out)}"
     rest = [thing.size, thing.texture, thing.color]

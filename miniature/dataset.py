@@ -126,7 +126,9 @@ SETS = {
         PromptSet("texture", "Texture: two objects, striped and checkered", _texture),
         PromptSet("spatial", "Spatial: one object beside, above or below another", lambda d: related(_two(d), d)),
         PromptSet("count", "Count: two or three equal objects", lambda d: _count(d, draw_objects(d, 2))[1]),
-        PromptSet("complex", "Complex: three objects, any attributes, a relation", lambda d: related(_three(d), d, None)),
+        PromptSet(
+            "complex", "Complex: three objects, any attributes, a relation", lambda d: related(_three(d), d, None)
+        ),
         PromptSet("dense", "Dense: paragraphs about three or four objects", _dense),
         PromptSet("combinations", "Held out: colour-shape combinations", lambda d: _short(d, rare=True)),
         PromptSet("wordings", "Held out: wordings of two coloured objects", lambda d: _short(d, unusual=True)),

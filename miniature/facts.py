@@ -52,6 +52,11 @@ def facts(caption: Caption, draws: random.Random, number: int) -> list[Fact]:
     return found
 
 
+def color_of(ask: Ask) -> Fact:
+    """The simplest fact, of an object of known colour: "the circle is red."."""
+    return _fact(f"the {ask.shape} is", str(ask.color), "color")
+
+
 def _fact(beginning: str, answer: str, kind: str) -> Fact:
     start = len(beginning) + 1
     return Fact(f"{beginning} {answer}.", (start, start + len(answer)), kind)

@@ -70,6 +70,15 @@ def build_parser() -> Parser:
         epilog="example: python -m train miniature miniature",
         configured_by="miniature_world",
     )
+    commands.add_parser(
+        "reproduce",
+        help="check the paper's claims on a small world that is trained from scratch",
+        description="Make a world of small pictures with captions, train a CLIP, two language models and a base on it, "
+        "then the base with and without LLM4GEN and its ablations, paint sets of prompts, let an exact judge score "
+        "them, and write a report. The set can be finished over several sittings: what is there is not made again.",
+        epilog="example: python -m train reproduce reproduction --experiment all",
+        configured_by="reproduce.command",
+    )
     _add_demo(commands)
     return parser
 

@@ -131,7 +131,7 @@ def test_objects_are_read_through_noise(deviation: float, objects: float, images
 def test_objects_are_read_through_light_blur_and_not_through_heavy() -> None:
     """Neighbouring pixels of a texture are one colour then, and a judge that still names it would guess."""
     assert accuracy(300, blurred(0.4)) == (1, 1)
-    assert 0.5 < accuracy(300, blurred(0.6))[0] < 0.9
+    assert 0.3 < accuracy(300, blurred(0.6))[0] < 0.8
     assert accuracy(300, blurred(1.0))[0] < 0.4
 
 

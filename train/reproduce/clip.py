@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast, CLIPVisionConfig
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
 from miniature.dataset import pairs
 from miniature.scenes import CELL, render
@@ -29,32 +30,42 @@ LENGTH = 32
 BATCH = 128
 
 
-def train_clip(text_encoder: Path, tokenizer: Path, steps: int, seed: int = 0) -> dict[str, float]:
+def train_clip(
+    text_encoder: Path, tokenizer: Path, steps: int, seed: int = 0, device: torch.device | str = "cpu"
+) -> dict[str, float]:
     """Train on the world's pairs and save as a base's `text_encoder` and `tokenizer`.
 
     Args:
         text_encoder, tokenizer: folders to write.
         steps: optimizer steps of `BATCH` pairs.
         seed: of weights and pairs.
+        device: to train on.
 
     Returns:
         "retrieval": share of 1,000 held-back captions whose image it finds among them.
     """
     size = write_clip_tokenizer(tokenizer, words=WORDS, length=LENGTH)
-    tokens = CLIPTokenizerFast.from_pretrained(tokenizer)
+    tokens = CLIPTokenizer.from_pretrained(tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = CLIPModel(_config(size))
+        model: Any = CLIPModel(_config(size))
+        model.to(device)
         _fit(model, tokens, steps, seed)
     text = CLIPTextModel(model.config.text_config)
-    text.load_state_dict({f"text_model.{n}": t for n, t in model.text_model.state_dict().items()}, strict=False)
+    # In transformers 4 the encoder is inside the model, in 5 it is the model.
+    getattr(text, "text_model", text).load_state_dict(model.text_model.state_dict())
     text.config.architectures = ["CLIPTextModel"]
     save_clip(text, text_encoder)
     return {"retrieval": _retrieval(model, tokens, seed)}
 
 
 def _config(vocabulary: int) -> CLIPConfig:
-    blocks = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4}
+    blocks: Any = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 4 * WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     text = CLIPTextConfig(
         vocab_size=vocabulary,
         max_position_embeddings=LENGTH,
@@ -68,7 +79,7 @@ def _config(vocabulary: int) -> CLIPConfig:
     return CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH)
 
 
-def _fit(model: CLIPModel, tokens: CLIPTokenizerFast, steps: int, seed: int) -> None:
+def _fit(model: CLIPModel, tokens: CLIPTokenizer, steps: int, seed: int) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, steps, 50))
     source = pairs(seed + 1)
@@ -77,7 +88,7 @@ def _fit(model: CLIPModel, tokens: CLIPTokenizerFast, steps: int, seed: int) -> 
         drawn = list(islice(source, BATCH))
         texts, images = _embed(model, tokens, drawn)
         logits = model.logit_scale.exp().clamp(max=100) * texts @ images.T
-        target = torch.arange(len(drawn))
+        target = torch.arange(len(drawn), device=model.device)
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         optimizer.zero_grad()
         loss.backward()
@@ -86,18 +97,19 @@ def _fit(model: CLIPModel, tokens: CLIPTokenizerFast, steps: int, seed: int) -> 
     model.eval()
 
 
-def _embed(model: CLIPModel, tokens: CLIPTokenizerFast, drawn: list) -> tuple[Tensor, Tensor]:
+def _embed(model: CLIPModel, tokens: CLIPTokenizer, drawn: list) -> tuple[Tensor, Tensor]:
     """Both of unit length, [B, d]."""
     text = tokens([caption.text for _, caption in drawn], padding=True, truncation=True, return_tensors="pt")
     pixels = torch.from_numpy(np.stack([render(scene) for scene, _ in drawn])).permute(0, 3, 1, 2) / 127.5 - 1
-    out = model(input_ids=text.input_ids, attention_mask=text.attention_mask, pixel_values=pixels)
+    inputs = {"input_ids": text.input_ids, "attention_mask": text.attention_mask, "pixel_values": pixels}
+    out = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
     return F.normalize(out.text_embeds, dim=-1), F.normalize(out.image_embeds, dim=-1)
 
 
 @torch.no_grad()
-def _retrieval(model: CLIPModel, tokens: CLIPTokenizerFast, seed: int) -> float:
+def _retrieval(model: CLIPModel, tokens: CLIPTokenizer, seed: int) -> float:
     texts, images = _embed(model, tokens, list(islice(pairs(seed + 2), 1000)))
-    return float((texts @ images.T).argmax(1).eq(torch.arange(len(texts))).float().mean())
+    return float((texts @ images.T).argmax(1).cpu().eq(torch.arange(len(texts))).float().mean())
 
 
 def warm_cosine(step: int, steps: int, warmup: int) -> float:

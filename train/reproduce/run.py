@@ -1,30 +1,28 @@
-"""`python -m train reproduce`: the paper's claims on the miniature world, from nothing to the report.
+"""What `python -m train reproduce` makes: the world, its base, one run of the trainer for each arm and seed, results.
 
-Everything is in one folder and made once: the world, its base, one run of the trainer for each arm and seed, and
-`results.jsonl`. What is there is not made again, so that the set can be finished over several sittings, and a run
-that was interrupted goes on from its checkpoint.
+Everything is in one folder and made once. What is there is not made again, so that the set can be finished over
+several sittings and by several processes at once, and a run that was interrupted goes on from its checkpoint.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock
+from pydantic import JsonValue
 
 from llm4gen_core import LLM4GENError
+from miniature.dataset import SETS
+from miniature.judge import accuracy, blurred, noisy
 
 from ..export import ExportSettings, export
 from ..generate import choose_device
@@ -32,17 +30,32 @@ from ..loop import resume, run
 from ..painter import Painter
 from ..recipe_file import load_recipe
 from ..run_folder import RunFolder, machine
-from .arms import ARMS, CORE, EXPERIMENTS, STRENGTHS, Arm
+from .arms import ARMS, STRENGTHS, Arm
 from .clip import train_clip
 from .language import train_decoder, train_encoder
+from .probe import probe_encoders
 from .results import Result, Results, fingerprint
-from .scoring import MEASURES, paint, prompt_set, scores
+from .scoring import paint, prompt_set, sample_maps, scores
 from .world import first_pairs, write_pairs, write_untrained_base
 
 MAIN_SETS = ("color", "shape", "texture", "spatial", "count", "complex", "dense")
 HELD_OUT_SETS = ("combinations", "wordings", "five", "dense_wordings")
 CURVE_SETS = ("color", "dense")
+CURVE_POINTS = 8
+"""Measurements along a training, the last included."""
+SAMPLES = 8
+"""Images of a set that are kept to be looked at."""
 LLMS = {"t5": train_encoder, "llama": train_decoder}
+DISTURBANCES = {
+    "rendered": noisy(0),
+    "noise 0.05": noisy(0.05),
+    "noise 0.1": noisy(0.1),
+    "noise 0.2": noisy(0.2),
+    "blur 0.4": blurred(0.4),
+    "blur 0.6": blurred(0.6),
+    "blur 1.0": blurred(1.0),
+}
+"""What the judge is tried on: standard deviations of noise, of pixels from 0 to 1, and of blur, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -52,23 +65,41 @@ class Scale:
     Attributes:
         pairs: images with captions.
         clip_steps, llm_steps, base_steps, arm_steps: optimizer steps.
-        prompts: of each set; curve_prompts: of those that follow a training.
+        prompts: of each set; curve_prompts: of those that follow a training; probe_prompts: that probes learn from.
         batch: images a step of base and arms.
+        warmup: steps in which the learning rate of base and arms rises.
         words: share of words that the base must get right on short prompts before anything is compared.
+        judged: scenes that the judge is tried on.
     """
 
     pairs: int = 30_000
     clip_steps: int = 1_500
-    llm_steps: int = 4_000
-    base_steps: int = 5_000
+    llm_steps: int = 3_000
+    base_steps: int = 4_000
     arm_steps: int = 2_000
     prompts: int = 128
     curve_prompts: int = 64
+    probe_prompts: int = 2_000
     batch: int = 64
+    warmup: int = 100
     words: float = 0.9
+    judged: int = 2_000
 
 
-QUICK = Scale(500, 20, 20, 30, 10, 8, 8, 16, 0.0)
+QUICK = Scale(
+    pairs=400,
+    clip_steps=20,
+    llm_steps=20,
+    base_steps=24,
+    arm_steps=8,
+    prompts=8,
+    curve_prompts=8,
+    probe_prompts=64,
+    batch=16,
+    warmup=2,
+    words=0.0,
+    judged=50,
+)
 """Shows that everything runs; nothing is learned well enough to be compared."""
 
 
@@ -77,93 +108,152 @@ class Reproduction:
 
     Args:
         folder: made if it does not exist.
-        scale: how much of everything; the same in every sitting.
-        device: for painting; training takes what accelerate finds.
+        scale: how much of everything; None for what the folder was begun with.
+
+    Raises:
+        LLM4GENError: the folder was begun with another scale, or with None is no reproduction.
     """
 
-    def __init__(self, folder: Path, scale: Scale, device: str | None = None) -> None:
+    def __init__(self, folder: Path, scale: Scale | None = None) -> None:
         self.folder = folder
-        self.scale = scale
-        self.device = choose_device(device)
+        self.device = choose_device(None)
         self.world = folder / "world"
         self.base = folder / "base"
         self.results = Results(folder / "results.jsonl")
+        self.scale = self._begin(scale)
+
+    def _begin(self, scale: Scale | None) -> Scale:
+        file = self.folder / "reproduction.json"
+        if not file.is_file():
+            if scale is None:
+                raise LLM4GENError(f"{self.folder} holds no reproduction: there is no reproduction.json.")
+            _write_json(file, {"scale": asdict(scale)})
+            return scale
+        found = json.loads(file.read_text(encoding="utf-8"))["scale"]
+        if scale is not None and found != asdict(scale):
+            wanted = asdict(scale)
+            differing = [name for name in wanted if found.get(name) != wanted[name]]
+            raise LLM4GENError(
+                f"{self.folder} holds a reproduction with {', '.join(f'{n} {found.get(n)}' for n in differing)}; this "
+                f"one would have {', '.join(f'{n} {wanted[n]}' for n in differing)}. Give another folder, or go on "
+                "with the options that it was begun with."
+            )
+        return Scale(**found)
 
     # ---- what all arms share
 
     def make_world(self) -> None:
-        """Images, CLIP and LLMs."""
+        """Images, CLIP and LLMs, and what these know of binding."""
         with self._once("world", self.world / "world.json") as file:
             if file is None:
                 return
             started = time.monotonic()
-            write_pairs(self.world, self.scale.pairs)
-            write_untrained_base(self.world / "base")
-            clip = train_clip(self.world / "base" / "text_encoder", self.world / "base" / "tokenizer", self.scale.clip_steps)
-            found: dict[str, Any] = {"clip": clip}
+            scale, base = self.scale, self.world / "base"
+            write_pairs(self.world, scale.pairs)
+            write_untrained_base(base)
+            device = self.device
+            found: dict[str, Any] = {}
+            found["clip"] = train_clip(base / "text_encoder", base / "tokenizer", scale.clip_steps, device=device)
             for name, train in LLMS.items():
-                found[name] = train(self.world / name, self.scale.llm_steps)
+                found[name] = train(self.world / name, scale.llm_steps, device=device)
+            found["probe"] = probe_encoders(base, {name: self.world / name for name in LLMS}, scale.probe_prompts)
             found["seconds"] = round(time.monotonic() - started)
             _write_json(file, {**found, "machine": machine()})
 
+    def try_judge(self) -> None:
+        """How often the judge is right where the truth is known."""
+        with self._once("judge", self.folder / "judge.json") as file:
+            if file is not None:
+                tried = {name: accuracy(self.scale.judged, disturb) for name, disturb in DISTURBANCES.items()}
+                _write_json(file, tried)
+
     def train_base(self) -> None:
-        """The base, by the project's own trainer; then a diffusers folder of it."""
+        """The base, by the project's own trainer; then a diffusers folder of it.
+
+        Raises:
+            LLM4GENError: it does not paint what short prompts name, so that there is nothing to compare.
+        """
         with self._once("base", self.base / "base.json") as file:
             if file is None:
                 return
+            started = time.monotonic()
             overrides = [f"model.base={self.world / 'base'}", f"data.sources={self.world / 'pairs.jsonl'}"]
-            overrides.append(f"train.steps={self.scale.base_steps}")
+            steps = self.scale.base_steps
+            overrides += [f"train.steps={steps}", f"checkpoints.every={max(1, steps // 4)}"]
             run_folder = self._train("miniature-base", "base", overrides)
             shutil.copytree(self.world / "base", self.base, dirs_exist_ok=True)
             for part in ("unet", "scheduler"):
                 shutil.copytree(run_folder.export / part, self.base / part, dirs_exist_ok=True)
             painter = Painter.from_files(self.base, device=self.device)
             for name in (*MAIN_SETS, *HELD_OUT_SETS):
-                self._score(painter, "base", 0, name, self.scale.base_steps)
-            short = self.results.find(arm="base", set="color", step="last")[0].scores["words"]
-            words = sum(value for value in short if value is not None) / len(short)
+                self._score(painter, "base", 0, name, steps, self.scale.prompts)
+            self._keep_pictures(painter, "base-0")
+            [result] = self.results.find(arm="base", set="color", step=steps)
+            words = float(np.mean(np.array(result.scores["words"], float)))
             if words < self.scale.words:
                 raise LLM4GENError(
                     f"The base paints {words:.3f} of the words of short prompts; expected at least {self.scale.words}, "
                     "or there is nothing to compare. Train it longer (another folder, more steps)."
                 )
-            _write_json(file, {"words": words})
+            seconds = round(time.monotonic() - started)
+            _write_json(file, {"words": words, "seconds": seconds, "machine": machine()})
 
     # ---- arms
 
     def run_arm(self, arm: Arm, seed: int) -> None:
         """Train one arm with one seed, and paint and judge what comes out."""
-        self._train(arm.recipe, f"{arm.name}-{seed}", self._overrides(arm, seed))
-        path = self._run_path(f"{arm.name}-{seed}")
+        steps, name = self.scale.arm_steps, f"{arm.name}-{seed}"
+        folder = self._train(arm.recipe, name, self._overrides(arm, seed))
+        for step in self._curve_steps():
+            with self._checkpoint(folder, step, arm, seed) as painter:
+                if painter is not None:
+                    for prompts in CURVE_SETS:
+                        self._score(painter, arm.name, seed, prompts, step, self.scale.curve_prompts)
+        painter = self._painter(arm, folder.export)
+        for prompts in self._final_sets(arm):
+            self._score(painter, arm.name, seed, prompts, steps, self.scale.prompts)
+        for strength in self._strengths(arm):
+            for prompts in CURVE_SETS:
+                self._score(painter, arm.name, seed, prompts, steps, self.scale.prompts, strength)
+        self._keep_pictures(painter, name, maps=arm.experiment == "core")
+        for checkpoint in sorted(folder.checkpoints.glob("step-*"))[:-1]:
+            shutil.rmtree(checkpoint)  # large, and measured
+
+    def is_done(self, arm: Arm, seed: int) -> bool:
+        """Whether all results of an arm are there."""
         steps = self.scale.arm_steps
-        for step in range(steps // 4, steps, steps // 4):
-            with self._checkpoint(path, step, CURVE_SETS, arm, seed) as painter:
-                for name in CURVE_SETS if painter else ():
-                    self._score(painter, arm.name, seed, name, step)
-        painter = self._painter(arm, path / "export")
-        for name in (*MAIN_SETS, *(HELD_OUT_SETS if arm.experiment == "core" else ())):
-            self._score(painter, arm.name, seed, name, steps)
-        if arm.name == "llm4gen":
-            for strength in STRENGTHS:
-                for name in CURVE_SETS:
-                    self._score(painter, arm.name, seed, name, steps, strength)
+        wanted = [(name, steps, 1.0) for name in self._final_sets(arm)]
+        wanted += [(name, steps, strength) for name in CURVE_SETS for strength in self._strengths(arm)]
+        return all(
+            self.results.find(arm=arm.name, seed=seed, set=name, step=step, strength=strength)
+            for name, step, strength in wanted
+        )
+
+    def _final_sets(self, arm: Arm) -> tuple[str, ...]:
+        return (*MAIN_SETS, *(HELD_OUT_SETS if arm.experiment == "core" else ()))
+
+    def _strengths(self, arm: Arm) -> tuple[float, ...]:
+        return STRENGTHS if arm.name == "llm4gen" else ()
+
+    def _every(self) -> int:
+        return max(1, self.scale.arm_steps // CURVE_POINTS)
+
+    def _curve_steps(self) -> range:
+        return range(self._every(), self.scale.arm_steps, self._every())
 
     def _overrides(self, arm: Arm, seed: int) -> list[str]:
         file = self.world / "pairs.jsonl"
         if arm.pairs is not None:
             file = first_pairs(file, min(arm.pairs, self.scale.pairs))
         overrides = [f"model.base={self.base}", f"data.sources={file}", f"seed={seed}"]
-        overrides += [f"train.steps={self.scale.arm_steps}", f"checkpoints.every={self.scale.arm_steps // 4}"]
+        overrides += [f"train.steps={self.scale.arm_steps}", f"checkpoints.every={self._every()}"]
         if arm.llm:
             overrides.append(f"model.llm={self.world / arm.llm}")
         return [*overrides, *arm.overrides]
 
-    def _run_path(self, name: str) -> Path:
-        return self.folder / "runs" / name
-
     def _train(self, recipe: str, name: str, overrides: Sequence[str]) -> RunFolder:
         """Train, or go on, or do nothing where there is an export."""
-        path = self._run_path(name)
+        path = self.folder / "runs" / name
         folder = RunFolder(path)
         if folder.export.is_dir():
             return folder
@@ -172,11 +262,13 @@ class Reproduction:
         else:
             batch = self.scale.batch
             sizes = [f"train.batch_size={batch}", f"train.micro_batch={batch}"]
-            run(load_recipe(recipe, [*overrides, *sizes, f"output={path}"]))
+            sizes += [f"optimizer.warmup_steps={self.scale.warmup}"]
+            shared = f"data.cache.folder={self.world / 'cache'}"  # images are looked through once, not for every arm
+            run(load_recipe(recipe, [*overrides, *sizes, shared, f"output={path}"]))
         return folder
 
     def _painter(self, arm: Arm, export: Path) -> Painter:
-        files: dict[str, Path] = {}
+        files: dict[str, Any] = {}
         if arm.llm:
             files = {"adapter": export / "adapter.safetensors", "llm": self.world / arm.llm}
         if (export / "unet").is_dir():
@@ -186,45 +278,48 @@ class Reproduction:
         return Painter.from_files(self.base, **files, device=self.device)
 
     @contextlib.contextmanager
-    def _checkpoint(
-        self, path: Path, step: int, sets: Sequence[str], arm: Arm, seed: int
-    ) -> Iterator[Painter | None]:
-        """What a checkpoint paints with; None where it has painted already."""
-        done = all(self.results.find(arm=arm.name, seed=seed, set=name, step=step) for name in sets)
-        checkpoint = RunFolder(path).checkpoints / f"step-{step:08d}"
+    def _checkpoint(self, folder: RunFolder, step: int, arm: Arm, seed: int) -> Iterator[Painter | None]:
+        """What a checkpoint paints with; None where it has painted already, or is gone."""
+        done = all(self.results.find(arm=arm.name, seed=seed, set=name, step=step) for name in CURVE_SETS)
+        checkpoint = folder.checkpoints / f"step-{step:08d}"
         if done or not checkpoint.is_dir():
             yield None
             return
-        output = path / f"export-{step}"
+        output = folder.path / f"export-{step}"
         with contextlib.redirect_stdout(None):
             export(ExportSettings(source=str(checkpoint), output=str(output), force=True))
         yield self._painter(arm, output)
         shutil.rmtree(output)
 
+    # ---- measuring
+
     def _score(
-        self, painter: Painter, arm: str, seed: int, name: str, step: int, strength: float | None = None
+        self, painter: Painter, arm: str, seed: int, name: str, step: int, number: int, strength: float = 1.0
     ) -> None:
-        final = step in (self.scale.arm_steps, self.scale.base_steps)
-        captions, prompts = prompt_set(name, self.scale.prompts if final else self.scale.curve_prompts)
-        strength = 1.0 if strength is None else strength
+        captions, prompts = prompt_set(name, number)
         if self.results.has(arm, seed, name, step, strength, prompts):
             return
         started = time.monotonic()
-        has_adapter = painter.adapter is not None
-        found = scores(paint(painter, captions, strength if has_adapter else None), captions)
-        made = {
-            "scale": fingerprint(vars(self.scale)),
-            "device": str(self.device),
+        found = scores(paint(painter, captions, None if painter.adapter is None else strength), captions)
+        made: dict[str, JsonValue] = {
+            "scale": fingerprint(asdict(self.scale)),
+            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else self.device.type,
             "seconds": round(time.monotonic() - started, 1),
             "torch": torch.__version__,
         }
         self.results.append(Result(arm=arm, seed=seed, set=name, step=step, strength=strength, scores=found,
                                    prompts=prompts, made=made))  # fmt: skip
 
+    def _keep_pictures(self, painter: Painter, name: str, maps: bool = True) -> None:
+        """Images, and where they looked at words, for the report."""
+        images = {prompts: paint(painter, SETS[prompts].prompts(SAMPLES)) for prompts in CURVE_SETS}
+        _write_arrays(self.folder / "samples" / f"{name}.npz", {k: _to_uint8(v) for k, v in images.items()})
+        if maps:
+            _write_arrays(self.folder / "maps" / f"{name}.npz", sample_maps(painter))
+
     @contextlib.contextmanager
     def _once(self, what: str, file: Path) -> Iterator[Path | None]:
         """The file that says that something has been made, or None if it has; one process at a time makes it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / f"{what}.lock"):
             if file.is_file():
                 yield None
@@ -233,12 +328,27 @@ class Reproduction:
             yield file
 
 
-def tasks(experiments: Sequence[str], seeds: int, everywhere: bool) -> list[tuple[str, int]]:
-    """Arms and seeds in the order in which they are worth having: the core first, and its seeds first."""
-    chosen = [arm for arm in ARMS.values() if arm.experiment in experiments]
-    several = [arm for arm in chosen if arm.name in CORE or everywhere]
-    found = [(arm.name, seed) for seed in range(seeds) for arm in several]
-    return found + [(arm.name, 0) for arm in chosen if arm not in several]
+def find_arm(name: str) -> Arm:
+    """The arm of that name.
+
+    Raises:
+        LLM4GENError: there is none.
+    """
+    if name not in ARMS:
+        raise LLM4GENError(f"Arm {name!r} is not known; expected one of {', '.join(ARMS)}.")
+    return ARMS[name]
+
+
+def _to_uint8(images: np.ndarray) -> np.ndarray:
+    return np.rint(255 * images.clip(0, 1)).astype(np.uint8)
+
+
+def _write_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with open(partial, "wb") as file:
+        np.savez_compressed(file, **arrays)
+    partial.replace(path)
 
 
 def _write_json(path: Path, content: Any) -> None:

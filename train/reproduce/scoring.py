@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llm4gen_core import Span
 from miniature.captions import Caption
 from miniature.dataset import SETS
 from miniature.judge import read, score
 
+from ..attention_maps import attention_maps
 from ..painter import Painter
 from .results import fingerprint
 
@@ -53,3 +56,31 @@ def scores(images: NDArray[np.float32], captions: Sequence[Caption]) -> dict[str
     """`MEASURES` of every image."""
     found = [score(reading, caption) for reading, caption in zip(read(images), captions, strict=True)]
     return {measure: [getattr(one, measure) for one in found] for measure in MEASURES}
+
+
+def sample_maps(painter: Painter, prompts: int = 3) -> dict[str, NDArray[Any]]:
+    """Where images of short prompts looked at the words of their pairs, and where one of a dense prompt at one pair.
+
+    Args:
+        painter: with or without LLM4GEN.
+        prompts: how many short ones; the images are those of `paint` with the same prompts.
+
+    Returns:
+        For each prompt n: "n.prompt", "n.words" [W], "n.image" uint8 [24, 24, 3] and "n.maps" [W, h, w].
+    """
+    chosen = [(number, caption, caption.pairs) for number, caption in enumerate(SETS["color"].prompts(prompts))]
+    [dense] = SETS["dense"].prompts(1)
+    chosen.append((0, dense, dense.pairs[:1]))  # CLIP has cut the later ones off
+    arrays: dict[str, NDArray[Any]] = {}
+    for index, (seed, caption, pairs) in enumerate(chosen):
+        ends = [end for attribute, entity in pairs for end in (attribute, entity)]
+        words = [Span(start, end, caption.text[start:end]) for start, end in ends]
+        found = attention_maps(
+            painter, caption.text, words, seed=seed, steps=STEPS, guidance=GUIDANCE, chunks=1, progress=False
+        )
+        image = (255 * found.image).round().byte().permute(1, 2, 0).numpy()
+        arrays[f"{index}.prompt"] = np.array(caption.text)
+        arrays[f"{index}.words"] = np.array([word.text for word in words])
+        arrays[f"{index}.image"] = image
+        arrays[f"{index}.maps"] = found.maps.numpy()
+    return arrays

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from itertools import islice
 from pathlib import Path
 
@@ -51,7 +52,9 @@ def first_pairs(file: Path, number: int) -> Path:
     """A JSONL file beside another one, of its first lines."""
     lines = file.read_text(encoding="utf-8").splitlines()[:number]
     fewer = file.with_name(f"{file.stem}-{number}.jsonl")
-    fewer.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    partial = fewer.with_name(f"{fewer.name}.{os.getpid()}.partial")  # another arm may be reading the same file
+    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    partial.replace(fewer)
     return fewer
 
 

@@ -1,0 +1,498 @@
+"""The report of a reproduction: a page and its Markdown, from the files of one folder and nothing else.
+
+What has not been run yet is said to be missing. Every sentence about how something came out is made from the numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import combinations, pairwise
+from pathlib import Path
+from statistics import fmean
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from miniature.captions import CATEGORIES
+from miniature.dataset import SETS
+
+from .arms import ARMS, BASE_PAPER, CORE, STRENGTHS
+from .page import ONE_SEED, Cell, Page, _plain, markdown_table
+from .results import Result, Results, matched, stack
+from .statistics import Difference, Estimate, estimate, holm, kendall, paired
+
+TITLE = "LLM4GEN in miniature"
+PAPER = {"base": BASE_PAPER} | {name: arm.paper for name, arm in ARMS.items() if arm.paper}
+PAPER_MEANS = {name: fmean(scores) for name, scores in PAPER.items()}
+TITLES = {"base": "Base"} | {name: arm.title for name, arm in ARMS.items()}
+ENCODERS = {"clip": "CLIP", "t5": "T5-like encoder", "llama": "Llama-like decoder", "chance": "Chance"}
+CALLED = {name: one.title.split(": ")[name not in CATEGORIES].lower() for name, one in SETS.items()}
+"""Sets in the middle of a sentence."""
+CURVES = {"color": "short prompts (colour)", "dense": "dense prompts"}
+"""The two sets that the main claims are about."""
+ATTRIBUTES = ("color", "shape", "texture")
+"""Those that stand beside T2I-CompBench's attribute binding."""
+CONTRAST_SETS = ("color", "dense", "texture", "shape")
+ALPHA, FLAT, SAMPLES = 0.05, 0.1, 6
+"""The p value of what is beyond chance, a rise that a flat curve must exclude, and the prompts shown of a set."""
+CORE_ROWS = ("base", *CORE)
+MODULES = ("base", *(a.name for a in ARMS.values() if a.experiment == "modules"), "no_regularisation", "llm4gen")
+LLMS = ("base", "llama", "llama_mean", "llm4gen")
+BALANCES = {"no_regularisation": "0", "balance_0.03": "0.03", "llm4gen": "0.1", "balance_0.3": "0.3", "balance_1": "1"}
+TOKENS = {"llm4gen": "Both (LLM4GEN)", "tokens_clip": "CLIP's", "tokens_llm": "The LLM's"}
+
+Contrast: TypeAlias = tuple[str, str, tuple[str, ...]]
+"""Arms a and b of a difference a - b, and the sets that it is over."""
+Differences: TypeAlias = dict[Contrast, Difference]
+Groups: TypeAlias = "Sequence[Sequence[Result]]"
+"""Of one arm: for each of some sets a result of each seed."""
+Points: TypeAlias = "Mapping[float, Estimate | None]"
+Columns: TypeAlias = "dict[str, Callable[[str], Cell]]"
+"""By header, the cell of an arm."""
+
+CONTRASTS: tuple[Contrast, ...] = tuple(
+    (a, b, (name,)) for a, b in (*combinations(CORE[::-1], 2), ("finetune", "base")) for name in CONTRAST_SETS
+)
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html`, which is returned, and without its images `report.md`; the folder may lack anything else."""
+    data, report = _Data(folder), _Report(TITLE)
+    for section in (_summary, _how_it_was_made, _world, _judge, _base, _core, _curves, _paper_tables, _scaling):
+        section(report, data)
+    for section in (_strengths, _guidance, _samples, _maps, _what_differs):
+        section(report, data)
+    report.write(folder / "report.html")
+    (folder / "report.md").write_text("\n".join(report.markdown), encoding="utf-8", newline="\n")
+    return folder / "report.html"
+
+
+class _Data:
+    """What the folder holds.
+
+    Final results are those at the last step of the arms, which all train equally long, and on the prompts that most of
+    them were painted from; no others can be compared.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.world, self.base = _json(folder / "world" / "world.json"), _json(folder / "base" / "base.json")
+        self.judge, self.scale = _json(folder / "judge.json"), _json(folder / "reproduction.json").get("scale", {})
+        self.results = [one for one in Results(folder / "results.jsonl").load() if one.arm in TITLES]
+        base_steps = max((one.step for one in self.results if one.arm == "base"), default=0)
+        steps = max((one.step for one in self.results if one.arm != "base"), default=0)
+        self.steps = self.scale.get("arm_steps", steps)
+        last = [one for one in self.results if one.step == (base_steps if one.arm == "base" else self.steps)]
+        self._final = [one for name in SETS for one in _comparable([one for one in last if one.set == name])]
+        self.contrasts = self.differences("binding", CONTRASTS)
+
+    def seeds(self, arm: str) -> list[int]:
+        """Of an arm's final results."""
+        return sorted({one.seed for one in self._final if one.arm == arm})
+
+    def final(self, arm: str, sets: Sequence[str], strength: float = 1.0) -> list[list[Result]]:
+        """For each set, one of each seed."""
+        found = [one for one in self._final if (one.arm, one.strength) == (arm, strength)]
+        return [[one for one in found if one.set == name] for name in sets]
+
+    def mean(self, measure: str, sets: Sequence[str], arm: str, strength: float = 1.0) -> Estimate | None:
+        """Over the prompts of all sets, and the seeds that have them all."""
+        return _mean(self.final(arm, sets, strength), measure)
+
+    def differences(self, measure: str, contrasts: Iterable[Contrast]) -> Differences:
+        """Of those that can be compared; their p values are adjusted for being several."""
+        found = {
+            (a, b, sets): difference
+            for a, b, sets in contrasts
+            if (difference := _difference(self.final(a, sets), self.final(b, sets), measure, b == "base"))
+        }
+        p_values = holm([difference.p for difference in found.values()])
+        return {key: replace(found[key], p=p) for key, p in zip(found, p_values, strict=True)}
+
+    def curve(self, arm: str, name: str) -> dict[int, list[Result]]:
+        """Results by step, ascending, all on the same prompts; those may be the first of the final ones."""
+        found = [one for one in self.results if (one.arm, one.set, one.strength) == (arm, name, 1.0)]
+        earlier = _comparable([one for one in found if one.step < self.steps])
+        points = {step: [one for one in earlier if one.step == step] for step in sorted({r.step for r in earlier})}
+        if earlier and (final := _first(self.final(arm, [name])[0], earlier[0])):
+            points[self.steps] = final
+        return points
+
+    def columns(self, measure: str, sets: Iterable[str], header: str = "{}") -> Columns:
+        """One for each set."""
+        return {header.format(CALLED[name]).capitalize(): partial(self.mean, measure, (name,)) for name in sets}
+
+    def orders(self, rows: Sequence[str], known: Sequence[str] = ()) -> Differences:
+        """Accuracy of each two rows that the paper orders, its better one first, but for those both in `known`."""
+        pairs = combinations(sorted((row for row in rows if row in PAPER), key=lambda row: -PAPER_MEANS[row]), 2)
+        asked = [(a, b, ATTRIBUTES) for a, b in pairs if PAPER[a] != PAPER[b] and not {a, b} <= {*known}]
+        return self.differences("accuracy", asked)
+
+    def sizes(self) -> dict[str, int]:
+        """Pairs of the arms that have been run with different numbers of them, ascending; LLM4GEN has all."""
+        full = self.scale.get("pairs")
+        sizes = {arm.name: arm.pairs for arm in ARMS.values() if arm.pairs and (full is None or arm.pairs < full)}
+        sizes |= {"llm4gen": full} if full else {}
+        return {arm: sizes[arm] for arm in sorted(sizes, key=lambda arm: sizes[arm]) if self.seeds(arm)}
+
+    def growth(self) -> Differences:
+        """Accuracy of each number of pairs less that of the next smaller."""
+        return self.differences("accuracy", [(large, small, ATTRIBUTES) for small, large in pairwise(self.sizes())])
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _images(result: Result) -> int:
+    return len(next(iter(result.scores.values())))
+
+
+def _comparable(results: Sequence[Result]) -> list[Result]:
+    """Those with the fingerprint that most have; of several such the one of most images."""
+    counts = Counter((one.prompts, _images(one)) for one in results)
+    best = max(counts, key=lambda key: (counts[key], key[1], key[0]), default=("", 0))
+    return [one for one in results if one.prompts == best[0]]
+
+
+def _first(results: Sequence[Result], like: Result) -> list[Result]:
+    """Results on the prompts of another: the first of a set's prompts are the same, however many there are."""
+    count = _images(like)
+    return [
+        one.model_copy(update={"prompts": like.prompts, "scores": {k: v[:count] for k, v in one.scores.items()}})
+        for one in results
+        if one.prompts == like.prompts or _images(one) > count
+    ]
+
+
+def _mean(groups: Groups, measure: str) -> Estimate | None:
+    """Over the seeds that all groups have; None if there is nothing to take it from."""
+    if not (seeds := _shared(groups)):
+        return None
+    values = np.hstack([stack([one for one in group if one.seed in seeds], measure)[1] for group in groups])
+    return estimate(values) if np.isfinite(values).any(0).sum() > 1 else None
+
+
+def _difference(a: Groups, b: Groups, measure: str, b_is_fixed: bool = False) -> Difference | None:
+    """As `_mean`, of a - b on the same sets."""
+    if not (seeds := _shared(a if b_is_fixed else [*a, *b])) or not all(b):
+        return None
+    firsts = [[one for one in group if one.seed in seeds] for group in a]
+    values = [matched(*pair, measure, b_is_fixed=b_is_fixed) for pair in zip(firsts, b, strict=True)]
+    left, right = (np.hstack(side) for side in zip(*values, strict=True))
+    return paired(left, right) if np.isfinite(left - right).any(0).sum() > 1 else None
+
+
+def _shared(groups: Groups) -> set[int]:
+    return set.intersection(*({one.seed for one in group} for group in groups))
+
+
+class _Report(Page):
+    """Writes the Markdown beside the page; plots and images are on the page alone."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__(title)
+        self.markdown = [f"# {title}\n"]
+
+    def heading(self, text: str, level: int = 2) -> None:
+        super().heading(text, level)
+        if self.markdown[-1].startswith("##"):
+            self.markdown.pop()  # nothing but images stood beneath it
+        self.markdown.append(f"{'#' * level} {text}\n")
+
+    def text(self, text: str, points: Sequence[str] = ()) -> None:
+        """Paragraphs, the points of a list after them, and what a dagger in them means."""
+        text = "\n\n".join([text, "\n".join(f"- {point}" for point in points)]).strip()
+        text += f"\n\n{ONE_SEED}" * ("†" in text)
+        super().text(text)
+        self.markdown.append(f"{text}\n")
+
+    def table(
+        self, columns: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str, highlight: Collection[int] = ()
+    ) -> None:
+        super().table(columns, rows, caption, highlight)
+        one_seed = any(isinstance(cell, Estimate) and not cell.over_seeds for row in rows for cell in row)
+        self.markdown += [f"{caption}{f' {ONE_SEED}' * one_seed}\n", markdown_table(columns, rows)]
+
+    def arms(self, data: _Data, titles: Mapping[str, str], columns: Columns, caption: str, head: str = "Arm") -> None:
+        """A row for each arm that has been run; the others are named beneath."""
+        there = [arm for arm in titles if data.seeds(arm)]
+        if there:
+            rows = [[titles[arm], *(cell(arm) for cell in columns.values())] for arm in there]
+            self.table([head, *columns], rows, caption, [n for n, arm in enumerate(there) if arm == "llm4gen"])
+        if missing := [title for arm, title in titles.items() if arm not in there]:
+            self.text(f"Not run yet: {'; '.join(missing)}.")
+
+    def plot(self, found: Mapping[str, Points], x: str, y: str, caption: str, missing: str, **options: Any) -> bool:
+        """As `lines`, of two points or more each; a sentence, and False, if there are none."""
+        series = {name: [(at, mean) for at, mean in points.items() if mean] for name, points in found.items()}
+        if series := {name: points for name, points in series.items() if len(points) > 1}:
+            self.lines(series, x, y, caption, **options)
+        else:
+            self.text(missing)
+        return bool(series)
+
+
+def _said(differences: Differences, below: float = 0) -> list[str]:
+    """Of those below 0, where the paper has them above, or another number."""
+    lines = []
+    for (a, b, sets), difference in differences.items():
+        names = f"*{TITLES[a]}* − *{TITLES[b]}* on {', '.join(CALLED[name] for name in sets)}"
+        paper = f"; in the paper +{PAPER_MEANS[a] - PAPER_MEANS[b]:.2f} points" if {a, b} <= {*PAPER} else ""
+        beyond = "beyond" if difference.p <= ALPHA else "within"
+        if difference.mean < below:
+            lines.append(f"{names}: {_plain(difference)}, {beyond} chance{paper}.")
+    return lines
+
+
+def _summary(report: _Report, data: _Data) -> None:
+    report.heading("Summary")
+    report.text(
+        "**These are miniature results.** Small models were trained from scratch on a synthetic world of pictures of "
+        "24 × 24 pixels. They show what LLM4GEN's parts do there, and are no statement about SD1.5."
+    )
+    lines = [
+        f"**LLM4GEN against {claim}** on {what}: {_verdict(data.contrasts.get(('llm4gen', b, (name,))))}."
+        for b, claim in (("finetune", "the fine-tuned base"), ("no_regularisation", "itself without its regulariser"))
+        for name, what in CURVES.items()
+    ]
+    adjusted = "with 95 % intervals and p adjusted as in the [table of all of them](#the-core)"
+    report.text(f"Differences in binding, paired by prompt and training seed, {adjusted}:", lines)
+    report.text("See [what differs from the paper](#what-differs-from-the-paper).")
+
+
+def _verdict(difference: Difference | None) -> str:
+    """On a difference that the paper has above 0."""
+    if difference is None:
+        return "not run yet"
+    direction = f"clearly {'in' if difference.mean > 0 else 'against'} the paper's direction"
+    verdict = direction if difference.p <= ALPHA else "no difference that can be told from chance"
+    return f"{_plain(difference)} with {difference.seeds} training seed{'s' * difference.over_seeds}: {verdict}"
+
+
+def _how_it_was_made(report: _Report, data: _Data) -> None:
+    report.heading("How it was made")
+    made = {
+        "Scale": [f"{name.replace('_', ' ')} {value:,}" for name, value in data.scale.items()],
+        "The world was made on": data.world.get("machine", {}).get("devices") or ["CPU"] * bool(data.world),
+        "Painted on": sorted({str(one.made["device"]) for one in data.results if "device" in one.made}),
+        "With torch": sorted({str(one.made["torch"]) for one in data.results if "torch" in one.made}),
+    }
+    report.text("", [f"{what}: {', '.join(values)}" for what, values in made.items() if values] or ["Nothing yet"])
+    seeds: Columns = {"Training seeds": lambda arm: ", ".join(map(str, data.seeds(arm)))}
+    titles = {arm: f"`{arm}`: {title}" for arm, title in TITLES.items()}
+    report.arms(data, titles, seeds, "What has been trained to the end and painted with.")
+
+
+def _world(report: _Report, data: _Data) -> None:
+    report.heading("The world and its encoders")
+    if retrieval := data.world.get("clip", {}).get("retrieval"):
+        report.text(f"CLIP finds the caption of a picture among 1,000 in {_plain(retrieval)} of the cases.")
+    _shares(report, data.world, ("t5", "llama"), "Share of facts about a caption that a language model completes.")
+    probe = data.world.get("probe", {})
+    _shares(report, probe, ENCODERS, "Share of objects whose colour a linear reader finds in the state of their noun.")
+    if llms := [name for name in ("t5", "llama") if name in probe and "clip" in probe]:
+        clip = probe["clip"].items()
+        lacking = [f"{ENCODERS[n]}, {kind}" for n in llms for kind, share in clip if probe[n].get(kind, 0) <= share]
+        verdict = f"does not hold for: {'; '.join(lacking)}" if lacking else "holds here"
+        report.text(f"LLM4GEN's premise, that the LLM knows more of what belongs together than CLIP does, {verdict}.")
+    else:
+        report.text(f"The {'encoders have not been probed' if data.world else 'world has not been made'} yet.")
+
+
+def _shares(report: _Report, shares: Mapping[str, Any], encoders: Iterable[str], caption: str) -> None:
+    there = [name for name in encoders if name in shares]
+    if kinds := list(dict.fromkeys(kind for name in there for kind in shares[name])):
+        rows = [[ENCODERS[name], *(shares[name].get(kind) for kind in kinds)] for name in there]
+        report.table(["Encoder", *kinds], rows, caption)
+
+
+def _judge(report: _Report, data: _Data) -> None:
+    report.heading("The judge")
+    report.text(
+        "It reads an image back into objects and compares them with the caption. **Accuracy** is the share of what is "
+        "asked for that is there; it stands beside T2I-CompBench's attribute binding. **Words** is the share of the "
+        "words that fit something in the image, whatever belongs to what; **binding**, of the objects all of whose "
+        "words are there, the share that has them together; **exact**, of images that show all of it and nothing else."
+    )
+    if data.judge:
+        rows: list[list[Cell]] = [[name, *map(float, shares)] for name, shares in data.judge.items()]
+        report.table(["Images", "Objects", "Whole images"], rows, "Share read right where the truth is known.")
+    else:
+        report.text("The judge has not been tested yet.")
+
+
+def _base(report: _Report, data: _Data) -> None:
+    report.heading("The base")
+    if (words := data.base.get("words")) is None:
+        report.text("The base has not been trained yet.")
+        return
+    least = data.scale.get("words", 0.9)
+    verdict = f"{'enough' if words >= least else '**too few**'} to compare: at least {_plain(least)} are required"
+    report.text(f"It paints {_plain(words)} of the words of short prompts right, {verdict}.")
+
+
+def _core(report: _Report, data: _Data) -> None:
+    report.heading("The core")
+    report.text("All arms start from the base and train equally long, on the same data.")
+    rows = {arm: TITLES[arm] for arm in CORE_ROWS}
+    columns = data.columns("binding", CURVES, "binding, {}") | data.columns("words", CURVES, "words, {}")
+    columns |= data.columns("exact", CURVES, "exact, {}")
+    report.arms(data, rows, columns, "LLM4GEN against its base, on short prompts (colour) and dense ones.")
+    lines: list[list[Cell]] = [
+        [f"{TITLES[a]} − {TITLES[b]}", *(data.contrasts.get((a, b, (name,))) for name in CONTRAST_SETS)]
+        for a, b in dict.fromkeys((a, b) for a, b, _ in data.contrasts)
+    ]
+    if lines:
+        adjusted = f"p is adjusted for all {len(data.contrasts)} (Holm), intervals are not"
+        caption = f"Differences in binding, paired by prompt and seed; {adjusted}."
+        report.table(["Difference", *(CALLED[name].capitalize() for name in CONTRAST_SETS)], lines, caption)
+    report.arms(data, rows, data.columns("accuracy", CATEGORIES), "Accuracy by category.")
+    columns = {}
+    for name in (name for name in SETS if name not in CATEGORIES):
+        bound = any(data.mean("binding", (name,), arm) for arm in rows)
+        columns |= data.columns("binding" if bound else "accuracy", [name], "{}" if bound else "{} (accuracy)")
+    report.arms(data, rows, columns, "Held out: binding on prompts of kinds that no training showed.")
+
+
+def _curves(report: _Report, data: _Data) -> None:
+    report.heading("Learning curves")
+    report.text("An arm is finished when its curve is flat.")
+    for name in CURVES:
+        curves = {TITLES[arm]: curve for arm in CORE if (curve := data.curve(arm, name))}
+        found: dict[str, Points] = {t: {x: _mean([r], "binding") for x, r in c.items()} for t, c in curves.items()}
+        like = [results[0] for curve in curves.values() for results in curve.values()]
+        base = _mean([_first(data.final("base", [name])[0], like[0])], "binding") if like else None
+        y, missing = f"binding, {CALLED[name]}", f"No learning curve has been measured yet: {CALLED[name]}."
+        references = {"Base": base.mean} if base else None
+        if report.plot(found, "steps", y, f"Binding during training: {y}.", missing, references=references):
+            report.text(f"The last interval of {y}:", [f"{title}: {_slope(data, c)}." for title, c in curves.items()])
+
+
+def _slope(data: _Data, curve: Mapping[int, list[Result]]) -> str:
+    """Whether the last interval of a curve still rises."""
+    *_, (before, earlier), (last, results) = [(0, []), *curve.items()]
+    if last != data.steps:
+        return f"not finished, measured up to step {last:,}"
+    if (difference := _difference([results], [earlier], "binding")) is None:
+        return f"steps {before:,} and {last:,} have no seed in common"
+    verdict = "**still rising**" if difference.mean > 0 else "**falling**"
+    if difference.low <= 0 <= difference.high:
+        verdict = "flat" if difference.high < FLAT else "no change beyond chance, but too uncertain to be called flat"
+    return f"from step {before:,} to {last:,} {_plain(difference)}: {verdict}"
+
+
+def _paper_tables(report: _Report, data: _Data) -> None:
+    report.heading("The Cross-Adapter's parts (Table 4)")
+    _beside_paper(report, data, MODULES, "Module")
+    ours = {arm: mean.mean for arm in MODULES if (mean := data.mean("accuracy", ATTRIBUTES, arm))}
+    agreement = kendall(ours, {arm: PAPER_MEANS[arm] for arm in ours}) if len(ours) > 1 else None
+    if agreement and np.isfinite(agreement.tau):
+        tau = f"{agreement.tau:.2f} (p = {agreement.p:.2g}) over {len(ours)} rows"
+        tied = "The paper's “MLP or CrossAttention” is two rows here, which are tied in the paper."
+        report.text(f"Kendall's τ between the means here and the paper's is {tau}. {tied}")
+    report.heading("Encoder against decoder (Table 3)")
+    report.text("LLM4GEN has the encoder; the decoder stands beside the paper's Llama-2/13B.")
+    _beside_paper(report, data, LLMS, "LLM")
+
+
+def _beside_paper(report: _Report, data: _Data, arms: Sequence[str], head: str) -> None:
+    """A table of the paper's, and which rows come in another order."""
+    columns = data.columns("accuracy", ATTRIBUTES)
+    columns["Mean of the three"] = partial(data.mean, "accuracy", ATTRIBUTES)
+    columns["Paper: colour, shape, texture"] = lambda arm: " ".join(f"{x:.2f}" for x in PAPER.get(arm, ())) or None
+    columns["Paper: mean"] = lambda arm: f"{PAPER_MEANS[arm]:.2f}" if arm in PAPER else None
+    caption = "Accuracy here, and the paper's scores in percent."
+    report.arms(data, {arm: TITLES[arm] for arm in arms}, columns, caption, head)
+    lines = _said(orders := data.orders(arms))
+    many = f"Of {len(orders)} pairs of rows, paired by prompt and the seeds that both have,"
+    if lines:
+        report.text(f"{many} {len(lines)} are reversed against the paper (p adjusted for all of these pairs):", lines)
+    else:
+        report.text(f"{many} all are in the paper's order." if orders else "No two rows can be compared yet.")
+
+
+def _scaling(report: _Report, data: _Data) -> None:
+    report.heading("How much data it needs (Fig. 8a)")
+    found: dict[str, Points] = {}
+    for title, sets in (("colour, shape, texture", ATTRIBUTES), ("dense", ("dense",))):
+        found[title] = {pairs: data.mean("accuracy", sets, arm) for arm, pairs in data.sizes().items()}
+    caption = "Accuracy by the number of training pairs; LLM4GEN has all of them."
+    missing = "Fewer than two sizes of the training data have been run yet."
+    if report.plot(found, "pairs", "accuracy", caption, missing, log_x=True):
+        lines = _said(data.growth(), below=np.inf)
+        report.text("From each size to the next (p adjusted for all of these):", lines or ["No two share a seed."])
+
+
+def _strengths(report: _Report, data: _Data) -> None:
+    report.heading("λ at painting time")
+    found = {CALLED[name]: {x: data.mean("binding", (name,), "llm4gen", x) for x in STRENGTHS} for name in CURVES}
+    caption = "Binding of LLM4GEN by the λ that it is painted with; it was trained with 1."
+    report.plot(found, "λ", "binding", caption, "No other λ than 1 has been painted with yet.")
+
+
+def _guidance(report: _Report, data: _Data) -> None:
+    columns = data.columns("binding", CURVES, "binding, {}")
+    columns["Accuracy on colour, shape, texture"] = partial(data.mean, "accuracy", ATTRIBUTES)
+    report.heading("Weight of the regulariser")
+    report.arms(data, BALANCES, columns, "By the gradient that it adds, as a share of the diffusion loss's.", "Share")
+    report.heading("Which of a word's two tokens the regulariser binds")
+    report.arms(data, TOKENS, columns, "By the token whose attention map is guided.", "Token")
+
+
+def _samples(report: _Report, data: _Data) -> None:
+    report.heading("Samples")
+    found = {arm: _arrays(data.folder / "samples", arm) for arm in CORE_ROWS}
+    if not any(found.values()):
+        report.text("No samples have been kept yet.")
+    for name in CURVES:
+        rows = [(TITLES[arm], list(arrays[name][:SAMPLES])) for arm, arrays in found.items() if name in arrays]
+        if count := min((len(images) for _, images in rows), default=0):
+            prompts = [caption.text for caption in SETS[name].prompts(count)]
+            caption = f"{SETS[name].title}: the first prompts, the same noise in a column. First training seed."
+            report.images([(title, images[:count]) for title, images in rows], prompts, caption)
+
+
+def _maps(report: _Report, data: _Data) -> None:
+    report.heading("Attention maps (Fig. 9)")
+    prompts: dict[tuple[str, ...], list[tuple[str, NDArray[np.uint8], list[NDArray[np.floating]]]]] = {}
+    for arm in ("base", "llm4gen"):
+        arrays = _arrays(data.folder / "maps", arm)
+        for number in sorted(int(key.split(".")[0]) for key in arrays if key.endswith(".prompt")):
+            image, maps, told, prompt = (arrays[f"{number}.{key}"] for key in ("image", "maps", "words", "prompt"))
+            prompts.setdefault((str(prompt), *map(str, told)), []).append((TITLES[arm], image, list(maps)))
+    if not prompts:
+        report.text("No attention maps have been kept yet.")
+    for (text, *words), rows in prompts.items():
+        report.maps(rows, words, f"Where words were looked at: “{text}”. First training seed.")
+
+
+def _arrays(folder: Path, arm: str) -> dict[str, NDArray[Any]]:
+    """Of an arm's first seed; empty if there is no file."""
+    files = {file.stem.removeprefix(f"{arm}-"): file for file in folder.glob(f"{arm}-*.npz")}
+    if not (seeds := sorted((seed for seed in files if seed.isdecimal()), key=int)):
+        return {}
+    with np.load(files[seeds[0]], allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _what_differs(report: _Report, data: _Data) -> None:
+    report.heading("What differs from the paper")
+    regulariser = [("llm4gen", "no_regularisation", (name,)) for name in CURVES]
+    compared: dict[str, Differences] = {
+        "Table 4, accuracy": data.orders(MODULES),
+        "Table 3, accuracy": data.orders(LLMS, MODULES),
+        "The regulariser, binding": {key: data.contrasts[key] for key in regulariser if key in data.contrasts},
+        "More data, accuracy": data.growth(),
+    }
+    made = sum(len(differences) for differences in compared.values())
+    lines = [f"{what}: {line}" for what, differences in compared.items() for line in _said(differences)]
+    if lines:
+        report.text(f"Of {made} comparisons, {len(lines)} are the other way round than in the paper:", lines)
+    else:
+        report.text(f"None of {made} comparisons." if made else "Nothing can be compared with the paper yet.")
