@@ -28,7 +28,7 @@ ADJECTIVES = {
 }
 _PLURALS = {"cross": "crosses"}
 PATTERNS = {"striped": "stripes", "checkered": "checks"}
-_NUMBERS = ("no", "one", "two", "three", "four", "five")
+_NUMBERS = ("no", "one", "two", "three", "four")
 SIDES = {
     "left": ("to the left of", "on the left side of"),
     "right": ("to the right of", "on the right side of"),
@@ -94,15 +94,9 @@ class _Text:
 
 
 def cell_name(cell: tuple[int, int], held_out: bool = False) -> str:
-    """Such as "top left"; held out: "upper left". Of a grid of three by three."""
+    """ "top left" and the like; held out: "upper left". Of a grid of two by two."""
     row, column = cell
-    if held_out:
-        if (row, column) == (1, 1):
-            return "centre"
-        vertical, horizontal = ("upper", "central", "lower")[row], ("left", "central", "right")[column]
-    else:
-        vertical, horizontal = ("top", "middle", "bottom")[row], ("left", "middle", "right")[column]
-    return vertical if vertical == horizontal else f"{vertical} {horizontal}"
+    return f"{(('upper', 'lower') if held_out else ('top', 'bottom'))[row]} {('left', 'right')[column]}"
 
 
 def article(word: str) -> str:

@@ -1,6 +1,6 @@
 """What is trained on and what is measured: scenes with their captions, drawn from a seed.
 
-Training never shows the colour-shape combinations of `scenes.HELD_OUT`, five objects, or the held-out wordings of
+Training never shows the colour-shape combinations of `scenes.HELD_OUT`, four different objects, or the held-out wordings of
 `miniature.captions`; the sets of prompts named after these show nothing else.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from .captions import Caption, counted, listing, paragraph, related, shapes_told
-from .scenes import Object, Scene, draw_objects, place
+from .scenes import GRID, Object, Scene, draw_objects, place
 
 Drawn = tuple[Scene, Caption]
 
@@ -45,7 +45,7 @@ def draw_pair(draws: random.Random, dense: bool, everything: bool = False) -> Dr
     """
     rare = everything and draws.random() < 0.3
     unusual = everything and draws.random() < 0.4
-    most = 5 if everything else 4
+    most = 4 if everything else 3
     if dense:
         scene = place(draws, draw_objects(draws, draws.randint(2, most), rare))
         return scene, paragraph(scene, draws, unusual)
@@ -53,7 +53,7 @@ def draw_pair(draws: random.Random, dense: bool, everything: bool = False) -> Dr
     if form == "count":
         return _count(draws, draw_objects(draws, 2, rare), unusual)
     while True:
-        scene = place(draws, draw_objects(draws, draws.choice((1, 2, 2, 2, 3, 3, most)), rare))
+        scene = place(draws, draw_objects(draws, draws.choice((1, 2, 2, 2, 3, most)), rare))
         if form == "list":
             return scene, listing(scene, draws, held_out=unusual)
         if form == "places":
@@ -69,7 +69,7 @@ def draw_pair(draws: random.Random, dense: bool, everything: bool = False) -> Dr
 def _count(draws: random.Random, things: list[Object], held_out: bool = False) -> Drawn:
     """Two or three equal objects, alone or beside another one."""
     number, others = draws.choice((2, 3)), draws.choice((0, 1))
-    cells = draws.sample([(row, column) for row in range(3) for column in range(3)], number + others)
+    cells = draws.sample([(row, column) for row in range(GRID) for column in range(GRID)], number + others)
     objects = [(cell, things[0]) for cell in cells[:number]] + [(cell, things[1]) for cell in cells[number:]]
     scene = Scene(tuple(sorted(objects, key=lambda item: item[0])))
     return scene, counted([(things[0], number), (things[1], 1)][: 1 + others], draws, held_out)
@@ -114,7 +114,7 @@ def _texture(draws: random.Random) -> Caption | None:
 
 
 def _dense(draws: random.Random, count: int | None = None, rare: bool = False, unusual: bool = False) -> Caption:
-    scene = place(draws, draw_objects(draws, draws.choice((3, 4)) if count is None else count, rare))
+    scene = place(draws, draw_objects(draws, 3 if count is None else count, rare))
     return paragraph(scene, draws, unusual)
 
 
@@ -129,10 +129,10 @@ SETS = {
         PromptSet(
             "complex", "Complex: three objects, any attributes, a relation", lambda d: related(_three(d), d, None)
         ),
-        PromptSet("dense", "Dense: paragraphs about three or four objects", _dense),
+        PromptSet("dense", "Dense: paragraphs about three objects", _dense),
         PromptSet("combinations", "Held out: colour-shape combinations", lambda d: _short(d, rare=True)),
         PromptSet("wordings", "Held out: wordings of two coloured objects", lambda d: _short(d, unusual=True)),
-        PromptSet("five", "Held out: paragraphs about five objects", lambda d: _dense(d, 5)),
+        PromptSet("four", "Held out: paragraphs about four objects", lambda d: _dense(d, 4)),
         PromptSet("dense_wordings", "Held out: wordings of paragraphs", lambda d: _dense(d, unusual=True)),
     )
 }

@@ -233,8 +233,8 @@ def accuracy(
     """How often the judge is right on images of which the truth is known.
 
     Args:
-        scenes: how many images, of two to five objects.
-        disturb: what happens to the images [N, 24, 24, 3], from 0 to 1, before the judge sees them.
+        scenes: how many images, of two to four objects.
+        disturb: what happens to the images [N, 16, 16, 3], from 0 to 1, before the judge sees them.
         seed: of scenes and disturbance.
 
     Returns:
@@ -242,7 +242,7 @@ def accuracy(
         are read without any error.
     """
     draws = random.Random(seed)
-    truths = [place(draws, draw_objects(draws, draws.randint(2, 5))) for _ in range(scenes)]
+    truths = [place(draws, draw_objects(draws, draws.randint(2, 4))) for _ in range(scenes)]
     images = np.stack([render(scene) for scene in truths])
     readings = read(disturb(_unit(images), np.random.default_rng(seed)))
     right = total = perfect = 0

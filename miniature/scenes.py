@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 CELL = 8
 """Pixels on a side of a cell."""
 
+GRID = 2
+"""Cells on a side of an image, where nothing else is said."""
+
 BACKGROUND = (30, 30, 38)
 """RGB."""
 
@@ -76,8 +79,8 @@ class Scene:
     """
 
     objects: tuple[tuple[tuple[int, int], Object], ...]
-    rows: int = 3
-    columns: int = 3
+    rows: int = GRID
+    columns: int = GRID
 
 
 def sprite(thing: Object) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -133,7 +136,7 @@ def draw_objects(draws: random.Random, count: int, held_out: bool = False) -> li
         ]
 
 
-def place(draws: random.Random, things: Sequence[Object], rows: int = 3, columns: int = 3) -> Scene:
+def place(draws: random.Random, things: Sequence[Object], rows: int = GRID, columns: int = GRID) -> Scene:
     """A scene with things in random cells."""
     cells = [(row, column) for row in range(rows) for column in range(columns)]
     chosen = draws.sample(cells, len(things))

@@ -293,10 +293,10 @@ def _add_convert(commands: argparse._SubParsersAction[Parser]) -> None:
 def _add_demo(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "demo",
-        help="run everything once with random miniature models",
-        description="Make small random models in the real file formats and paint with them, with and without LLM4GEN; "
-        "then train a miniature, interrupt it, resume it, and paint with what came out. The images are abstract "
-        "patterns; what it shows is that the whole path runs on this machine. Takes about a minute on a CPU.",
+        help="paint and train with miniature models",
+        description="Paint dense prompts with the miniature that comes with the project, base and LLM4GEN side by "
+        "side, and show where both looked at an attribute and its entity; then train a random miniature, interrupt "
+        "it, resume it, and paint with what came out. Takes about a minute on a CPU; nothing is downloaded.",
         epilog="example: python -m train demo --output demo",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the models and images")

@@ -1,4 +1,4 @@
-"""`python -m train demo`: the whole path, on random miniature models that it makes itself."""
+"""`python -m train demo`: base and LLM4GEN side by side, and the whole trainer, on miniature models."""
 
 from __future__ import annotations
 
@@ -18,45 +18,42 @@ from .images import check_output
 from .loop import Stopped, resume, run
 from .miniature_world import make_world
 from .recipe_file import load_recipe
+from .reproduce.scoring import GUIDANCE, STEPS
+from .reproduce.showcase import ARM, LLM, SHIPPED, compare, looks, painters, save, sheet
 from .run_folder import RunFolder
-from .small_models import make_diffusers_folder, make_projector, make_t5_folder
 
-PROMPTS = (
-    "a red cat on a blue chair and a black dog in a white hat",
-    "three green birds in the sky, two men in a boat and a woman with four white hats",
-)
-MODELS = "llm4gen_demo_models"
-SIZE = 256
-STEPS = 10
+PROMPTS = 4
+SHORT_PROMPT = "a red square and a blue circle"
+SHORT_SIZE = 16
 
 TRAINING = "llm4gen_demo_training"
 WORLD_PROMPT = "a red circle and a blue square on white"
 WORLD_SIZE = 32
 WORLD_IMAGES = 32
 TRAIN_STEPS = 20
+PAINT_STEPS = 10
 STOP_AT = 8
 """Step after which the demo interrupts its own run. Enough of them follow for the signal to arrive in time."""
 
 
 def demo(output: str | os.PathLike[str]) -> list[Path]:
-    """Make models, paint with them, train with them; print what happened and what it means.
+    """Paint with the shipped miniature, then train another one; print what happened and what it means.
 
-    First `PROMPTS` without and with LLM4GEN, in the file formats of the real models. Then a training on the miniature
-    world, which is interrupted once and resumed, exported, and painted with.
+    First dense prompts without and with LLM4GEN, and where both looked at an attribute and its entity. Then a training
+    that is interrupted once and resumed, exported, and painted with.
 
     Args:
         output: folder; models and runs go into folders of their own inside it, images beside them.
 
     Returns:
-        The PNG files: both prompts without LLM4GEN, both with it, and the miniature's before and after training.
+        The PNG files: the comparison, the attention maps, one image as `generate` paints it, and those of before and
+        after the training.
 
     Raises:
         LLM4GENError: the folder cannot be used.
     """
     folder = Path(output)
     check_output(folder)
-    print("These models are random miniatures: the images are abstract patterns, like noise, and show no cats.")
-    print("The point is that the whole path runs on this machine, with the file formats of the real models.\n")
     print("1. Paint")
     files = _paint(folder)
     print("\n2. Train")
@@ -64,32 +61,45 @@ def demo(output: str | os.PathLike[str]) -> list[Path]:
 
 
 def _paint(folder: Path) -> list[Path]:
-    models = folder / MODELS
-    base = make_diffusers_folder(models / "sd15")
-    llm = make_t5_folder(models / "rankgen-t5")
-    adapter = make_projector(models / "projector.pth")
     print(
-        f"Models, in {models}: {base.name} (diffusers), {llm.name} (RankGen's layout), {adapter.name} (the release's)."
+        f"The models are miniatures, trained from scratch on pictures of {SHORT_SIZE} pixels by `python -m train "
+        "reproduce`; what they show of LLM4GEN is measured in its report, and says nothing of SD1.5.\n"
     )
-    plain = GenerateSettings(
-        base=str(base),
-        prompts=PROMPTS,
-        output=str(folder / "plain.png"),
-        width=SIZE,
-        height=SIZE,
+    base, llm4gen = painters()
+    shown = compare(base, llm4gen, PROMPTS)
+    for number, one in enumerate(shown, 1):
+        print(f"{number}. {one.caption.text}")
+        for name, found in zip(("base", "with LLM4GEN"), one.scores(), strict=True):
+            bound = "" if found.binding is None else f", {found.binding:.0%} of objects bound as told"
+            print(f"   {name}: {found.words:.0%} of the words are there{bound}")
+    text = "; ".join(one.caption.text for one in shown)
+    print("\nSide by side, and where both looked at the first prompt's first attribute and its entity:", flush=True)
+    files = [save(sheet(shown), folder / "base_and_llm4gen.png", text)]
+    files.append(save(looks(base, llm4gen, shown[0], seed=0), folder / "attention.png", shown[0].caption.text))
+    for file in files:
+        print(file, flush=True)
+    arguments: dict[str, Path | float] = {
+        "base": SHIPPED / "base",
+        "unet": SHIPPED / ARM / "unet",
+        "adapter": SHIPPED / ARM / "adapter.safetensors",
+        "llm": SHIPPED / LLM,
+        "steps": STEPS,
+        "guidance": GUIDANCE,
+    }
+    print("\nA single image, by the command that paints with the real models too:")
+    command = " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in arguments.items())
+    print(f'python -m train generate {command} --prompt "{SHORT_PROMPT}"')
+    single = GenerateSettings(
+        base=str(arguments["base"]),
+        unet=str(arguments["unet"]),
+        adapter=str(arguments["adapter"]),
+        llm=str(arguments["llm"]),
+        prompts=[SHORT_PROMPT],
         steps=STEPS,
+        guidance=GUIDANCE,
+        output=str(folder / "llm4gen.png"),
     )
-    print(f"\nImages of {len(PROMPTS)} prompts, without LLM4GEN:", flush=True)
-    files = generate(plain)
-    print("\nThe same with LLM4GEN:", flush=True)
-    with_llm = dataclasses.replace(plain, adapter=str(adapter), llm=str(llm), output=str(folder / "llm4gen.png"))
-    files += generate(with_llm)
-    print("\nThe same by hand; put the real models in the place of these:")
-    print(
-        f"python -m train generate --base {shlex.quote(str(base))} --adapter {shlex.quote(str(adapter))} "
-        f'--llm {shlex.quote(str(llm))} --width {SIZE} --height {SIZE} --steps {STEPS} --prompt "{PROMPTS[0]}"'
-    )
-    return files
+    return files + generate(single)
 
 
 def _train(folder: Path) -> list[Path]:
@@ -132,7 +142,7 @@ def _train(folder: Path) -> list[Path]:
         output=str(folder / "before_training.png"),
         width=WORLD_SIZE,
         height=WORLD_SIZE,
-        steps=STEPS,
+        steps=PAINT_STEPS,
     )
     after = dataclasses.replace(
         before,

@@ -12,6 +12,7 @@ from miniature.scenes import (
     BACKGROUND,
     CELL,
     COLORS,
+    GRID,
     HELD_OUT,
     SHAPES,
     SIZES,
@@ -95,12 +96,12 @@ def test_every_cell_is_used_and_none_twice() -> None:
     draws = random.Random(0)
     used = set()
     for _ in range(200):
-        things = draw_objects(draws, 5)
+        things = draw_objects(draws, 3)
         scene = place(draws, things)
         cells = [cell for cell, _ in scene.objects]
         assert sorted(set(cells)) == cells and {thing for _, thing in scene.objects} == set(things)
         used |= set(cells)
-    assert used == set(itertools.product(range(3), range(3)))
+    assert used == set(itertools.product(range(GRID), range(GRID)))
 
 
 def test_the_same_seed_draws_the_same_scene() -> None:

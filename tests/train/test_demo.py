@@ -1,4 +1,4 @@
-"""The demonstration and the miniatures that it paints with."""
+"""The demonstration, and the random miniatures of tests."""
 
 import contextlib
 import io
@@ -21,10 +21,11 @@ from llm4gen_core import LLMEncoder, load_adapter
 from train.__main__ import main
 from train.demo import demo
 from train.recipe_file import load_recipe
+from train.reproduce.showcase import _GAP, _LINE, _SIDE, _TEXT
 from train.run_folder import RunFolder
 from train.small_models import make_diffusers_folder, make_projector, make_t5_folder
 
-QUICK = {"SIZE": 64, "STEPS": 2, "WORLD_IMAGES": 8, "TRAIN_STEPS": 8, "STOP_AT": 2}
+QUICK = {"PROMPTS": 2, "WORLD_IMAGES": 8, "TRAIN_STEPS": 8, "PAINT_STEPS": 2, "STOP_AT": 2}
 
 
 @dataclass(frozen=True)
@@ -61,19 +62,29 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
     return show(tmp_path_factory.mktemp("demo: first"))  # ": " means something in YAML
 
 
-def test_the_demo_paints_both_prompts_with_and_without_llm4gen(shown: Shown) -> None:
-    files = shown.files[:4]
-    images = [np.asarray(Image.open(file)).astype(int) for file in files]
-    assert len(files) == 4 and all(image.shape == (64, 64, 3) and image.std() > 5 for image in images)
-    assert all(np.abs(a - b).max() > 0 for i, a in enumerate(images) for b in images[:i])
-    has_llm = ["llm" in json.loads(Image.open(file).text["llm4gen"]) for file in files]
-    assert has_llm == [False, False, True, True]
+def test_the_demo_shows_base_and_llm4gen_side_by_side(shown: Shown) -> None:
+    pixels = np.asarray(Image.open(shown.files[0])).astype(int)
+    rows = [pixels[top : top + _SIDE, _TEXT:] for top in (2 * _LINE, 2 * _LINE + _SIDE + 2 * _LINE + _GAP)]
+    for row in rows:
+        images = [row[:, left : left + _SIDE] for left in (_GAP + n * (_SIDE + _GAP) for n in range(3))]
+        assert all(image.std() > 5 for image in images)
+        assert all(np.abs(a - b).max() > 100 for i, a in enumerate(images) for b in images[:i])
 
 
-def test_the_demo_says_that_its_models_are_random(shown: Shown) -> None:
+def test_the_demo_shows_where_both_looked(shown: Shown) -> None:
+    pixels = np.asarray(Image.open(shown.files[1])).astype(int)
+    base, llm4gen = np.split(pixels, 2)
+    assert base.std() > 5 and np.abs(base - llm4gen).max() > 100
+
+
+def test_the_demo_says_that_its_models_are_miniatures(shown: Shown) -> None:
     printed = "\n".join(shown.lines)
-    assert "random miniatures" in printed and "abstract patterns" in printed and "the whole path runs" in printed
-    assert "still a pattern" in printed
+    assert "miniatures" in printed and "says nothing of SD1.5" in printed and "still a pattern" in printed
+
+
+def test_the_demo_says_what_the_judge_finds(shown: Shown) -> None:
+    found = [line for line in shown.lines if line.lstrip().startswith(("base: ", "with LLM4GEN: "))]
+    assert len(found) == 2 * QUICK["PROMPTS"] and all("% of the words are there" in line for line in found)
 
 
 def test_the_command_that_the_demo_shows_works(shown: Shown, tmp_path: Path) -> None:
@@ -97,7 +108,7 @@ def test_the_demo_stops_its_run_and_goes_on(shown: Shown) -> None:
 
 
 def test_the_demo_paints_with_what_it_trained(shown: Shown) -> None:
-    before, after = shown.files[4:]
+    before, after = shown.files[3:]
     assert "llm" not in json.loads(Image.open(before).text["llm4gen"])
     settings = json.loads(Image.open(after).text["llm4gen"])
     adapter = shown.folder / train.demo.TRAINING / "adapter" / "adapter.safetensors"
@@ -109,7 +120,7 @@ def test_the_demo_paints_with_what_it_trained(shown: Shown) -> None:
 def test_a_second_demo_keeps_the_images_and_the_run_of_the_first(shown: Shown) -> None:
     metrics = shown.run.metrics.read_bytes()
     second = show(shown.folder)
-    assert len(set(shown.files + second.files)) == 12 and all(file.is_file() for file in shown.files)
+    assert len(set(shown.files + second.files)) == 10 and all(file.is_file() for file in shown.files)
     assert shown.run.metrics.read_bytes() == metrics
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
 from miniature.dataset import pairs
-from miniature.scenes import CELL, render
+from miniature.scenes import CELL, GRID, render
 from miniature.words import WORDS
 
 from ..small_models import save_clip, write_clip_tokenizer
@@ -75,7 +75,7 @@ def _config(vocabulary: int) -> CLIPConfig:
         pad_token_id=vocabulary - 1,
         **blocks,
     )
-    vision = CLIPVisionConfig(image_size=3 * CELL, patch_size=CELL, projection_dim=WIDTH, **blocks)
+    vision = CLIPVisionConfig(image_size=GRID * CELL, patch_size=CELL, projection_dim=WIDTH, **blocks)
     return CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH)
 
 

@@ -18,6 +18,7 @@ from llm4gen_core import LLM4GENError
 from .arms import ARMS, CORE, EXPERIMENTS
 from .report import write_report
 from .run import QUICK, Reproduction, Scale, find_arm
+from .ship import ship
 
 QUICK_ARMS = (*CORE, "clip_query", "llama", "finetuned_clip")
 Task = tuple[str, int]
@@ -120,6 +121,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="so little of everything that it takes minutes and shows nothing but that it runs",
     )
+    parser.add_argument(
+        "--ship", metavar="TARGET", help="copy what the demo paints with into a folder of its own, and train nothing"
+    )
     parser.add_argument("--report", action="store_true", help="write the report of what is there, and train nothing")
     parser.add_argument("--task", metavar="ARM:SEED", help="one training alone, in a folder that has been begun")
     parser.set_defaults(run=_run)
@@ -131,6 +135,9 @@ def _run(args: argparse.Namespace) -> None:
         if not folder.is_dir():
             raise LLM4GENError(f"{folder} does not exist; expected the folder of a reproduction.")
         print(write_report(folder))
+        return
+    if args.ship is not None:
+        print(ship(Reproduction(folder), Path(args.ship).absolute()))
         return
     if args.task is not None:
         name, _, seed = args.task.partition(":")
@@ -151,6 +158,10 @@ def _run(args: argparse.Namespace) -> None:
         experiments = args.experiment or ["core"]
         everywhere = args.seeds_everywhere or torch.cuda.is_available()
         wanted = tasks(list(EXPERIMENTS) if "all" in experiments else experiments, args.seeds, everywhere)
+    for name, _ in wanted:
+        arm = find_arm(name)
+        if arm.llm and not reproduction.is_done(arm, 0):
+            reproduction.fill_caches(arm)
     try:
         run_tasks(reproduction, wanted, jobs)
     finally:

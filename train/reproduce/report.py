@@ -254,7 +254,7 @@ def _summary(report: _Report, data: _Data) -> None:
     report.heading("Summary")
     report.text(
         "**These are miniature results.** Small models were trained from scratch on a synthetic world of pictures of "
-        "24 × 24 pixels. They show what LLM4GEN's parts do there, and are no statement about SD1.5."
+        "16 × 16 pixels. They show what LLM4GEN's parts do there, and are no statement about SD1.5."
     )
     lines = [
         f"**LLM4GEN against {claim}** on {what}: {_verdict(data.contrasts.get(('llm4gen', b, (name,))))}."

@@ -38,7 +38,7 @@ def paint(painter: Painter, captions: Sequence[Caption], strength: float | None 
     CLIP reads one chunk, as in training and in diffusers' pipelines.
 
     Returns:
-        [N, 24, 24, 3], from 0 to 1.
+        [N, 16, 16, 3], from 0 to 1.
     """
     images = painter.paint_prompts(
         [caption.text for caption in captions],
@@ -47,6 +47,7 @@ def paint(painter: Painter, captions: Sequence[Caption], strength: float | None 
         guidance=GUIDANCE,
         strength=strength,
         chunks=1,
+        batch=128,
         progress=False,
     )
     return images.permute(0, 2, 3, 1).numpy()
@@ -66,7 +67,7 @@ def sample_maps(painter: Painter, prompts: int = 3) -> dict[str, NDArray[Any]]:
         prompts: how many short ones; the images are those of `paint` with the same prompts.
 
     Returns:
-        For each prompt n: "n.prompt", "n.words" [W], "n.image" uint8 [24, 24, 3] and "n.maps" [W, h, w].
+        For each prompt n: "n.prompt", "n.words" [W], "n.image" uint8 [16, 16, 3] and "n.maps" [W, h, w].
     """
     chosen = [(number, caption, caption.pairs) for number, caption in enumerate(SETS["color"].prompts(prompts))]
     [dense] = SETS["dense"].prompts(1)

@@ -12,16 +12,16 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
 
 from miniature.dataset import pairs
-from miniature.scenes import render
+from miniature.scenes import CELL, GRID, render
 
 from ..schedule import BETA_END, BETA_START, NoiseSchedule
 from ..small_models import write_json, write_model_index
 from .clip import WIDTH
 
 FACTOR = 4
-"""Pixels on a side of a latent: a cell of a scene is two latents wide, an image six."""
+"""Pixels on a side of a latent: a cell of a scene is two latents wide, an image four."""
 CHANNELS = (64, 128)
-"""Of the UNet's levels, of 6 x 6 and 3 x 3 positions, with cross-attention in both."""
+"""Of the UNet's levels, of 4 x 4 and 2 x 2 positions, with cross-attention in both."""
 
 
 def write_pairs(folder: Path, number: int, seed: int = 0) -> Path:
@@ -64,7 +64,7 @@ def write_untrained_base(folder: Path, seed: int = 0) -> None:
     Velocity and zero terminal SNR, because SD1.5's own schedule never shows the UNet an image without a trace of
     the answer: on so few pixels, the mean of all of them (arXiv 2305.08891).
     """
-    size = 3 * 8 // FACTOR
+    size = GRID * CELL // FACTOR
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = UNet2DConditionModel(

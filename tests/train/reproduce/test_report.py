@@ -239,7 +239,7 @@ def test_a_measure_that_hardly_applies_is_left_out(tmp_path: Path, held: float |
     scores = dict.fromkeys(("accuracy", "words", "exact"), [1.0, 0.0, 1.0]) | {"binding": [held, None, None]}
     results = [result(arm, 0.5, name, scores=scores) for arm in CORE for name in SETS]
     text = section(report(tmp_path, results), "The core")
-    assert row(text, "LLM4GEN")[:2] == ["–", "–"] and "five objects (accuracy)" in text
+    assert row(text, "LLM4GEN")[:2] == ["–", "–"] and "four objects (accuracy)" in text
 
 
 @pytest.mark.parametrize(("share", "words"), [(0.95, "enough"), (0.85, "**too few**")])
