@@ -1,6 +1,6 @@
 """The README's two commands, on a machine that has nothing but Python.
 
-    python tools/dev.py demo    paints with small models that it makes itself
+    python tools/dev.py demo    paints with the shipped miniature, and trains another
     python tools/dev.py test    linters, type checker and every test
 
 Both run in a virtual environment outside the clone, under a name that is a hash of the files that say what

@@ -95,7 +95,10 @@ def test_a_malicious_llm_is_refused_and_not_executed(refused, models, tmp_path):
         ("generate --base none --prompt-file none.txt", "Prompt file none.txt"),
         ("convert none.pth out.safetensors", "none.pth does not exist"),
         ("run", "RECIPE"),
-        ("run none", "Recipe none does not exist; expected a YAML file, or one of the project's: miniature, sd15"),
+        (
+            "run none",
+            "Recipe none does not exist; expected a YAML file, or one of the project's: miniature, miniature-base",
+        ),
         ("run sd15", "model.base is missing; give model.base=PATH"),
         ("plan sd15 model.base=x train.stepz=5", "train.stepz is not a key of recipes; closest is steps"),
         ("run sd15 --fast", "--fast"),
@@ -135,7 +138,19 @@ def test_the_real_process_ends_with_code_2_and_one_line(tmp_path):
     assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
 
 
-COMMANDS = ("run", "resume", "plan", "parse", "export", "convert", "generate", "attention", "miniature", "demo")
+COMMANDS = (
+    "run",
+    "resume",
+    "plan",
+    "parse",
+    "export",
+    "convert",
+    "generate",
+    "attention",
+    "miniature",
+    "reproduce",
+    "demo",
+)
 
 
 def test_these_are_the_commands(capsys):

@@ -19,7 +19,7 @@ from train.recipe_file import RECIPES, find_recipe, load_recipe, parse_recipe
 ROOT = Path(__file__).parents[2]
 OWN = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 PATHS = ["model.base=base", "model.llm=llm", "data.sources=images"]
-WITHOUT_LLM = ("sd15-finetune", "table4-finetuned-clip")
+WITHOUT_LLM = ("miniature-base", "miniature-finetune", "sd15-finetune", "table4-finetuned-clip")
 SMALL = """
 family: sd15
 output: out

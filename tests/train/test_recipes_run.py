@@ -29,7 +29,8 @@ from train.recipe_file import RECIPES, load_recipe
 from train.run_folder import RunFolder
 from train.small_models import make_diffusers_folder, make_sdxl_folder, make_t5_folder
 
-SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem != "miniature")
+SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml") if not path.stem.startswith("miniature"))
+"""Those of the miniature run in test_training.py and test_reproduce.py."""
 CHAINED = {"sdxl-stage2-1024": "sdxl-stage1", "sdxl-stage2-1024-24gb": "sdxl-stage1-24gb"}
 """Recipes that go on from another's export, at the place where that one leaves it."""
 PROMPT = "a red cat on a blue chair"

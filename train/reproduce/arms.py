@@ -90,5 +90,19 @@ _ALL = (
 ARMS = {arm.name: arm for arm in _ALL}
 """By name, in the order of the report. `base` is no arm: it is what all of them begin with."""
 
+
+def find_arm(name: str) -> Arm:
+    """The arm of that name.
+
+    Raises:
+        LLM4GENError: there is none.
+    """
+    from llm4gen_core import LLM4GENError
+
+    if name not in ARMS:
+        raise LLM4GENError(f"Arm {name!r} is not known; expected one of {', '.join(ARMS)}.")
+    return ARMS[name]
+
+
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 """λ at painting time, for the core's LLM4GEN."""

@@ -10,15 +10,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from .arms import ARMS, CORE, EXPERIMENTS, find_arm
 
-from llm4gen_core import LLM4GENError
-
-from .arms import ARMS, CORE, EXPERIMENTS
-from .report import write_report
-from .run import QUICK, Reproduction, Scale, find_arm
-from .ship import ship
+if TYPE_CHECKING:
+    from .run import Reproduction
 
 QUICK_ARMS = (*CORE, "clip_query", "llama", "finetuned_clip")
 Task = tuple[str, int]
@@ -58,6 +55,8 @@ def run_tasks(reproduction: Reproduction, wanted: Sequence[Task], jobs: int) -> 
     Raises:
         LLM4GENError: some have failed; names them, and where the reason stands.
     """
+    from llm4gen_core import LLM4GENError
+
     folder = reproduction.folder
     waiting = [task for task in wanted if not reproduction.is_done(find_arm(task[0]), task[1])]
     if len(waiting) < len(wanted):
@@ -130,6 +129,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+    import torch
+
+    from llm4gen_core import LLM4GENError
+
+    from .report import write_report
+    from .run import QUICK, Reproduction, Scale
+    from .ship import ship
+
     folder = Path(args.folder).absolute()
     if args.report:
         if not folder.is_dir():

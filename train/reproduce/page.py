@@ -137,8 +137,8 @@ class Page:
         if log_x and any(x <= 0 for points in series.values() for x, _ in points):
             raise LLM4GENError(f"Plot {caption!r} has points at 0 or below; they have no place on a logarithmic axis.")
         described = [
-            f"{name}: {_plain(points[0][1])} at {_number(points[0][0])}"
-            + (f" to {_plain(points[-1][1])} at {_number(points[-1][0])}" if len(points) > 1 else "")
+            f"{name}: {plain(points[0][1])} at {_number(points[0][0])}"
+            + (f" to {plain(points[-1][1])} at {_number(points[-1][0])}" if len(points) > 1 else "")
             for name, points in series.items()
         ]
         described += [f"{name}: {_number(level)}" for name, level in (references or {}).items()]
@@ -150,7 +150,7 @@ class Page:
         head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in (x_label, *series))
         rows = "".join(
             f'<tr><th scope="row">{_number(x)}</th>'
-            + "".join(f"<td>{_plain(values[name].get(x))}</td>" for name in series)
+            + "".join(f"<td>{plain(values[name].get(x))}</td>" for name in series)
             + "</tr>"
             for x in at
         )
@@ -282,7 +282,7 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> st
     """
     _check_rows(columns, rows)
     lines = [list(columns), ["---"] + ["---:"] * (len(columns) - 1)]
-    lines += [[_plain(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    lines += [[plain(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -321,7 +321,8 @@ def _decimals(value: float, digits: int) -> str:
     return re.sub(r"^(-?)0\.", r"\1.", text).replace("-", "−")
 
 
-def _plain(cell: Cell) -> str:
+def plain(cell: Cell) -> str:
+    """A cell as text, such as ".734 [.71, .76]"."""
     if cell is None:
         return "–"
     if isinstance(cell, str):
@@ -362,8 +363,8 @@ def _shown(cell: Cell, scale: _Scale) -> str:
     if isinstance(cell, str):
         return _inline(cell)
     if not isinstance(cell, Estimate):
-        return f'<span class="number">{_plain(cell)}</span>'
-    mean, rest = _plain(cell).split(" ", 1)
+        return f'<span class="number">{plain(cell)}</span>'
+    mean, rest = plain(cell).split(" ", 1)
     zero = f'<line class="zero" x1="{scale.at(0)}" x2="{scale.at(0)}" y1="0" y2="10"/>'
     return (
         f'<span class="number"><b>{mean}</b> <span class="range">{rest}</span></span>'

@@ -22,7 +22,7 @@ from miniature.captions import CATEGORIES
 from miniature.dataset import SETS
 
 from .arms import ARMS, BASE_PAPER, CORE, STRENGTHS
-from .page import ONE_SEED, Cell, Page, _plain, markdown_table
+from .page import ONE_SEED, Cell, Page, plain, markdown_table
 from .results import Result, Results, matched, stack
 from .statistics import Difference, Estimate, estimate, holm, kendall, paired
 
@@ -246,7 +246,7 @@ def _said(differences: Differences, below: float = 0) -> list[str]:
         paper = f"; in the paper +{PAPER_MEANS[a] - PAPER_MEANS[b]:.2f} points" if {a, b} <= {*PAPER} else ""
         beyond = "beyond" if difference.p <= ALPHA else "within"
         if difference.mean < below:
-            lines.append(f"{names}: {_plain(difference)}, {beyond} chance{paper}.")
+            lines.append(f"{names}: {plain(difference)}, {beyond} chance{paper}.")
     return lines
 
 
@@ -272,7 +272,7 @@ def _verdict(difference: Difference | None) -> str:
         return "not run yet"
     direction = f"clearly {'in' if difference.mean > 0 else 'against'} the paper's direction"
     verdict = direction if difference.p <= ALPHA else "no difference that can be told from chance"
-    return f"{_plain(difference)} with {difference.seeds} training seed{'s' * difference.over_seeds}: {verdict}"
+    return f"{plain(difference)} with {difference.seeds} training seed{'s' * difference.over_seeds}: {verdict}"
 
 
 def _how_it_was_made(report: _Report, data: _Data) -> None:
@@ -292,7 +292,7 @@ def _how_it_was_made(report: _Report, data: _Data) -> None:
 def _world(report: _Report, data: _Data) -> None:
     report.heading("The world and its encoders")
     if retrieval := data.world.get("clip", {}).get("retrieval"):
-        report.text(f"CLIP finds the caption of a picture among 1,000 in {_plain(retrieval)} of the cases.")
+        report.text(f"CLIP finds the caption of a picture among 1,000 in {plain(retrieval)} of the cases.")
     _shares(report, data.world, ("t5", "llama"), "Share of facts about a caption that a language model completes.")
     probe = data.world.get("probe", {})
     _shares(report, probe, ENCODERS, "Share of objects whose colour a linear reader finds in the state of their noun.")
@@ -333,8 +333,8 @@ def _base(report: _Report, data: _Data) -> None:
         report.text("The base has not been trained yet.")
         return
     least = data.scale.get("words", 0.9)
-    verdict = f"{'enough' if words >= least else '**too few**'} to compare: at least {_plain(least)} are required"
-    report.text(f"It paints {_plain(words)} of the words of short prompts right, {verdict}.")
+    verdict = f"{'enough' if words >= least else '**too few**'} to compare: at least {plain(least)} are required"
+    report.text(f"It paints {plain(words)} of the words of short prompts right, {verdict}.")
 
 
 def _core(report: _Report, data: _Data) -> None:
@@ -384,7 +384,7 @@ def _slope(data: _Data, curve: Mapping[int, list[Result]]) -> str:
     verdict = "**still rising**" if difference.mean > 0 else "**falling**"
     if difference.low <= 0 <= difference.high:
         verdict = "flat" if difference.high < FLAT else "no change beyond chance, but too uncertain to be called flat"
-    return f"from step {before:,} to {last:,} {_plain(difference)}: {verdict}"
+    return f"from step {before:,} to {last:,} {plain(difference)}: {verdict}"
 
 
 def _paper_tables(report: _Report, data: _Data) -> None:
@@ -407,7 +407,8 @@ def _beside_paper(report: _Report, data: _Data, arms: Sequence[str], head: str) 
     columns["Mean of the three"] = partial(data.mean, "accuracy", ATTRIBUTES)
     columns["Paper: colour, shape, texture"] = lambda arm: " ".join(f"{x:.2f}" for x in PAPER.get(arm, ())) or None
     columns["Paper: mean"] = lambda arm: f"{PAPER_MEANS[arm]:.2f}" if arm in PAPER else None
-    caption = "Accuracy here, and the paper's scores in percent."
+    columns |= data.columns("binding", ("dense",), "binding, {}")
+    caption = "Accuracy and, on dense prompts, binding here; the paper's scores in percent."
     report.arms(data, {arm: TITLES[arm] for arm in arms}, columns, caption, head)
     lines = _said(orders := data.orders(arms))
     many = f"Of {len(orders)} pairs of rows, paired by prompt and the seeds that both have,"

@@ -31,7 +31,7 @@ from ..loop import Trainer, resume, run
 from ..painter import Painter
 from ..recipe_file import load_recipe
 from ..run_folder import RunFolder, machine
-from .arms import ARMS, STRENGTHS, Arm
+from .arms import STRENGTHS, Arm
 from .clip import train_clip
 from .language import train_decoder, train_encoder
 from .probe import probe_encoders
@@ -77,7 +77,7 @@ class Scale:
     clip_steps: int = 1_500
     llm_steps: int = 3_000
     base_steps: int = 5_000
-    arm_steps: int = 2_000
+    arm_steps: int = 1_600
     prompts: int = 128
     curve_prompts: int = 64
     probe_prompts: int = 2_000
@@ -344,17 +344,6 @@ class Reproduction:
                 return
             print(f"Making {what}", flush=True)
             yield file
-
-
-def find_arm(name: str) -> Arm:
-    """The arm of that name.
-
-    Raises:
-        LLM4GENError: there is none.
-    """
-    if name not in ARMS:
-        raise LLM4GENError(f"Arm {name!r} is not known; expected one of {', '.join(ARMS)}.")
-    return ARMS[name]
 
 
 def _to_uint8(images: np.ndarray) -> np.ndarray:

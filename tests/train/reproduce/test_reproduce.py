@@ -20,10 +20,10 @@ from miniature.dataset import SETS
 from miniature.judge import read
 from train.__main__ import main
 from train.painter import Painter
-from train.reproduce.arms import ARMS, CORE, EXPERIMENTS
+from train.reproduce.arms import ARMS, CORE, EXPERIMENTS, find_arm
 from train.reproduce.command import QUICK_ARMS, run_tasks, tasks
 from train.reproduce.results import Result, Results
-from train.reproduce.run import CURVE_SETS, HELD_OUT_SETS, MAIN_SETS, QUICK, SAMPLES, Reproduction, find_arm
+from train.reproduce.run import CURVE_SETS, HELD_OUT_SETS, MAIN_SETS, QUICK, SAMPLES, Reproduction
 from train.reproduce.ship import ship
 
 
