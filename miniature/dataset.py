@@ -139,6 +139,10 @@ SETS = {
 """All sets of prompts, by name."""
 
 
+SINGLE = PromptSet("single", "Single: one object with a colour", lambda d: _short(d, 1))
+"""What a base must be able to paint before anything is compared."""
+
+
 def _two(draws: random.Random) -> Scene:
     return place(draws, draw_objects(draws, 2))
 

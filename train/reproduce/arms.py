@@ -66,7 +66,7 @@ _ALL = (
         "Base with its CLIP fine-tuned",
         "modules",
         recipe="miniature-finetune",
-        overrides=("trainable.parts=text_encoder",),
+        overrides=("trainable.parts=text_encoder", "data.cache.text=false"),
         llm="",
         paper=(38.76, 36.85, 42.56),
     ),

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeAlias
@@ -22,7 +22,7 @@ from miniature.captions import CATEGORIES
 from miniature.dataset import SETS
 
 from .arms import ARMS, BASE_PAPER, CORE, STRENGTHS
-from .page import ONE_SEED, Cell, Page, plain, markdown_table
+from .page import ONE_SEED, Cell, Page, markdown_table, plain
 from .results import Result, Results, matched, stack
 from .statistics import Difference, Estimate, estimate, holm, kendall, paired
 
@@ -38,6 +38,8 @@ CURVES = {"color": "short prompts (colour)", "dense": "dense prompts"}
 ATTRIBUTES = ("color", "shape", "texture")
 """Those that stand beside T2I-CompBench's attribute binding."""
 CONTRAST_SETS = ("color", "dense", "texture", "shape")
+MEASURES = ("accuracy", "words", "binding")
+"""What the main claims are measured by: all of it, what is there at all, and what of that belongs together."""
 ALPHA, FLAT, SAMPLES = 0.05, 0.1, 6
 """The p value of what is beyond chance, a rise that a flat curve must exclude, and the prompts shown of a set."""
 CORE_ROWS = ("base", *CORE)
@@ -89,7 +91,7 @@ class _Data:
         self.steps = self.scale.get("arm_steps", steps)
         last = [one for one in self.results if one.step == (base_steps if one.arm == "base" else self.steps)]
         self._final = [one for name in SETS for one in _comparable([one for one in last if one.set == name])]
-        self.contrasts = self.differences("binding", CONTRASTS)
+        self.contrasts = {measure: self.differences(measure, CONTRASTS) for measure in MEASURES}
 
     def seeds(self, arm: str) -> list[int]:
         """Of an arm's final results."""
@@ -257,12 +259,14 @@ def _summary(report: _Report, data: _Data) -> None:
         "16 × 16 pixels. They show what LLM4GEN's parts do there, and are no statement about SD1.5."
     )
     lines = [
-        f"**LLM4GEN against {claim}** on {what}: {_verdict(data.contrasts.get(('llm4gen', b, (name,))))}."
+        f"**LLM4GEN against {claim}**, {measure} on {what}: "
+        f"{_verdict(data.contrasts[measure].get(('llm4gen', b, (name,))))}."
         for b, claim in (("finetune", "the fine-tuned base"), ("no_regularisation", "itself without its regulariser"))
+        for measure in MEASURES
         for name, what in CURVES.items()
     ]
-    adjusted = "with 95 % intervals and p adjusted as in the [table of all of them](#the-core)"
-    report.text(f"Differences in binding, paired by prompt and training seed, {adjusted}:", lines)
+    adjusted = "with 95 % intervals and p adjusted as in the [tables of all of them](#the-core)"
+    report.text(f"Differences paired by prompt and training seed, {adjusted}:", lines)
     report.text("See [what differs from the paper](#what-differs-from-the-paper).")
 
 
@@ -334,24 +338,26 @@ def _base(report: _Report, data: _Data) -> None:
         return
     least = data.scale.get("words", 0.9)
     verdict = f"{'enough' if words >= least else '**too few**'} to compare: at least {plain(least)} are required"
-    report.text(f"It paints {plain(words)} of the words of short prompts right, {verdict}.")
+    report.text(f"It paints {plain(words)} of the words of prompts of one object right, {verdict}.")
 
 
 def _core(report: _Report, data: _Data) -> None:
     report.heading("The core")
     report.text("All arms start from the base and train equally long, on the same data.")
     rows = {arm: TITLES[arm] for arm in CORE_ROWS}
-    columns = data.columns("binding", CURVES, "binding, {}") | data.columns("words", CURVES, "words, {}")
-    columns |= data.columns("exact", CURVES, "exact, {}")
+    columns: Columns = {}
+    for measure in (*MEASURES, "exact"):
+        columns |= data.columns(measure, CURVES, f"{measure}, {{}}")
     report.arms(data, rows, columns, "LLM4GEN against its base, on short prompts (colour) and dense ones.")
-    lines: list[list[Cell]] = [
-        [f"{TITLES[a]} − {TITLES[b]}", *(data.contrasts.get((a, b, (name,))) for name in CONTRAST_SETS)]
-        for a, b in dict.fromkeys((a, b) for a, b, _ in data.contrasts)
-    ]
-    if lines:
-        adjusted = f"p is adjusted for all {len(data.contrasts)} (Holm), intervals are not"
-        caption = f"Differences in binding, paired by prompt and seed; {adjusted}."
-        report.table(["Difference", *(CALLED[name].capitalize() for name in CONTRAST_SETS)], lines, caption)
+    for measure, contrasts in data.contrasts.items():
+        lines: list[list[Cell]] = [
+            [f"{TITLES[a]} − {TITLES[b]}", *(contrasts.get((a, b, (name,))) for name in CONTRAST_SETS)]
+            for a, b in dict.fromkeys((a, b) for a, b, _ in contrasts)
+        ]
+        if lines:
+            adjusted = f"p is adjusted for all {len(contrasts)} (Holm), intervals are not"
+            caption = f"Differences in {measure}, paired by prompt and seed; {adjusted}."
+            report.table(["Difference", *(CALLED[name].capitalize() for name in CONTRAST_SETS)], lines, caption)
     report.arms(data, rows, data.columns("accuracy", CATEGORIES), "Accuracy by category.")
     columns = {}
     for name in (name for name in SETS if name not in CATEGORIES):
@@ -363,23 +369,27 @@ def _core(report: _Report, data: _Data) -> None:
 def _curves(report: _Report, data: _Data) -> None:
     report.heading("Learning curves")
     report.text("An arm is finished when its curve is flat.")
-    for name in CURVES:
+    for measure, name in product(MEASURES, CURVES):
         curves = {TITLES[arm]: curve for arm in CORE if (curve := data.curve(arm, name))}
-        found: dict[str, Points] = {t: {x: _mean([r], "binding") for x, r in c.items()} for t, c in curves.items()}
+        found: dict[str, Points] = {t: {x: _mean([r], measure) for x, r in c.items()} for t, c in curves.items()}
         like = [results[0] for curve in curves.values() for results in curve.values()]
-        base = _mean([_first(data.final("base", [name])[0], like[0])], "binding") if like else None
-        y, missing = f"binding, {CALLED[name]}", f"No learning curve has been measured yet: {CALLED[name]}."
+        base = _mean([_first(data.final("base", [name])[0], like[0])], measure) if like else None
+        y, missing = (
+            f"{measure}, {CALLED[name]}",
+            f"No learning curve has been measured yet: {measure}, {CALLED[name]}.",
+        )
         references = {"Base": base.mean} if base else None
-        if report.plot(found, "steps", y, f"Binding during training: {y}.", missing, references=references):
-            report.text(f"The last interval of {y}:", [f"{title}: {_slope(data, c)}." for title, c in curves.items()])
+        if report.plot(found, "steps", y, f"During training: {y}.", missing, references=references):
+            slopes = [f"{title}: {_slope(data, c, measure)}." for title, c in curves.items()]
+            report.text(f"The last interval of {y}:", slopes)
 
 
-def _slope(data: _Data, curve: Mapping[int, list[Result]]) -> str:
+def _slope(data: _Data, curve: Mapping[int, list[Result]], measure: str) -> str:
     """Whether the last interval of a curve still rises."""
     *_, (before, earlier), (last, results) = [(0, []), *curve.items()]
     if last != data.steps:
         return f"not finished, measured up to step {last:,}"
-    if (difference := _difference([results], [earlier], "binding")) is None:
+    if (difference := _difference([results], [earlier], measure)) is None:
         return f"steps {before:,} and {last:,} have no seed in common"
     verdict = "**still rising**" if difference.mean > 0 else "**falling**"
     if difference.low <= 0 <= difference.high:
@@ -488,9 +498,10 @@ def _what_differs(report: _Report, data: _Data) -> None:
     compared: dict[str, Differences] = {
         "Table 4, accuracy": data.orders(MODULES),
         "Table 3, accuracy": data.orders(LLMS, MODULES),
-        "The regulariser, binding": {key: data.contrasts[key] for key in regulariser if key in data.contrasts},
         "More data, accuracy": data.growth(),
     }
+    for measure, contrasts in data.contrasts.items():
+        compared[f"The regulariser, {measure}"] = {key: contrasts[key] for key in regulariser if key in contrasts}
     made = sum(len(differences) for differences in compared.values())
     lines = [f"{what}: {line}" for what, differences in compared.items() for line in _said(differences)]
     if lines:

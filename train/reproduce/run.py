@@ -22,7 +22,7 @@ from filelock import FileLock
 from pydantic import JsonValue
 
 from llm4gen_core import LLM4GENError
-from miniature.dataset import SETS
+from miniature.dataset import SETS, SINGLE
 from miniature.judge import accuracy, blurred, noisy
 
 from ..export import ExportSettings, export
@@ -69,7 +69,7 @@ class Scale:
         prompts: of each set; curve_prompts: of those that follow a training; probe_prompts: that probes learn from.
         batch: images a step of base and arms.
         warmup: steps in which the learning rate of base and arms rises.
-        words: share of words that the base must get right on short prompts before anything is compared.
+        words: share of words that the base must get right on prompts of one object before anything is compared.
         judged: scenes that the judge is tried on.
     """
 
@@ -189,12 +189,12 @@ class Reproduction:
             for name in (*MAIN_SETS, *HELD_OUT_SETS):
                 self._score(painter, "base", 0, name, steps, self.scale.prompts)
             self._keep_pictures(painter, "base-0")
-            [result] = self.results.find(arm="base", set="color", step=steps)
-            words = float(np.mean(np.array(result.scores["words"], float)))
+            single = SINGLE.prompts(self.scale.prompts)
+            words = float(np.mean(np.array(scores(paint(painter, single), single)["words"], float)))
             if words < self.scale.words:
                 raise LLM4GENError(
-                    f"The base paints {words:.3f} of the words of short prompts; expected at least {self.scale.words}, "
-                    "or there is nothing to compare. Train it longer (another folder, more steps)."
+                    f"The base paints {words:.3f} of the words of prompts of one object; expected at least "
+                    f"{self.scale.words}, or there is nothing to compare. Train it longer (another folder, more steps)."
                 )
             seconds = round(time.monotonic() - started)
             _write_json(file, {"words": words, "seconds": seconds, "machine": machine()})

@@ -6,6 +6,7 @@ import json
 import random
 import zlib
 from collections.abc import Iterable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from train.reproduce.results import Result
 
 STEPS = 2000
 ATTRIBUTES = ("color", "shape", "texture")
+MEASURES = ("accuracy", "words", "binding")
 CORE = {"base": 0.4, "finetune": 0.5, "no_regularisation": 0.6, "llm4gen": 0.8}
 _SCORES = {"base": sum(BASE_PAPER)} | {arm.name: sum(arm.paper) for arm in ARMS.values() if arm.paper}
 PAPER = {arm: 0.1 + 0.075 * sorted({*_SCORES.values()}).index(score) for arm, score in _SCORES.items()}
@@ -65,6 +67,14 @@ def curve(levels: Mapping[int, float], count: int = 120) -> list[Result]:
     ]
 
 
+def mixed(results: Iterable[Result], others: Iterable[Result], measure: str) -> list[Result]:
+    """Results with one measure of others."""
+    return [
+        one.model_copy(update={"scores": one.scores | {measure: other.scores[measure]}})
+        for one, other in zip(results, others, strict=True)
+    ]
+
+
 def report(folder: Path, results: Iterable[Result], **scale: float) -> str:
     """The Markdown, with the page beside it."""
     folder.mkdir(exist_ok=True)
@@ -84,11 +94,18 @@ def row(text: str, name: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
 
 
+def differences(text: str, measure: str, name: str) -> list[str]:
+    """Cells of a row of the table of differences in a measure."""
+    table = text.partition(f"Differences in {measure}, ")[2].partition("\nDifferences in ")[0]
+    return row(table.partition("\nAccuracy by category.")[0], name)
+
+
 def _write(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
 
 
+@pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize(
     ("ours", "sign", "words"),
     [
@@ -98,32 +115,64 @@ def _write(path: Path, content: Any) -> None:
     ],
     ids=["better", "worse", "alike"],
 )
-def test_the_summary_says_how_the_claim_came_out(tmp_path: Path, ours: float, sign: str, words: str) -> None:
-    text = report(tmp_path, finals(CORE | {"llm4gen": ours}))
-    claims = [line for line in text.splitlines() if line.startswith("- **LLM4GEN against the fine-tuned base** on ")]
-    differences = row(text, "LLM4GEN − Base, fine-tuned")[:2]
-    for claim, prompts, difference in zip(claims, ("short prompts", "dense prompts"), differences, strict=True):
+def test_the_summary_says_how_the_claim_came_out(
+    tmp_path: Path, ours: float, sign: str, words: str, measure: str
+) -> None:
+    """By each measure, whatever the other says."""
+    text = report(tmp_path, mixed(finals(CORE), finals(CORE | {"llm4gen": ours}), measure))
+    start = "- **LLM4GEN against the fine-tuned base**, "
+    claims = [line for line in text.splitlines() if line.startswith(f"{start}{measure} on ")]
+    found = differences(text, measure, "LLM4GEN − Base, fine-tuned")[:2]
+    assert text.count(start) == 2 * len(MEASURES)
+    for claim, prompts, difference in zip(claims, ("short prompts", "dense prompts"), found, strict=True):
         assert prompts in claim and difference in claim and difference.startswith(sign) and claim.endswith(f"{words}.")
 
 
-def test_a_difference_stands_in_the_column_of_its_set(tmp_path: Path) -> None:
-    worse = [one for one in finals(CORE) if (one.arm, one.set) != ("llm4gen", "texture")]
-    text = report(tmp_path, [*worse, *finals({"llm4gen": 0.1}, ["texture"])])
-    signs = [cell[0] for cell in row(text, "LLM4GEN − LLM4GEN without the regulariser")]
-    assert "| Difference | Colour | Dense | Texture | Shape |" in text and signs == ["+", "+", "−", "+"]
+@pytest.mark.parametrize("measure", MEASURES)
+def test_a_difference_stands_in_the_table_of_its_measure_and_the_column_of_its_set(
+    tmp_path: Path, measure: str
+) -> None:
+    others = [one for one in finals(CORE) if (one.arm, one.set) != ("llm4gen", "texture")]
+    better, worse = ([*others, *finals({"llm4gen": level}, ["texture"])] for level in (0.8, 0.1))
+    text = report(tmp_path, mixed(better, worse, measure))
+    signs = {
+        name: [cell[0] for cell in differences(text, name, "LLM4GEN − LLM4GEN without the regulariser")]
+        for name in MEASURES
+    }
+    assert text.count("| Difference | Colour | Dense | Texture | Shape |") == len(MEASURES)
+    assert signs == {name: ["+", "+", "−" if name == measure else "+", "+"] for name in MEASURES}
 
 
-def test_differences_are_adjusted_for_being_many(tmp_path: Path) -> None:
-    arms = {"llm4gen": 0.55, "finetune": 0.5}
-    alone = row(report(tmp_path / "one", finals(arms, ["color"], count=40)), "LLM4GEN − Base, fine-tuned")[0]
-    among = row(report(tmp_path / "all", finals(CORE | arms, count=40)), "LLM4GEN − Base, fine-tuned")[0]
+@pytest.mark.parametrize("measure", MEASURES)
+def test_differences_are_adjusted_for_being_many(tmp_path: Path, measure: str) -> None:
+    arms, name = {"llm4gen": 0.55, "finetune": 0.5}, "LLM4GEN − Base, fine-tuned"
+    alone = differences(report(tmp_path / "one", finals(arms, ["color"], count=40)), measure, name)[0]
+    among = differences(report(tmp_path / "all", finals(CORE | arms, count=40)), measure, name)[0]
     assert alone.partition(", p")[0] == among.partition(", p")[0]
     assert float(alone.split()[-1]) < float(among.split()[-1])
 
 
 def test_the_base_is_one_model_beside_every_seed(tmp_path: Path) -> None:
     text = report(tmp_path, finals({"base": 0.4, "finetune": 0.5}, seeds=(3, 4)))
-    assert "†" not in row(text, "Base, fine-tuned − Base")[0] and "†" in row(section(text, "The core"), "Base")[0]
+    assert all("†" not in differences(text, measure, "Base, fine-tuned − Base")[0] for measure in MEASURES)
+    assert all("†" in cell for cell in row(section(text, "The core"), "Base"))
+
+
+def test_the_core_is_shown_by_all_measures(tmp_path: Path) -> None:
+    levels = {"accuracy": 0.1, "binding": 0.2, "words": 0.3, "exact": 0.4}
+    scores = {measure: [float(number % 10 < 10 * level) for number in range(40)] for measure, level in levels.items()}
+    text = section(report(tmp_path, [result("llm4gen", 0, name, scores=scores) for name in SETS]), "The core")
+    assert row(text, "Arm") == [f"{name.capitalize()}, {what}" for name in levels for what in ("colour", "dense")]
+    assert [cell[:4] for cell in row(text, "LLM4GEN")] == [f".{10 * n}0" for n in (1, 1, 2, 2, 3, 3, 4, 4)]
+
+
+@pytest.mark.parametrize("title", ["The Cross-Adapter's parts (Table 4)", "Encoder against decoder (Table 3)"])
+def test_binding_on_dense_prompts_stands_beside_the_papers_tables(tmp_path: Path, title: str) -> None:
+    other = [one for one in finals({"llm4gen": 0.8}) if one.set != "dense"]
+    dense = mixed(finals({"llm4gen": 0.8}, ["dense"]), finals({"llm4gen": 0.2}, ["dense"]), "binding")
+    text = section(report(tmp_path, [*other, *dense]), title)
+    assert row(text, "Module" if "Table 4" in title else "LLM")[-1] == "Binding, dense"
+    assert [cell[:2] for cell in row(text, "LLM4GEN") if cell.startswith(".")] == [".8"] * 4 + [".2"]
 
 
 @pytest.mark.parametrize("title", ["The Cross-Adapter's parts (Table 4)", "What differs from the paper"])
@@ -158,9 +207,14 @@ def test_rows_are_compared_over_the_seeds_that_both_have(tmp_path: Path) -> None
     assert "Of 1 pairs of rows, paired by prompt and the seeds that both have, all are in" in text
 
 
-def test_a_regulariser_that_harms_differs_from_the_paper(tmp_path: Path) -> None:
-    text = section(report(tmp_path, finals(CORE | {"no_regularisation": 0.9})), "What differs from the paper")
-    assert "The regulariser, binding: *LLM4GEN* − *LLM4GEN without the regulariser* on dense: −" in text
+@pytest.mark.parametrize("measure", MEASURES)
+def test_a_regulariser_that_harms_differs_from_the_paper(tmp_path: Path, measure: str) -> None:
+    results = mixed(finals(CORE), finals(CORE | {"no_regularisation": 0.9}), measure)
+    text = section(report(tmp_path, results), "What differs from the paper")
+    lines = [line for line in text.splitlines() if line.startswith("- The regulariser, ")]
+    for line, name in zip(lines, ("colour", "dense"), strict=True):
+        names = "*LLM4GEN* − *LLM4GEN without the regulariser*"
+        assert line.startswith(f"- The regulariser, {measure}: {names} on {name}: −")
 
 
 def test_more_data_that_harms_differs_from_the_paper(tmp_path: Path) -> None:
@@ -175,14 +229,25 @@ def test_an_arm_with_more_pairs_than_there_are_is_no_size_of_its_own(tmp_path: P
     assert "*LLM4GEN* − *300 pairs*" in text and "1,000" not in text
 
 
+@pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize("count", [120, 80], ids=["same prompts", "fewer prompts"])
 @pytest.mark.parametrize(
     ("before", "words"), [(0.2, "still rising"), (0.7, "flat"), (0.95, "falling")], ids=["rising", "flat", "falling"]
 )
-def test_whether_a_curve_still_rises(tmp_path: Path, before: float, words: str, count: int) -> None:
-    text = report(tmp_path, curve({1500: before, STEPS: 0.7}, count))
-    lines = [line for line in section(text, "Learning curves").splitlines() if "from step 1,500 to 2,000" in line]
-    assert len(lines) == 2 and all(words in line for line in lines)
+def test_whether_a_curve_still_rises(tmp_path: Path, before: float, words: str, count: int, measure: str) -> None:
+    """By each measure; by the other one it is flat."""
+    results = mixed(curve({1500: 0.7, STEPS: 0.7}, count), curve({1500: before, STEPS: 0.7}, count), measure)
+    _, *intervals = section(report(tmp_path, results), "Learning curves").split("The last interval of ")
+    for text, (by, name) in zip(intervals, product(MEASURES, ("colour", "dense")), strict=True):
+        [line] = [line for line in text.splitlines() if "from step 1,500 to 2,000" in line]
+        assert text.startswith(f"{by}, {name}:") and (words if by == measure else "flat") in line
+
+
+def test_a_measure_without_a_curve_is_named(tmp_path: Path) -> None:
+    nothing = [one.model_copy(update={"scores": {"binding": [None] * 120}}) for one in curve({1500: 0.2, STEPS: 0.7})]
+    text = section(report(tmp_path, mixed(curve({1500: 0.2, STEPS: 0.7}), nothing, "binding")), "Learning curves")
+    missing = [line for line in text.splitlines() if line.startswith("No learning curve")]
+    assert missing == [f"No learning curve has been measured yet: binding, {name}." for name in ("colour", "dense")]
 
 
 def test_other_prompts_of_the_same_number_are_not_paired(tmp_path: Path) -> None:
@@ -209,7 +274,10 @@ def test_an_empty_folder_gives_a_page_that_says_so(tmp_path: Path) -> None:
         "The judge has not been tested yet.",
         "The base has not been trained yet.",
         "Not run yet: Base; Base, fine-tuned; LLM4GEN without the regulariser; LLM4GEN.",
-        "No learning curve has been measured yet",
+        *(
+            f"No learning curve has been measured yet: {measure}, {name}."
+            for measure, name in product(MEASURES, ("colour", "dense"))
+        ),
         "Fewer than two sizes of the training data have been run yet.",
         "No other λ than 1 has been painted with yet.",
         "No samples have been kept yet.",
@@ -217,7 +285,7 @@ def test_an_empty_folder_gives_a_page_that_says_so(tmp_path: Path) -> None:
         "Nothing can be compared with the paper yet.",
     ):
         assert sentence in page, sentence
-    assert page.count("not run yet") == 4
+    assert page.count("not run yet") == 8
 
 
 def test_with_the_base_alone_its_numbers_are_there(tmp_path: Path) -> None:
@@ -230,7 +298,9 @@ def test_arms_without_a_common_seed_are_shown_and_not_compared(tmp_path: Path) -
     results = finals({"llm4gen": 0.8}, seeds=(0, 1)) + finals({"finetune": 0.5}, seeds=(2,))
     text = report(tmp_path, results + finals({"no_regularisation": 0.6}, ["color"], seeds=(1,)))
     assert "LLM4GEN − Base, fine-tuned" not in text
-    assert row(text, "LLM4GEN − LLM4GEN without the regulariser")[1:] == ["–", "–", "–"]
+    for measure in MEASURES:
+        cells = differences(text, measure, "LLM4GEN − LLM4GEN without the regulariser")
+        assert cells[0] != "–" and cells[1:] == ["–", "–", "–"]
 
 
 @pytest.mark.parametrize("held", [None, 1.0], ids=["nowhere", "once"])
@@ -239,7 +309,9 @@ def test_a_measure_that_hardly_applies_is_left_out(tmp_path: Path, held: float |
     scores = dict.fromkeys(("accuracy", "words", "exact"), [1.0, 0.0, 1.0]) | {"binding": [held, None, None]}
     results = [result(arm, 0.5, name, scores=scores) for arm in CORE for name in SETS]
     text = section(report(tmp_path, results), "The core")
-    assert row(text, "LLM4GEN")[:2] == ["–", "–"] and "four objects (accuracy)" in text
+    left_out = [cell == "–" for cell in row(text, "LLM4GEN")]
+    assert left_out == [False, False, True, True, False, False, False, False] and "four objects (accuracy)" in text
+    assert "Differences in accuracy" in text and "Differences in binding" not in text
 
 
 @pytest.mark.parametrize(("share", "words"), [(0.95, "enough"), (0.85, "**too few**")])

@@ -20,6 +20,7 @@ from miniature.dataset import SETS
 from miniature.judge import read
 from train.__main__ import main
 from train.painter import Painter
+from train.recipe_file import load_recipe
 from train.reproduce.arms import ARMS, CORE, EXPERIMENTS, find_arm
 from train.reproduce.command import QUICK_ARMS, run_tasks, tasks
 from train.reproduce.results import Result, Results
@@ -82,11 +83,24 @@ def test_arms_train_the_same_unet_and_differ_in_what_they_should(folder: Path) -
     for name, tensors in unets.items():
         assert {key: tensor.shape for key, tensor in tensors.items()} == {k: t.shape for k, t in base.items()}
         assert (tensors["conv_in.weight"] != base["conv_in.weight"]).any(), name
-    adapter = load_adapter(folder / "runs" / "clip_query-0" / "export" / "adapter.safetensors")
-    assert adapter.config.fusion == "clip_query"
-    recipes = {n: (folder / "runs" / f"{n}-0" / "recipe.yaml").read_text() for n in ("llm4gen", "no_regularisation")}
-    changed = [pair for pair in zip(*(text.splitlines() for text in recipes.values()), strict=True) if len({*pair}) > 1]
-    assert [line.strip() for line in changed[-1]] != [] and any("alpha" in line for line, _ in changed)
+    recipes = [load_recipe(str(folder / "runs" / f"{name}-0" / "recipe.yaml")) for name in CORE]
+    finetune, plain, full = ({**recipe.to_dict(), "output": ""} for recipe in recipes)
+    assert plain == {**full, "guidance": plain["guidance"]} and plain["guidance"]["alpha"] == 0
+    same = ("data", "train", "loss", "checkpoints", "seed", "logging")
+    assert {name: finetune[name] for name in same} == {name: full[name] for name in same}
+
+
+@pytest.mark.slow
+def test_decoders_and_text_encoders_are_arms_too(folder: Path) -> None:
+    adapter = load_adapter(folder / "runs" / "llama-0" / "export" / "adapter.safetensors")
+    assert adapter.metadata is not None and adapter.metadata.llm is not None
+    assert adapter.metadata.llm.architecture == "llama"
+    clip = [
+        path / "model.safetensors"
+        for path in (folder / "runs" / "finetuned_clip-0" / "export" / "text_encoder", folder / "base" / "text_encoder")
+    ]
+    trained, before = (load_file(path) for path in clip)
+    assert any((trained[name] != tensor).any() for name, tensor in before.items())
 
 
 @pytest.mark.slow
