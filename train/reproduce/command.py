@@ -17,7 +17,7 @@ from .arms import ARMS, CORE, EXPERIMENTS, find_arm
 if TYPE_CHECKING:
     from .run import Reproduction
 
-QUICK_ARMS = (*CORE, "llama", "finetuned_clip")
+QUICK_ARMS = (*CORE, "finetuned_clip")
 Task = tuple[str, int]
 """Name of an arm, and a training seed."""
 

@@ -92,7 +92,7 @@ QUICK = Scale(
     clip_steps=20,
     llm_steps=20,
     base_steps=24,
-    arm_steps=8,
+    arm_steps=10,
     prompts=8,
     curve_prompts=8,
     probe_prompts=64,
@@ -283,7 +283,8 @@ class Reproduction:
     def _sizes(self) -> list[str]:
         batch = self.scale.batch
         sizes = [f"train.batch_size={batch}", f"train.micro_batch={batch}"]
-        return [*sizes, f"optimizer.warmup_steps={self.scale.warmup}", f"data.cache.folder={self.world / 'cache'}"]
+        sizes += [f"optimizer.warmup_steps={self.scale.warmup}", f"logging.every={min(50, self._every())}"]
+        return [*sizes, f"data.cache.folder={self.world / 'cache'}"]
 
     def _painter(self, arm: Arm, export: Path) -> Painter:
         files: dict[str, Any] = {}

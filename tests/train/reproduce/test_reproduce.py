@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 from short_runs import REPOSITORY, losses
 
-from llm4gen_core import LLM4GENError, load_adapter
+from llm4gen_core import LLM4GENError
 from miniature.dataset import SETS
 from miniature.judge import read
 from train.__main__ import main
@@ -55,14 +54,14 @@ def test_every_arm_was_painted_and_judged(results: list[Result]) -> None:
 @pytest.mark.slow
 def test_trainings_are_followed(results: list[Result]) -> None:
     for name in QUICK_ARMS:
-        assert {one.step for one in results if (one.arm, one.set) == (name, "dense")} == {
-            *range(1, QUICK.arm_steps + 1)
-        }
+        assert {one.step for one in results if (one.arm, one.set) == (name, "dense")} == {2, 4, 6, 8, 10}
 
 
 @pytest.mark.slow
 def test_the_strength_is_varied_when_painting(results: list[Result]) -> None:
-    found = {one.strength: one for one in results if (one.arm, one.set, one.step) == ("llm4gen", "dense", 8)}
+    found = {
+        one.strength: one for one in results if (one.arm, one.set, one.step) == ("llm4gen", "dense", QUICK.arm_steps)
+    }
     assert len(found) == 8 and {0.0, 1.0, 2.0} <= {*found}
     assert found[0.0].prompts == found[2.0].prompts
 
@@ -91,10 +90,7 @@ def test_arms_train_the_same_unet_and_differ_in_what_they_should(folder: Path) -
 
 
 @pytest.mark.slow
-def test_decoders_and_text_encoders_are_arms_too(folder: Path) -> None:
-    adapter = load_adapter(folder / "runs" / "llama-0" / "export" / "adapter.safetensors")
-    assert adapter.metadata is not None and adapter.metadata.llm is not None
-    assert adapter.metadata.llm.architecture == "llama"
+def test_an_arm_may_train_the_text_encoder(folder: Path) -> None:
     clip = [
         path / "model.safetensors"
         for path in (folder / "runs" / "finetuned_clip-0" / "export" / "text_encoder", folder / "base" / "text_encoder")
@@ -125,11 +121,13 @@ def test_the_judge_was_tried(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_there_is_not_made_again(folder: Path) -> None:
-    before = (folder / "results.jsonl").read_bytes()
-    started = time.monotonic()
+def test_what_is_there_is_not_made_again(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = {
+        path: path.stat().st_mtime_ns for path in folder.rglob("*.*") if path.suffix in (".jsonl", ".safetensors")
+    }
     assert main(["reproduce", str(folder), "--quick"]) == 0
-    assert time.monotonic() - started < 60 and (folder / "results.jsonl").read_bytes() == before
+    assert f"{len(QUICK_ARMS)} of {len(QUICK_ARMS)} trainings are there already." in capfd.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
 @pytest.mark.slow
