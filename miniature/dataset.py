@@ -1,7 +1,7 @@
 """What is trained on and what is measured: scenes with their captions, drawn from a seed.
 
-Training never shows the colour-shape combinations of `scenes.HELD_OUT`, four different objects, or the held-out wordings of
-`miniature.captions`; the sets of prompts named after these show nothing else.
+Training never shows the colour-shape combinations of `scenes.HELD_OUT`, four different objects, or the held-out
+wordings of `miniature.captions`; the sets of prompts named after these show nothing else.
 """
 
 from __future__ import annotations
