@@ -60,7 +60,7 @@ def ship(reproduction: Reproduction, target: Path) -> Path:
         "seed": SEED,
         "recipe": recipe.replace(str(reproduction.folder), "REPRODUCTION"),
         "world": {name: value for name, value in world.items() if name != "machine"},
-        "machine": machine(),
+        "machine": {name: value for name, value in machine().items() if name != "command"},
         "precision": "float16, trained and measured in float32",
         "sha256": {str(file.relative_to(partial)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
     }
