@@ -35,7 +35,7 @@ def folder(comfy, tmp_path_factory):
         return size
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.small_models, "_write_clip_tokenizer", copy)
+        patch.setattr(train.small_models, "write_clip_tokenizer", copy)
         return train.small_models.make_sdxl_folder(path, WIDTHS, (CHANNELS, CHANNELS))
 
 
