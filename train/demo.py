@@ -12,6 +12,8 @@ import threading
 from itertools import count
 from pathlib import Path
 
+from miniature.scenes import CELL, GRID
+
 from .export import ExportSettings, export
 from .generate import GenerateSettings, generate
 from .images import check_output
@@ -24,7 +26,6 @@ from .run_folder import RunFolder
 
 PROMPTS = 4
 SHORT_PROMPT = "a red square and a blue circle"
-SHORT_SIZE = 16
 
 TRAINING = "llm4gen_demo_training"
 WORLD_PROMPT = "a red circle and a blue square on white"
@@ -62,7 +63,7 @@ def demo(output: str | os.PathLike[str]) -> list[Path]:
 
 def _paint(folder: Path) -> list[Path]:
     print(
-        f"The models are miniatures, trained from scratch on pictures of {SHORT_SIZE} pixels by `python -m train "
+        f"The models are miniatures, trained from scratch on pictures of {GRID * CELL} pixels by `python -m train "
         "reproduce`; what they show of LLM4GEN is measured in its report, and says nothing of SD1.5.\n"
     )
     base, llm4gen = painters()

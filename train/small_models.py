@@ -1,4 +1,4 @@
-"""Random miniatures in the real file formats: what the demo paints with, and what tests load.
+"""Random miniatures in the real file formats: what tests load, and what the miniature world trains from.
 
 The images they make are abstract patterns. Everything else about them is real: folder layout, key names,
 tokenizer files, and the pickled state dict of the release. The same seed gives the same weights.

@@ -5,14 +5,10 @@ What has not been run yet is said to be missing. Every sentence about how someth
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import combinations, pairwise, product
+from itertools import product
 from pathlib import Path
-from statistics import fmean
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,25 +17,30 @@ from numpy.typing import NDArray
 from miniature.captions import CATEGORIES
 from miniature.dataset import SETS
 
-from .arms import ARMS, BASE_PAPER, CORE, STRENGTHS
+from .arms import ARMS, CORE, STRENGTHS
 from .page import ONE_SEED, Cell, Page, markdown_table, plain
-from .results import Result, Results, matched, stack
-from .statistics import Difference, Estimate, estimate, holm, kendall, paired
+from .report_data import (
+    ATTRIBUTES,
+    CALLED,
+    CONTRAST_SETS,
+    MEASURES,
+    PAPER,
+    PAPER_MEANS,
+    TITLES,
+    Columns,
+    Differences,
+    ReportData,
+    difference_of,
+    first_of,
+    mean_of,
+)
+from .results import Result
+from .statistics import Difference, Estimate, kendall
 
 TITLE = "LLM4GEN in miniature"
-PAPER = {"base": BASE_PAPER} | {name: arm.paper for name, arm in ARMS.items() if arm.paper}
-PAPER_MEANS = {name: fmean(scores) for name, scores in PAPER.items()}
-TITLES = {"base": "Base"} | {name: arm.title for name, arm in ARMS.items()}
 ENCODERS = {"clip": "CLIP", "t5": "T5-like encoder", "llama": "Llama-like decoder", "chance": "Chance"}
-CALLED = {name: one.title.split(": ")[name not in CATEGORIES].lower() for name, one in SETS.items()}
-"""Sets in the middle of a sentence."""
 CURVES = {"color": "short prompts (colour)", "dense": "dense prompts"}
 """The two sets that the main claims are about."""
-ATTRIBUTES = ("color", "shape", "texture")
-"""Those that stand beside T2I-CompBench's attribute binding."""
-CONTRAST_SETS = ("color", "dense", "texture", "shape")
-MEASURES = ("accuracy", "words", "binding")
-"""What the main claims are measured by: all of it, what is there at all, and what of that belongs together."""
 ALPHA, FLAT, SAMPLES = 0.05, 0.1, 6
 """The p value of what is beyond chance, a rise that a flat curve must exclude, and the prompts shown of a set."""
 CORE_ROWS = ("base", *CORE)
@@ -48,23 +49,12 @@ LLMS = ("base", "llama", "llama_mean", "llm4gen")
 BALANCES = {"no_regularisation": "0", "balance_0.03": "0.03", "llm4gen": "0.1", "balance_0.3": "0.3", "balance_1": "1"}
 TOKENS = {"llm4gen": "Both (LLM4GEN)", "tokens_clip": "CLIP's", "tokens_llm": "The LLM's"}
 
-Contrast: TypeAlias = tuple[str, str, tuple[str, ...]]
-"""Arms a and b of a difference a - b, and the sets that it is over."""
-Differences: TypeAlias = dict[Contrast, Difference]
-Groups: TypeAlias = "Sequence[Sequence[Result]]"
-"""Of one arm: for each of some sets a result of each seed."""
 Points: TypeAlias = "Mapping[float, Estimate | None]"
-Columns: TypeAlias = "dict[str, Callable[[str], Cell]]"
-"""By header, the cell of an arm."""
-
-CONTRASTS: tuple[Contrast, ...] = tuple(
-    (a, b, (name,)) for a, b in (*combinations(CORE[::-1], 2), ("finetune", "base")) for name in CONTRAST_SETS
-)
 
 
 def write_report(folder: Path) -> Path:
     """Write `report.html`, which is returned, and without its images `report.md`; the folder may lack anything else."""
-    data, report = _Data(folder), _Report(TITLE)
+    data, report = ReportData(folder), _Report(TITLE)
     for section in (_summary, _how_it_was_made, _world, _judge, _base, _core, _curves, _paper_tables, _scaling):
         section(report, data)
     for section in (_strengths, _guidance, _samples, _maps, _what_differs):
@@ -72,126 +62,6 @@ def write_report(folder: Path) -> Path:
     report.write(folder / "report.html")
     (folder / "report.md").write_text("\n".join(report.markdown), encoding="utf-8", newline="\n")
     return folder / "report.html"
-
-
-class _Data:
-    """What the folder holds.
-
-    Final results are those at the last step of the arms, which all train equally long, and on the prompts that most of
-    them were painted from; no others can be compared.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.world, self.base = _json(folder / "world" / "world.json"), _json(folder / "base" / "base.json")
-        self.judge, self.scale = _json(folder / "judge.json"), _json(folder / "reproduction.json").get("scale", {})
-        self.results = [one for one in Results(folder / "results.jsonl").load() if one.arm in TITLES]
-        base_steps = max((one.step for one in self.results if one.arm == "base"), default=0)
-        steps = max((one.step for one in self.results if one.arm != "base"), default=0)
-        self.steps = self.scale.get("arm_steps", steps)
-        last = [one for one in self.results if one.step == (base_steps if one.arm == "base" else self.steps)]
-        self._final = [one for name in SETS for one in _comparable([one for one in last if one.set == name])]
-        self.contrasts = {measure: self.differences(measure, CONTRASTS) for measure in MEASURES}
-
-    def seeds(self, arm: str) -> list[int]:
-        """Of an arm's final results."""
-        return sorted({one.seed for one in self._final if one.arm == arm})
-
-    def final(self, arm: str, sets: Sequence[str], strength: float = 1.0) -> list[list[Result]]:
-        """For each set, one of each seed."""
-        found = [one for one in self._final if (one.arm, one.strength) == (arm, strength)]
-        return [[one for one in found if one.set == name] for name in sets]
-
-    def mean(self, measure: str, sets: Sequence[str], arm: str, strength: float = 1.0) -> Estimate | None:
-        """Over the prompts of all sets, and the seeds that have them all."""
-        return _mean(self.final(arm, sets, strength), measure)
-
-    def differences(self, measure: str, contrasts: Iterable[Contrast]) -> Differences:
-        """Of those that can be compared; their p values are adjusted for being several."""
-        found = {
-            (a, b, sets): difference
-            for a, b, sets in contrasts
-            if (difference := _difference(self.final(a, sets), self.final(b, sets), measure, b == "base"))
-        }
-        p_values = holm([difference.p for difference in found.values()])
-        return {key: replace(found[key], p=p) for key, p in zip(found, p_values, strict=True)}
-
-    def curve(self, arm: str, name: str) -> dict[int, list[Result]]:
-        """Results by step, ascending, all on the same prompts; those may be the first of the final ones."""
-        found = [one for one in self.results if (one.arm, one.set, one.strength) == (arm, name, 1.0)]
-        earlier = _comparable([one for one in found if one.step < self.steps])
-        points = {step: [one for one in earlier if one.step == step] for step in sorted({r.step for r in earlier})}
-        if earlier and (final := _first(self.final(arm, [name])[0], earlier[0])):
-            points[self.steps] = final
-        return points
-
-    def columns(self, measure: str, sets: Iterable[str], header: str = "{}") -> Columns:
-        """One for each set."""
-        return {header.format(CALLED[name]).capitalize(): partial(self.mean, measure, (name,)) for name in sets}
-
-    def orders(self, rows: Sequence[str], known: Sequence[str] = ()) -> Differences:
-        """Accuracy of each two rows that the paper orders, its better one first, but for those both in `known`."""
-        pairs = combinations(sorted((row for row in rows if row in PAPER), key=lambda row: -PAPER_MEANS[row]), 2)
-        asked = [(a, b, ATTRIBUTES) for a, b in pairs if PAPER[a] != PAPER[b] and not {a, b} <= {*known}]
-        return self.differences("accuracy", asked)
-
-    def sizes(self) -> dict[str, int]:
-        """Pairs of the arms that have been run with different numbers of them, ascending; LLM4GEN has all."""
-        full = self.scale.get("pairs")
-        sizes = {arm.name: arm.pairs for arm in ARMS.values() if arm.pairs and (full is None or arm.pairs < full)}
-        sizes |= {"llm4gen": full} if full else {}
-        return {arm: sizes[arm] for arm in sorted(sizes, key=lambda arm: sizes[arm]) if self.seeds(arm)}
-
-    def growth(self) -> Differences:
-        """Accuracy of each number of pairs less that of the next smaller."""
-        return self.differences("accuracy", [(large, small, ATTRIBUTES) for small, large in pairwise(self.sizes())])
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _images(result: Result) -> int:
-    return len(next(iter(result.scores.values())))
-
-
-def _comparable(results: Sequence[Result]) -> list[Result]:
-    """Those with the fingerprint that most have; of several such the one of most images."""
-    counts = Counter((one.prompts, _images(one)) for one in results)
-    best = max(counts, key=lambda key: (counts[key], key[1], key[0]), default=("", 0))
-    return [one for one in results if one.prompts == best[0]]
-
-
-def _first(results: Sequence[Result], like: Result) -> list[Result]:
-    """Results on the prompts of another: the first of a set's prompts are the same, however many there are."""
-    count = _images(like)
-    return [
-        one.model_copy(update={"prompts": like.prompts, "scores": {k: v[:count] for k, v in one.scores.items()}})
-        for one in results
-        if one.prompts == like.prompts or _images(one) > count
-    ]
-
-
-def _mean(groups: Groups, measure: str) -> Estimate | None:
-    """Over the seeds that all groups have; None if there is nothing to take it from."""
-    if not (seeds := _shared(groups)):
-        return None
-    values = np.hstack([stack([one for one in group if one.seed in seeds], measure)[1] for group in groups])
-    return estimate(values) if np.isfinite(values).any(0).sum() > 1 else None
-
-
-def _difference(a: Groups, b: Groups, measure: str, b_is_fixed: bool = False) -> Difference | None:
-    """As `_mean`, of a - b on the same sets."""
-    if not (seeds := _shared(a if b_is_fixed else [*a, *b])) or not all(b):
-        return None
-    firsts = [[one for one in group if one.seed in seeds] for group in a]
-    values = [matched(*pair, measure, b_is_fixed=b_is_fixed) for pair in zip(firsts, b, strict=True)]
-    left, right = (np.hstack(side) for side in zip(*values, strict=True))
-    return paired(left, right) if np.isfinite(left - right).any(0).sum() > 1 else None
-
-
-def _shared(groups: Groups) -> set[int]:
-    return set.intersection(*({one.seed for one in group} for group in groups))
 
 
 class _Report(Page):
@@ -221,7 +91,9 @@ class _Report(Page):
         one_seed = any(isinstance(cell, Estimate) and not cell.over_seeds for row in rows for cell in row)
         self.markdown += [f"{caption}{f' {ONE_SEED}' * one_seed}\n", markdown_table(columns, rows)]
 
-    def arms(self, data: _Data, titles: Mapping[str, str], columns: Columns, caption: str, head: str = "Arm") -> None:
+    def arms(
+        self, data: ReportData, titles: Mapping[str, str], columns: Columns, caption: str, head: str = "Arm"
+    ) -> None:
         """A row for each arm that has been run; the others are named beneath."""
         there = [arm for arm in titles if data.seeds(arm)]
         if there:
@@ -252,7 +124,7 @@ def _said(differences: Differences, below: float = 0) -> list[str]:
     return lines
 
 
-def _summary(report: _Report, data: _Data) -> None:
+def _summary(report: _Report, data: ReportData) -> None:
     report.heading("Summary")
     report.text(
         "**These are miniature results.** Small models were trained from scratch on a synthetic world of pictures of "
@@ -279,7 +151,7 @@ def _verdict(difference: Difference | None) -> str:
     return f"{plain(difference)} with {difference.seeds} training seed{'s' * difference.over_seeds}: {verdict}"
 
 
-def _how_it_was_made(report: _Report, data: _Data) -> None:
+def _how_it_was_made(report: _Report, data: ReportData) -> None:
     report.heading("How it was made")
     made = {
         "Scale": [f"{name.replace('_', ' ')} {value:,}" for name, value in data.scale.items()],
@@ -293,7 +165,7 @@ def _how_it_was_made(report: _Report, data: _Data) -> None:
     report.arms(data, titles, seeds, "What has been trained to the end and painted with.")
 
 
-def _world(report: _Report, data: _Data) -> None:
+def _world(report: _Report, data: ReportData) -> None:
     report.heading("The world and its encoders")
     if retrieval := data.world.get("clip", {}).get("retrieval"):
         report.text(f"CLIP finds the caption of a picture among 1,000 in {plain(retrieval)} of the cases.")
@@ -316,7 +188,7 @@ def _shares(report: _Report, shares: Mapping[str, Any], encoders: Iterable[str],
         report.table(["Encoder", *kinds], rows, caption)
 
 
-def _judge(report: _Report, data: _Data) -> None:
+def _judge(report: _Report, data: ReportData) -> None:
     report.heading("The judge")
     report.text(
         "It reads an image back into objects and compares them with the caption. **Accuracy** is the share of what is "
@@ -331,7 +203,7 @@ def _judge(report: _Report, data: _Data) -> None:
         report.text("The judge has not been tested yet.")
 
 
-def _base(report: _Report, data: _Data) -> None:
+def _base(report: _Report, data: ReportData) -> None:
     report.heading("The base")
     if (words := data.base.get("words")) is None:
         report.text("The base has not been trained yet.")
@@ -341,7 +213,7 @@ def _base(report: _Report, data: _Data) -> None:
     report.text(f"It paints {plain(words)} of the words of prompts of one object right, {verdict}.")
 
 
-def _core(report: _Report, data: _Data) -> None:
+def _core(report: _Report, data: ReportData) -> None:
     report.heading("The core")
     report.text("All arms start from the base and train equally long, on the same data.")
     rows = {arm: TITLES[arm] for arm in CORE_ROWS}
@@ -366,14 +238,14 @@ def _core(report: _Report, data: _Data) -> None:
     report.arms(data, rows, columns, "Held out: binding on prompts of kinds that no training showed.")
 
 
-def _curves(report: _Report, data: _Data) -> None:
+def _curves(report: _Report, data: ReportData) -> None:
     report.heading("Learning curves")
     report.text("An arm is finished when its curve is flat.")
     for measure, name in product(MEASURES, CURVES):
         curves = {TITLES[arm]: curve for arm in CORE if (curve := data.curve(arm, name))}
-        found: dict[str, Points] = {t: {x: _mean([r], measure) for x, r in c.items()} for t, c in curves.items()}
+        found: dict[str, Points] = {t: {x: mean_of([r], measure) for x, r in c.items()} for t, c in curves.items()}
         like = [results[0] for curve in curves.values() for results in curve.values()]
-        base = _mean([_first(data.final("base", [name])[0], like[0])], measure) if like else None
+        base = mean_of([first_of(data.final("base", [name])[0], like[0])], measure) if like else None
         y, missing = (
             f"{measure}, {CALLED[name]}",
             f"No learning curve has been measured yet: {measure}, {CALLED[name]}.",
@@ -384,12 +256,12 @@ def _curves(report: _Report, data: _Data) -> None:
             report.text(f"The last interval of {y}:", slopes)
 
 
-def _slope(data: _Data, curve: Mapping[int, list[Result]], measure: str) -> str:
+def _slope(data: ReportData, curve: Mapping[int, list[Result]], measure: str) -> str:
     """Whether the last interval of a curve still rises."""
     *_, (before, earlier), (last, results) = [(0, []), *curve.items()]
     if last != data.steps:
         return f"not finished, measured up to step {last:,}"
-    if (difference := _difference([results], [earlier], measure)) is None:
+    if (difference := difference_of([results], [earlier], measure)) is None:
         return f"steps {before:,} and {last:,} have no seed in common"
     verdict = "**still rising**" if difference.mean > 0 else "**falling**"
     if difference.low <= 0 <= difference.high:
@@ -397,7 +269,7 @@ def _slope(data: _Data, curve: Mapping[int, list[Result]], measure: str) -> str:
     return f"from step {before:,} to {last:,} {plain(difference)}: {verdict}"
 
 
-def _paper_tables(report: _Report, data: _Data) -> None:
+def _paper_tables(report: _Report, data: ReportData) -> None:
     report.heading("The Cross-Adapter's parts (Table 4)")
     _beside_paper(report, data, MODULES, "Module")
     ours = {arm: mean.mean for arm in MODULES if (mean := data.mean("accuracy", ATTRIBUTES, arm))}
@@ -411,7 +283,7 @@ def _paper_tables(report: _Report, data: _Data) -> None:
     _beside_paper(report, data, LLMS, "LLM")
 
 
-def _beside_paper(report: _Report, data: _Data, arms: Sequence[str], head: str) -> None:
+def _beside_paper(report: _Report, data: ReportData, arms: Sequence[str], head: str) -> None:
     """A table of the paper's, and which rows come in another order."""
     columns = data.columns("accuracy", ATTRIBUTES)
     columns["Mean of the three"] = partial(data.mean, "accuracy", ATTRIBUTES)
@@ -428,7 +300,7 @@ def _beside_paper(report: _Report, data: _Data, arms: Sequence[str], head: str) 
         report.text(f"{many} all are in the paper's order." if orders else "No two rows can be compared yet.")
 
 
-def _scaling(report: _Report, data: _Data) -> None:
+def _scaling(report: _Report, data: ReportData) -> None:
     report.heading("How much data it needs (Fig. 8a)")
     found: dict[str, Points] = {}
     for title, sets in (("colour, shape, texture", ATTRIBUTES), ("dense", ("dense",))):
@@ -440,14 +312,14 @@ def _scaling(report: _Report, data: _Data) -> None:
         report.text("From each size to the next (p adjusted for all of these):", lines or ["No two share a seed."])
 
 
-def _strengths(report: _Report, data: _Data) -> None:
+def _strengths(report: _Report, data: ReportData) -> None:
     report.heading("λ at painting time")
     found = {CALLED[name]: {x: data.mean("binding", (name,), "llm4gen", x) for x in STRENGTHS} for name in CURVES}
     caption = "Binding of LLM4GEN by the λ that it is painted with; it was trained with 1."
     report.plot(found, "λ", "binding", caption, "No other λ than 1 has been painted with yet.")
 
 
-def _guidance(report: _Report, data: _Data) -> None:
+def _guidance(report: _Report, data: ReportData) -> None:
     columns = data.columns("binding", CURVES, "binding, {}")
     columns["Accuracy on colour, shape, texture"] = partial(data.mean, "accuracy", ATTRIBUTES)
     report.heading("Weight of the regulariser")
@@ -456,7 +328,7 @@ def _guidance(report: _Report, data: _Data) -> None:
     report.arms(data, TOKENS, columns, "By the token whose attention map is guided.", "Token")
 
 
-def _samples(report: _Report, data: _Data) -> None:
+def _samples(report: _Report, data: ReportData) -> None:
     report.heading("Samples")
     found = {arm: _arrays(data.folder / "samples", arm) for arm in CORE_ROWS}
     if not any(found.values()):
@@ -469,7 +341,7 @@ def _samples(report: _Report, data: _Data) -> None:
             report.images([(title, images[:count]) for title, images in rows], prompts, caption)
 
 
-def _maps(report: _Report, data: _Data) -> None:
+def _maps(report: _Report, data: ReportData) -> None:
     report.heading("Attention maps (Fig. 9)")
     prompts: dict[tuple[str, ...], list[tuple[str, NDArray[np.uint8], list[NDArray[np.floating]]]]] = {}
     for arm in ("base", "llm4gen"):
@@ -492,7 +364,7 @@ def _arrays(folder: Path, arm: str) -> dict[str, NDArray[Any]]:
         return dict(arrays)
 
 
-def _what_differs(report: _Report, data: _Data) -> None:
+def _what_differs(report: _Report, data: ReportData) -> None:
     report.heading("What differs from the paper")
     regulariser = [("llm4gen", "no_regularisation", (name,)) for name in CURVES]
     compared: dict[str, Differences] = {

@@ -36,7 +36,7 @@ from .clip import train_clip
 from .language import train_decoder, train_encoder
 from .probe import probe_encoders
 from .results import Result, Results, fingerprint
-from .scoring import paint, prompt_set, sample_maps, scores
+from .scoring import paint, prompt_set, sample_maps, scores, to_bytes
 from .world import first_pairs, write_pairs, write_untrained_base
 
 MAIN_SETS = ("color", "shape", "texture", "spatial", "count", "complex", "dense")
@@ -237,11 +237,11 @@ class Reproduction:
             shutil.rmtree(checkpoint)  # large, and measured
 
     def is_done(self, arm: Arm, seed: int) -> bool:
-        """Whether all results of an arm are there."""
+        """Whether all results and the pictures of an arm are there."""
         steps = self.scale.arm_steps
         wanted = [(name, steps, 1.0) for name in self._final_sets(arm)]
         wanted += [(name, steps, strength) for name in CURVE_SETS for strength in self._strengths(arm)]
-        return all(
+        return self._samples(f"{arm.name}-{seed}").is_file() and all(
             self.results.find(arm=arm.name, seed=seed, set=name, step=step, strength=strength)
             for name, step, strength in wanted
         )
@@ -329,12 +329,16 @@ class Reproduction:
         self.results.append(Result(arm=arm, seed=seed, set=name, step=step, strength=strength, scores=found,
                                    prompts=prompts, made=made))  # fmt: skip
 
+    def _samples(self, name: str) -> Path:
+        return self.folder / "samples" / f"{name}.npz"
+
     def _keep_pictures(self, painter: Painter, name: str, maps: bool = True) -> None:
         """Images, and where they looked at words, for the report."""
         images = {prompts: paint(painter, SETS[prompts].prompts(SAMPLES)) for prompts in CURVE_SETS}
-        _write_arrays(self.folder / "samples" / f"{name}.npz", {k: _to_uint8(v) for k, v in images.items()})
         if maps:
             _write_arrays(self.folder / "maps" / f"{name}.npz", sample_maps(painter))
+        # Last of all: that the samples are there says that the arm is done.
+        _write_arrays(self._samples(name), {k: to_bytes(v) for k, v in images.items()})
 
     @contextlib.contextmanager
     def _once(self, what: str, file: Path) -> Iterator[Path | None]:
@@ -345,10 +349,6 @@ class Reproduction:
                 return
             print(f"Making {what}", flush=True)
             yield file
-
-
-def _to_uint8(images: np.ndarray) -> np.ndarray:
-    return np.rint(255 * images.clip(0, 1)).astype(np.uint8)
 
 
 def _write_arrays(path: Path, arrays: dict[str, Any]) -> None:

@@ -53,6 +53,11 @@ def paint(painter: Painter, captions: Sequence[Caption], strength: float | None 
     return images.permute(0, 2, 3, 1).numpy()
 
 
+def to_bytes(images: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Pixels from 0 to 1 as uint8, rounded."""
+    return np.rint(255 * images.clip(0, 1)).astype(np.uint8)
+
+
 def scores(images: NDArray[np.float32], captions: Sequence[Caption]) -> dict[str, list[float | None]]:
     """`MEASURES` of every image."""
     found = [score(reading, caption) for reading, caption in zip(read(images), captions, strict=True)]
@@ -79,9 +84,8 @@ def sample_maps(painter: Painter, prompts: int = 3) -> dict[str, NDArray[Any]]:
         found = attention_maps(
             painter, caption.text, words, seed=seed, steps=STEPS, guidance=GUIDANCE, chunks=1, progress=False
         )
-        image = (255 * found.image).round().byte().permute(1, 2, 0).numpy()
         arrays[f"{index}.prompt"] = np.array(caption.text)
         arrays[f"{index}.words"] = np.array([word.text for word in words])
-        arrays[f"{index}.image"] = image
+        arrays[f"{index}.image"] = to_bytes(found.image.permute(1, 2, 0).numpy())
         arrays[f"{index}.maps"] = found.maps.numpy()
     return arrays

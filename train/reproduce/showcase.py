@@ -23,13 +23,13 @@ from miniature.scenes import COLORS, Scene, render
 from ..attention_maps import attention_maps, strip
 from ..images import save_png
 from ..painter import Painter
-from .scoring import GUIDANCE, STEPS, paint
+from .scoring import GUIDANCE, STEPS, paint, to_bytes
 from .ship import ARM, LLM
 
 SHIPPED = Path(miniature.__file__).parent / "models"
 """Made by `python -m train reproduce` with `--ship`; `provenance.json` inside says how."""
 SEED = 2025
-"""Of the demo's scenes; none of them is in a set of prompts that the report measures."""
+"""Of the demo's scenes, which are drawn apart from the sets of prompts that the report measures."""
 _SIDE, _TEXT, _GAP, _LINE = 192, 470, 16, 20
 """Pixels: of an image, of the column of prompts, between them, and of a line of text."""
 
@@ -86,9 +86,9 @@ def sheet(shown: Sequence[Shown]) -> NDArray[np.uint8]:
         top = 2 * _LINE + row * (_SIDE + 2 * _LINE + _GAP)
         lines = textwrap.wrap(one.caption.text, 62)
         draw.multiline_text((_GAP, top), "\n".join(lines), "black", font, spacing=5)
-        pixels = (render(one.scene), *(np.rint(255 * image.clip(0, 1)) for image in (one.base, one.llm4gen)))
+        pixels = (render(one.scene), to_bytes(one.base), to_bytes(one.llm4gen))
         for left, image in zip(lefts, pixels, strict=True):
-            large = Image.fromarray(image.astype(np.uint8)).resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
+            large = Image.fromarray(image).resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
             canvas.paste(large, (left, top))
         for left, found in zip(lefts[1:], one.scores(), strict=True):
             bound = "" if found.binding is None else f"{found.binding:.0%} of objects bound as told"

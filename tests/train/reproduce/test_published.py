@@ -1,0 +1,37 @@
+"""The report in the documentation is the one that its results give."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from train.reproduce.report import write_report
+
+ROOT = Path(__file__).parents[3]
+PUBLISHED = ROOT / "docs" / "reproduction"
+
+
+def test_the_published_report_is_that_of_the_published_results(tmp_path: Path) -> None:
+    shutil.copytree(PUBLISHED, tmp_path / "again")
+    (tmp_path / "again" / "report.md").unlink()
+    write_report(tmp_path / "again")
+    assert (tmp_path / "again" / "report.md").read_bytes() == (PUBLISHED / "report.md").read_bytes()
+
+
+def test_the_readmes_table_is_the_reports() -> None:
+    """Colour's accuracy, and words and binding of dense prompts."""
+    core = (PUBLISHED / "report.md").read_text(encoding="utf-8").partition("## The core")[2]
+    rows = {
+        name.strip(): cells.split("|") for name, cells in re.findall(r"^\| ([^|]+) \|(.+)\|$", core, re.MULTILINE)[:6]
+    }
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for here, there in {
+        "base": "Base",
+        "base, fine-tuned": "Base, fine-tuned",
+        "LLM4GEN without the regulariser": "LLM4GEN without the regulariser",
+        "LLM4GEN": "LLM4GEN",
+    }.items():
+        [line] = re.findall(rf"^\| {here} \((?:one|three)\) \|(.+)\|$", readme, re.MULTILINE)
+        ours = [re.findall(r"\.\d{3}", cell)[0] for cell in line.split("|")]
+        assert ours == [re.findall(r"\.\d{3}", rows[there][column])[0] for column in (0, 3, 5)], here
