@@ -1,5 +1,8 @@
 """Captions of scenes: from "a red circle and a blue square" to paragraphs, with what they ask for and bind.
 
+A caption that tells no places names things in reading order from the top left. So a picture of it has nothing to guess
+but sizes and textures, which makes learning to paint several times faster than things in random places do.
+
 A caption knows its attribute-entity pairs and what an image must show by construction, so neither has to be parsed.
 Some wordings (`held_out`) describe no training image; a language model may have read them.
 """
@@ -187,15 +190,16 @@ def listing(
 
     Args:
         scene: what is described.
-        draws: order and wording.
+        draws: wording, and with `cells` the order.
         category: of the caption.
         told: of "color", "texture" and "size"; by default, some at random for each object.
         held_out: use wordings that describe no training image.
-        cells: say of every object where it is.
+        cells: say of every object where it is; the scene may have any places then.
     """
     text = _Text()
     items = list(scene.objects)
-    draws.shuffle(items)
+    if cells:
+        draws.shuffle(items)
     asks = []
     parts: list[Callable[[], None]] = []
     for cell, thing in items:
@@ -224,8 +228,6 @@ def _some(thing: Object, draws: random.Random) -> set[str]:
 def shapes_told(scene: Scene, draws: random.Random, held_out: bool = False) -> Caption:
     """ "a round red thing and a triangular blue thing": the shape is the attribute."""
     text = _Text()
-    items = list(scene.objects)
-    draws.shuffle(items)
 
     def part(thing: Object) -> None:
         shape = ADJECTIVES[thing.shape]
@@ -239,25 +241,23 @@ def shapes_told(scene: Scene, draws: random.Random, held_out: bool = False) -> C
         spans = [text.add(shape), text.add(thing.color)]
         text.bind(spans, text.add(draws.choice(("thing", "object"))))
 
-    _join(text, [partial(part, thing) for _, thing in items])
-    asks = tuple(Ask(thing.shape, thing.color) for _, thing in items)
+    _join(text, [partial(part, thing) for _, thing in scene.objects])
+    asks = tuple(Ask(thing.shape, thing.color) for _, thing in scene.objects)
     return Caption(text.text, "shape", tuple(text.pairs), asks)
 
 
-def related(
-    scene: Scene, draws: random.Random, told: Sequence[str] | None = (), held_out: bool = False
-) -> Caption | None:
-    """ "a circle to the left of a square", of the first two objects; None where neither is beside nor above the other.
+def related(scene: Scene, draws: random.Random, told: Sequence[str] | None = (), held_out: bool = False) -> Caption:
+    """ "a circle to the left of a square", of the object at the top left and one beside or below it.
 
-    Args: as of `listing`; a third object and more are appended ("and a ring").
+    Args: as of `listing`, of a scene of `line_up`; other objects are appended in reading order ("and a ring").
     """
-    items = list(scene.objects)
-    draws.shuffle(items)
-    (cell, first), (other, second), *rest = items
-    held = [relation for relation in RELATIONS if holds(relation, cell, other)]
-    if len(held) != 1:
-        return None
-    relation = held[0]
+    (corner, first), *others = scene.objects
+    other = draws.choice([item for item in others if 0 in item[0]])
+    rest = [item for item in others if item is not other]
+    pair = [(corner, first), other]
+    draws.shuffle(pair)
+    items = [*pair, *rest]
+    [relation] = [relation for relation in RELATIONS if holds(relation, pair[0][0], pair[1][0])]
     text = _Text()
     asks = []
     for number, (_, thing) in enumerate(items):

@@ -7,11 +7,11 @@ wordings of `miniature.captions`; the sets of prompts named after these show not
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .captions import Caption, counted, listing, paragraph, related, shapes_told
-from .scenes import GRID, Object, Scene, draw_objects, place
+from .scenes import Object, Scene, draw_objects, line_up, place
 
 Drawn = tuple[Scene, Caption]
 
@@ -52,26 +52,29 @@ def draw_pair(draws: random.Random, dense: bool, everything: bool = False) -> Dr
     form = draws.choices(("list", "places", "relation", "shapes", "count"), (35, 20, 20, 10, 15))[0]
     if form == "count":
         return _count(draws, draw_objects(draws, 2, rare), unusual)
-    while True:
-        scene = place(draws, draw_objects(draws, draws.choice((1, 2, 2, 2, 3, most)), rare))
-        if form == "list":
-            return scene, listing(scene, draws, held_out=unusual)
-        if form == "places":
-            return scene, listing(scene, draws, held_out=unusual, cells=True)
-        if form == "shapes":
-            return scene, shapes_told(scene, draws, unusual)
-        if len(scene.objects) > 1:
-            caption = related(scene, draws, draws.choice((None, None, ())), unusual)
-            if caption is not None:
-                return scene, caption
+    numbers = (2, 2, 2, 3, most) if form == "relation" else (1, 2, 2, 2, 3, most)
+    things = draw_objects(draws, draws.choice(numbers), rare)
+    if form == "places":
+        scene = place(draws, things)
+        return scene, listing(scene, draws, held_out=unusual, cells=True)
+    if form == "relation":
+        scene = _pair_first(things, draws)
+        return scene, related(scene, draws, draws.choice((None, None, ())), unusual)
+    scene = line_up(things)
+    if form == "list":
+        return scene, listing(scene, draws, held_out=unusual)
+    return scene, shapes_told(scene, draws, unusual)
+
+
+def _pair_first(things: Sequence[Object], draws: random.Random) -> Scene:
+    """The second thing beside the first or below it."""
+    return line_up(things, below=draws.random() < 0.5)
 
 
 def _count(draws: random.Random, things: list[Object], held_out: bool = False) -> Drawn:
     """Two or three equal objects, alone or beside another one."""
     number, others = draws.choice((2, 3)), draws.choice((0, 1))
-    cells = draws.sample([(row, column) for row in range(GRID) for column in range(GRID)], number + others)
-    objects = [(cell, things[0]) for cell in cells[:number]] + [(cell, things[1]) for cell in cells[number:]]
-    scene = Scene(tuple(sorted(objects, key=lambda item: item[0])))
+    scene = line_up([things[0]] * number + [things[1]] * others)
     return scene, counted([(things[0], number), (things[1], 1)][: 1 + others], draws, held_out)
 
 
@@ -102,7 +105,7 @@ class PromptSet:
 
 def _short(draws: random.Random, count: int = 2, rare: bool = False, unusual: bool = False) -> Caption:
     """ "a red circle and a blue square"."""
-    scene = place(draws, draw_objects(draws, count, rare))
+    scene = line_up(draw_objects(draws, count, rare))
     return listing(scene, draws, "color", ("color",), held_out=unusual)
 
 
@@ -110,7 +113,7 @@ def _texture(draws: random.Random) -> Caption | None:
     things = draw_objects(draws, 2)
     if sorted(thing.texture for thing in things) != ["checkered", "striped"]:
         return None
-    return listing(place(draws, things), draws, "texture", ("texture",))
+    return listing(line_up(things), draws, "texture", ("texture",))
 
 
 def _dense(draws: random.Random, count: int | None = None, rare: bool = False, unusual: bool = False) -> Caption:
@@ -122,12 +125,22 @@ SETS = {
     one.name: one
     for one in (
         PromptSet("color", "Colour: two objects, a colour each", _short),
-        PromptSet("shape", "Shape: two things, told by shape and colour", lambda d: shapes_told(_two(d), d)),
+        PromptSet(
+            "shape",
+            "Shape: two things, told by shape and colour",
+            lambda d: shapes_told(line_up(draw_objects(d, 2)), d),
+        ),
         PromptSet("texture", "Texture: two objects, striped and checkered", _texture),
-        PromptSet("spatial", "Spatial: one object beside, above or below another", lambda d: related(_two(d), d)),
+        PromptSet(
+            "spatial",
+            "Spatial: one object beside, above or below another",
+            lambda d: related(_pair_first(draw_objects(d, 2), d), d),
+        ),
         PromptSet("count", "Count: two or three equal objects", lambda d: _count(d, draw_objects(d, 2))[1]),
         PromptSet(
-            "complex", "Complex: three objects, any attributes, a relation", lambda d: related(_three(d), d, None)
+            "complex",
+            "Complex: three objects, any attributes, a relation",
+            lambda d: related(_pair_first(draw_objects(d, 3), d), d, None),
         ),
         PromptSet("dense", "Dense: paragraphs about three objects", _dense),
         PromptSet("combinations", "Held out: colour-shape combinations", lambda d: _short(d, rare=True)),
@@ -141,11 +154,3 @@ SETS = {
 
 SINGLE = PromptSet("single", "Single: one object with a colour", lambda d: _short(d, 1))
 """What a base must be able to paint before anything is compared."""
-
-
-def _two(draws: random.Random) -> Scene:
-    return place(draws, draw_objects(draws, 2))
-
-
-def _three(draws: random.Random) -> Scene:
-    return place(draws, draw_objects(draws, 3))

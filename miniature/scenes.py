@@ -136,8 +136,25 @@ def draw_objects(draws: random.Random, count: int, held_out: bool = False) -> li
         ]
 
 
+def reading_order(rows: int = GRID, columns: int = GRID) -> list[tuple[int, int]]:
+    """All cells, row by row."""
+    return [(row, column) for row in range(rows) for column in range(columns)]
+
+
+def line_up(things: Sequence[Object], below: bool = False) -> Scene:
+    """A scene whose things stand in reading order from the top left: what a caption means that tells no places.
+
+    Args:
+        things: at most as many as there are cells, and two or more with `below`.
+        below: the second stands below the first instead of beside it, and the others take the next free cells.
+    """
+    cells = reading_order()
+    if below:
+        cells.insert(1, cells.pop(GRID))
+    return Scene(tuple(sorted(zip(cells, things, strict=False), key=lambda item: item[0])))
+
+
 def place(draws: random.Random, things: Sequence[Object], rows: int = GRID, columns: int = GRID) -> Scene:
     """A scene with things in random cells."""
-    cells = [(row, column) for row in range(rows) for column in range(columns)]
-    chosen = draws.sample(cells, len(things))
+    chosen = draws.sample(reading_order(rows, columns), len(things))
     return Scene(tuple(sorted(zip(chosen, things, strict=True), key=lambda item: item[0])), rows, columns)

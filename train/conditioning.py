@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -21,6 +22,9 @@ from llm4gen_core.entity_guidance import (
 from llm4gen_core.prompt_tokens import prompt_offsets
 
 from .families import Family
+
+_KEPT_CAPTIONS = 65_536
+"""Whose token positions are remembered, about 5 KB each."""
 
 
 class Drop(Enum):
@@ -83,6 +87,8 @@ class Conditioner:
         self.train_text = train_text
         self.device = device
         self._empty: dict[str, Tensor] | None = None
+        # A data set of some tens of thousands of captions is tokenized in its first epoch alone.
+        self._places = functools.lru_cache(_KEPT_CAPTIONS)(self._find_places)
 
     @torch.no_grad()
     def features(self, captions: Sequence[str]) -> dict[str, Tensor]:
@@ -131,10 +137,20 @@ class Conditioner:
             if self.options.support == "full" and (not of_caption or drop is Drop.CAPTION):
                 found.append([])
                 continue
-            segments, length = self._segments(caption if drop is not Drop.CAPTION else "", drop)
-            found.append(pair_positions(of_caption, segments, self.options) if drop is not Drop.CAPTION else [])
-            real.append([s.start + i for s in segments for i, (start, end) in enumerate(s.offsets) if start < end])
+            positions, tokens, length = self._places(caption, tuple(of_caption), drop)
+            found.append(positions)
+            real.append(tokens)
         return guidance_targets(found, self.options, real, length)
+
+    def _find_places(
+        self, caption: str, pairs: tuple[EntityPair, ...], drop: Drop
+    ) -> tuple[list[PairPositions], list[int], int]:
+        """Positions of the pairs, positions of all tokens that stand for text, and the context's length."""
+        dropped = drop is Drop.CAPTION
+        segments, length = self._segments("" if dropped else caption, drop)
+        positions = [] if dropped else pair_positions(pairs, segments, self.options)
+        tokens = [s.start + i for s in segments for i, (start, end) in enumerate(s.offsets) if start < end]
+        return positions, tokens, length
 
     def _segments(self, caption: str, drop: Drop) -> tuple[list[ContextSegment], int]:
         """The copies of the caption in the context, and the context's length."""

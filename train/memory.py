@@ -201,7 +201,7 @@ class FakeRun:
         # On the device meta first, for modules of fake tensors cannot change their precision.
         with torch.device("meta"), _StaysOnMeta():
             family.unet = _make(UNet2DConditionModel, base.unet.config, DTYPES[model.unet_dtype])
-            family.vae = _make(family.vae_class, base.vae.config, DTYPES[model.vae_dtype])
+            family.vae = _make(family.vae_kind, base.vae.config, DTYPES[model.vae_dtype])
             family.text_encoders = tuple(
                 _make(kind, part.config, DTYPES[model.text_dtype])
                 for kind, part in zip(family.text_classes, base.text, strict=True)
@@ -318,7 +318,7 @@ def _make(kind: Any, config: Any, dtype: torch.dtype) -> nn.Module:
         model = kind(kind.config_class.from_dict(dict(config)))
     elif issubclass(kind, ModelMixin):
         model = kind.from_config(dict(config))
-    else:  # the miniature's VAE
+    else:  # the miniature's lossless VAE
         model = kind(config["factor"])
     return nn.Module.to(model, dtype).eval().requires_grad_(False)
 

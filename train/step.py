@@ -142,7 +142,7 @@ class OptimizerStep:
         mean, std = batch.latents if batch.latents is not None else self._encode_images(batch)
         shape = tuple(mean.shape[1:])
         latents = mean.to(self.device, non_blocking=True).float()
-        if not self.family.is_lossless:
+        if not self.family.is_deterministic:
             latents = latents + std.to(self.device, non_blocking=True).float() * self._draw(batch, "vae", shape)
         noise = self._draw(batch, "noise", shape)
         if self.recipe.loss.noise_offset:

@@ -125,6 +125,24 @@ def test_short_captions_ask_for_what_they_say() -> None:
         assert read_short(caption.text) == (caption.asks, caption.relations), caption.text
 
 
+def test_a_short_caption_without_places_tells_what_the_picture_looks_like() -> None:
+    """Nothing about places is left to be guessed: things stand in the order of the words, from the top left."""
+    order = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    for scene, caption in everything(2000):
+        if caption.category == "dense" or any(ask.cell for ask in caption.asks):
+            continue
+        named = [ask.shape for ask in caption.asks for _ in range(ask.count)]
+        if caption.relations:
+            [(_, relation, _)] = caption.relations
+            pair = named[:2] if relation in ("left", "above") else named[1::-1]
+            cells = order if relation in ("left", "right") else [order[0], order[2], order[1], order[3]]
+            named = [*pair, *named[2:]]
+        else:
+            cells = order
+        expected = dict(zip(cells, named, strict=False))
+        assert {cell: thing.shape for cell, thing in scene.objects} == expected, caption.text
+
+
 def test_paragraphs_say_all_that_they_ask_for_once_for_each_object() -> None:
     for scene, caption in everything(1500):
         if caption.category != "dense":

@@ -20,6 +20,7 @@ from miniature.scenes import (
     Object,
     Scene,
     draw_objects,
+    line_up,
     place,
     render,
     sprite,
@@ -232,8 +233,8 @@ def test_textures() -> None:
 
 def spatial() -> Caption:
     """Of a circle to the left of a square, in either order."""
-    caption = related(TWO, random.Random(0))
-    assert caption is not None and ("left" in caption.text) == caption.text.startswith("a circle")
+    caption = related(line_up((RED, BLUE)), random.Random(0))
+    assert ("left" in caption.text) == caption.text.startswith("a circle")
     return caption
 
 

@@ -20,6 +20,7 @@ from miniature.scenes import (
     Object,
     Scene,
     draw_objects,
+    line_up,
     place,
     render,
     sprite,
@@ -102,6 +103,18 @@ def test_every_cell_is_used_and_none_twice() -> None:
         assert sorted(set(cells)) == cells and {thing for _, thing in scene.objects} == set(things)
         used |= set(cells)
     assert used == set(itertools.product(range(GRID), range(GRID)))
+
+
+def test_things_line_up_in_reading_order() -> None:
+    things = draw_objects(random.Random(0), 4)
+    assert line_up(things).objects == tuple(zip([(0, 0), (0, 1), (1, 0), (1, 1)], things, strict=True))
+    assert line_up(things[:1]).objects == (((0, 0), things[0]),)
+
+
+def test_the_second_thing_may_stand_below_the_first() -> None:
+    a, b, c, d = draw_objects(random.Random(0), 4)
+    assert line_up((a, b), below=True).objects == (((0, 0), a), ((1, 0), b))
+    assert line_up((a, b, c, d), below=True).objects == (((0, 0), a), ((0, 1), c), ((1, 0), b), ((1, 1), d))
 
 
 def test_the_same_seed_draws_the_same_scene() -> None:

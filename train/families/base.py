@@ -63,8 +63,8 @@ class Family(ABC):
     """Of diffusers, as model_index.json names it."""
     text_classes: ClassVar[tuple[type[nn.Module], ...]]
     vae_class: ClassVar[type[nn.Module]] = AutoencoderKL
-    is_lossless: ClassVar[bool] = False
-    """Whether latents stand for exactly one image; otherwise they are drawn from the VAE's distribution."""
+    is_deterministic: ClassVar[bool] = False
+    """Whether an image has one latent; otherwise latents are drawn from the VAE's distribution."""
     vae_in_half: ClassVar[bool] = True
     """Whether the VAE stays within float16's range."""
 
@@ -201,6 +201,11 @@ class Family(ABC):
     @property
     def latent_channels(self) -> int:
         return self.base.unet.config["in_channels"]
+
+    @property
+    def vae_kind(self) -> type[nn.Module]:
+        """The class of this base's VAE, which need not be loaded."""
+        return self.vae_class
 
     @property
     def pixels_per_latent(self) -> int:

@@ -32,6 +32,7 @@ from ..painter import Painter
 from ..recipe_file import load_recipe
 from ..run_folder import RunFolder, machine
 from .arms import STRENGTHS, Arm
+from .autoencoder import train_autoencoder
 from .clip import train_clip
 from .language import train_decoder, train_encoder
 from .probe import probe_encoders
@@ -65,7 +66,7 @@ class Scale:
 
     Attributes:
         pairs: images with captions.
-        clip_steps, llm_steps, base_steps, arm_steps: optimizer steps.
+        vae_steps, clip_steps, llm_steps, base_steps, arm_steps: optimizer steps.
         prompts: of each set; curve_prompts: of those that follow a training; probe_prompts: that probes learn from.
         batch: images a step of base and arms.
         warmup: steps in which the learning rate of base and arms rises.
@@ -74,10 +75,11 @@ class Scale:
     """
 
     pairs: int = 30_000
+    vae_steps: int = 9_000
     clip_steps: int = 1_500
-    llm_steps: int = 3_000
-    base_steps: int = 5_000
-    arm_steps: int = 1_600
+    llm_steps: int = 4_500
+    base_steps: int = 8_000
+    arm_steps: int = 2_000
     prompts: int = 128
     curve_prompts: int = 64
     probe_prompts: int = 2_000
@@ -89,6 +91,7 @@ class Scale:
 
 QUICK = Scale(
     pairs=400,
+    vae_steps=20,
     clip_steps=20,
     llm_steps=20,
     base_steps=24,
@@ -153,7 +156,7 @@ class Reproduction:
             write_pairs(self.world, scale.pairs)
             write_untrained_base(base)
             device = self.device
-            found: dict[str, Any] = {}
+            found: dict[str, Any] = {"vae": train_autoencoder(base / "vae", scale.vae_steps, device=device)}
             found["clip"] = train_clip(base / "text_encoder", base / "tokenizer", scale.clip_steps, device=device)
             for name, train in LLMS.items():
                 found[name] = train(self.world / name, scale.llm_steps, device=device)

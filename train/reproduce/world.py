@@ -1,4 +1,4 @@
-"""The world on disk: captioned images, an untrained base with a trained CLIP, and two language models."""
+"""The world on disk: captioned images, and a base with an untrained UNet, before its encoders are trained."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
 
 from miniature.dataset import pairs
-from miniature.scenes import CELL, GRID, render
+from miniature.scenes import GRID, render
 
 from ..schedule import BETA_END, BETA_START, NoiseSchedule
-from ..small_models import write_json, write_model_index
+from ..small_models import write_model_index
+from .autoencoder import LATENT_CHANNELS
 from .clip import WIDTH
 
-FACTOR = 4
-"""Pixels on a side of a latent: a cell of a scene is two latents wide, an image four."""
 CHANNELS = (64, 128)
-"""Of the UNet's levels, of 4 x 4 and 2 x 2 positions, with cross-attention in both."""
+"""Of the UNet's levels, of 2 x 2 positions and one, with cross-attention in both."""
 
 
 def write_pairs(folder: Path, number: int, seed: int = 0) -> Path:
@@ -59,18 +58,17 @@ def first_pairs(file: Path, number: int) -> Path:
 
 
 def write_untrained_base(folder: Path, seed: int = 0) -> None:
-    """All of a base but its CLIP: a UNet with random weights, a lossless VAE, and the noise schedule.
+    """All of a base but its CLIP and its VAE: a UNet with random weights, and the noise schedule.
 
     Velocity and zero terminal SNR, because SD1.5's own schedule never shows the UNet an image without a trace of
     the answer: on so few pixels, the mean of all of them (arXiv 2305.08891).
     """
-    size = GRID * CELL // FACTOR
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = UNet2DConditionModel(
-            sample_size=size,
-            in_channels=3 * FACTOR**2,
-            out_channels=3 * FACTOR**2,
+            sample_size=GRID,
+            in_channels=LATENT_CHANNELS,
+            out_channels=LATENT_CHANNELS,
             block_out_channels=CHANNELS,
             down_block_types=("CrossAttnDownBlock2D",) * len(CHANNELS),
             up_block_types=("CrossAttnUpBlock2D",) * len(CHANNELS),
@@ -80,9 +78,6 @@ def write_untrained_base(folder: Path, seed: int = 0) -> None:
             norm_num_groups=8,
         )
     unet.save_pretrained(folder / "unet")
-    (folder / "vae").mkdir(parents=True, exist_ok=True)
-    vae = {"_class_name": "PixelUnshuffle", "factor": FACTOR, "latent_channels": 3 * FACTOR**2}
-    write_json(folder / "vae" / "config.json", vae)
     schedule = NoiseSchedule(BETA_START, BETA_END, "scaled_linear", "v_prediction", zero_terminal_snr=True)
     schedule.to_diffusers().save_pretrained(folder / "scheduler")
-    write_model_index(folder, "LLM4GENMiniaturePipeline", vae=("train.families.miniature", "PixelUnshuffle"))
+    write_model_index(folder, "LLM4GENMiniaturePipeline", vae=("train.families.patch_autoencoder", "PatchAutoencoder"))
