@@ -153,4 +153,4 @@ SETS = {
 
 
 SINGLE = PromptSet("single", "Single: one object with a colour", lambda d: _short(d, 1))
-"""What a base must be able to paint before anything is compared."""
+"""The simplest prompts; no table shows them."""

@@ -96,4 +96,6 @@ def _vae(folder: Path) -> Part:
     part = folder_part(kind, folder, "VAE")
     if kind is PatchAutoencoder:
         return part
-    return dataclasses.replace(part, check=lambda: None, load=lambda dtype: PixelUnshuffle(part.config["factor"]).eval())
+    return dataclasses.replace(
+        part, check=lambda: None, load=lambda dtype: PixelUnshuffle(part.config["factor"]).eval()
+    )

@@ -1,4 +1,4 @@
-"""The world's autoencoder, in the place of a VAE, trained on its images. An object's picture becomes one latent of few numbers, as with SD's.
+"""The world's autoencoder, in the place of a VAE: an object's picture becomes one latent of few numbers, as with SD's.
 
 A UNet that paints such latents has less to learn than one that paints pixels: in first tries it painted the right
 words of two-object prompts after a tenth of the steps.

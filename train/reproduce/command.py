@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..interrupt import Interrupt
 from .arms import ARMS, CORE, EXPERIMENTS, find_arm
 
 if TYPE_CHECKING:
@@ -29,6 +31,13 @@ class _Running:
     task: Task
     process: subprocess.Popen[bytes]
     started: float = field(default_factory=time.monotonic)
+    stopped: bool = False
+
+    def stop(self) -> None:
+        """Ask it to write a checkpoint and end, once."""
+        if not self.stopped:
+            self.process.terminate()
+        self.stopped = True
 
 
 def tasks(experiments: Sequence[str], seeds: int, everywhere: bool) -> list[Task]:
@@ -54,6 +63,7 @@ def run_tasks(reproduction: Reproduction, wanted: Sequence[Task], jobs: int) -> 
 
     Raises:
         LLM4GENError: some have failed; names them, and where the reason stands.
+        SystemExit: SIGINT or SIGTERM has come, and all trainings have ended.
     """
     from llm4gen_core import LLM4GENError
 
@@ -65,24 +75,26 @@ def run_tasks(reproduction: Reproduction, wanted: Sequence[Task], jobs: int) -> 
     running: list[_Running] = []
     failed: list[Path] = []
     left = len(waiting)
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
+    with Interrupt("Stopping: trainings write their checkpoints; the same command goes on with them.") as interrupt:
+        while running or (waiting and not interrupt.requested):
+            while waiting and len(running) < jobs and not interrupt.requested:
                 task = waiting.pop(0)
                 running.append(_Running(task, _start(folder, task, jobs)))
             time.sleep(0.2)
+            if interrupt.signal == "SIGTERM":  # Ctrl-C reaches trainings by itself
+                for one in running:
+                    one.stop()
             for one in [one for one in running if one.process.poll() is not None]:
                 running.remove(one)
                 left -= 1
                 name = f"{one.task[0]}-{one.task[1]}"
-                ended = "done" if one.process.returncode == 0 else "FAILED"
+                ended = "done" if one.process.returncode == 0 else "STOPPED" if interrupt.requested else "FAILED"
                 seconds = time.monotonic() - one.started
                 print(f"{name}: {ended} after {seconds:.0f} s, {left} left", flush=True)
                 if one.process.returncode:
                     failed.append(folder / "logs" / f"{name}.log")
-    finally:
-        for one in running:  # after Ctrl-C, which they have received too: each leaves a checkpoint
-            one.process.wait()
+    if interrupt.signal:
+        raise SystemExit(128 + signal.Signals[interrupt.signal])
     if failed:
         raise LLM4GENError(
             f"{len(failed)} of {len(wanted)} trainings failed; the reasons stand at the ends of "
@@ -129,7 +141,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+    import diffusers
     import torch
+    import transformers
 
     from llm4gen_core import LLM4GENError
 
@@ -137,6 +151,8 @@ def _run(args: argparse.Namespace) -> None:
     from .run import QUICK, Reproduction, Scale
     from .ship import ship
 
+    for library in (diffusers, transformers):  # a bar for each of hundreds of small models is no news
+        library.utils.logging.disable_progress_bar()
     folder = Path(args.folder).absolute()
     if args.report:
         if not folder.is_dir():

@@ -167,6 +167,8 @@ def _how_it_was_made(report: _Report, data: ReportData) -> None:
 
 def _world(report: _Report, data: ReportData) -> None:
     report.heading("The world and its encoders")
+    if objects := data.world.get("vae", {}).get("objects"):
+        report.text(f"The autoencoder gives {plain(objects)} of the objects of new pictures back as they were.")
     if retrieval := data.world.get("clip", {}).get("retrieval"):
         report.text(f"CLIP finds the caption of a picture among 1,000 in {plain(retrieval)} of the cases.")
     _shares(report, data.world, ("t5", "llama"), "Share of facts about a caption that a language model completes.")
@@ -209,8 +211,10 @@ def _base(report: _Report, data: ReportData) -> None:
         report.text("The base has not been trained yet.")
         return
     least = data.scale.get("words", 0.9)
-    verdict = f"{'enough' if words >= least else '**too few**'} to compare: at least {plain(least)} are required"
-    report.text(f"It paints {plain(words)} of the words of prompts of one object right, {verdict}.")
+    enough = min(words.values()) >= least
+    verdict = f"{'enough' if enough else '**too few**'} to compare: at least {plain(least)} of each are required"
+    found = " and ".join(f"{plain(share)} of the words of prompts of {kind}" for kind, share in words.items())
+    report.text(f"It paints {found}, {verdict}.")
 
 
 def _core(report: _Report, data: ReportData) -> None:

@@ -316,7 +316,7 @@ def test_a_measure_that_hardly_applies_is_left_out(tmp_path: Path, held: float |
 
 @pytest.mark.parametrize(("share", "words"), [(0.95, "enough"), (0.85, "**too few**")])
 def test_whether_the_base_is_good_enough(tmp_path: Path, share: float, words: str) -> None:
-    _write(tmp_path / "base" / "base.json", {"words": share})
+    _write(tmp_path / "base" / "base.json", {"words": {"one object": 0.99, "two objects": share}})
     assert words in section(report(tmp_path, []), "The base")
 
 

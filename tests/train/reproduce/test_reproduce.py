@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from miniature.judge import read
 from train.__main__ import main
 from train.painter import Painter
 from train.recipe_file import load_recipe
+from train.reproduce import command
 from train.reproduce.arms import ARMS, CORE, EXPERIMENTS, find_arm
 from train.reproduce.command import QUICK_ARMS, run_tasks, tasks
 from train.reproduce.results import Result, Results
@@ -180,3 +183,18 @@ def test_a_training_that_fails_is_named_with_its_log(tmp_path: Path) -> None:
     with pytest.raises(LLM4GENError, match=r"1 of 1 trainings failed; .*logs.finetune-0\.log"):
         run_tasks(reproduction, [("finetune", 0)], 1)
     assert "error: " in (tmp_path / "logs" / "finetune-0.log").read_text()
+
+
+def test_sigterm_reaches_trainings_and_starts_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(folder: Path, task: tuple[str, int], jobs: int) -> subprocess.Popen[bytes]:
+        started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]))
+        return started[-1]
+
+    monkeypatch.setattr(command, "_start", start)
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(SystemExit) as end:
+        run_tasks(Reproduction(tmp_path, QUICK), [("finetune", seed) for seed in range(3)], 2)
+    assert end.value.code == 128 + signal.SIGTERM
+    assert [process.returncode for process in started] == [-signal.SIGTERM] * 2
