@@ -1,6 +1,6 @@
 """Sentences that repeat what a caption says: the redundancy of real text, from which language models learn to bind.
 
-"a red circle and a blue square. the square is blue. the red thing is round." Whoever predicts the last word of such a
+"a red circle and a blue square. the color of the square is blue. the red thing is a circle." Whoever predicts the last word of such a
 sentence must know which attribute belongs to which object.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from .captions import ADJECTIVES, PATTERNS, SIDES, Ask, Caption, article, cell_name
+from .captions import ADJECTIVES, SIDES, Ask, Caption, article, cell_name
 
 _OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 
@@ -63,7 +63,11 @@ def _fact(beginning: str, answer: str, kind: str) -> Fact:
 
 
 def _choices(ask: Ask, draws: random.Random) -> list[tuple[str, str, str]]:
-    """What can be said of an object: (beginning of a sentence, its last words, kind)."""
+    """What can be said of an object: (beginning of a sentence, its last words, kind).
+
+    A beginning says what kind of answer follows: of "the circle is ..." nobody could know whether a colour or a size is
+    meant, and who cannot know learns to guess.
+    """
     assert ask.shape is not None
     place = None if ask.cell is None else cell_name(ask.cell, draws.random() < 0.4)
     subjects = {"shape": f"the {ask.shape}"}
@@ -76,15 +80,13 @@ def _choices(ask: Ask, draws: random.Random) -> list[tuple[str, str, str]]:
     found = []
     if known != "shape":
         found += [(f"{subject} is {article(ask.shape)}", ask.shape, "shape")]
-        found += [(f"{subject} is", ADJECTIVES[ask.shape], "shape")]
+        found += [(f"the shape of {subject} is", ADJECTIVES[ask.shape], "shape")]
     if known != "color" and ask.color:
-        found += [(f"{subject} is", ask.color, "color")] * 2
+        found += [(f"the color of {subject} is", ask.color, "color")] * 2
     if known != "cell" and place:
         found += [(f"{subject} is in the", place, "cell")] * 2
     if ask.texture:
-        found.append((f"{subject} is", ask.texture, "texture"))
-        if ask.texture in PATTERNS:
-            found.append((f"{subject} has", PATTERNS[ask.texture], "texture"))
+        found.append((f"the pattern of {subject} is", ask.texture, "texture"))
     if ask.size:
-        found.append((f"{subject} is", ask.size, "size"))
+        found.append((f"the size of {subject} is", ask.size, "size"))
     return found

@@ -11,3 +11,6 @@ _ALL = (
     "two under upper we what white with yellow"
 )
 WORDS = tuple(_ALL.split())
+"""Of captions."""
+FACT_WORDS = ("color", "shape", "size")
+"""Of facts alone, which no caption has."""

@@ -29,7 +29,7 @@ from miniature.captions import listing
 from miniature.dataset import documents
 from miniature.facts import color_of, facts
 from miniature.scenes import draw_objects, place
-from miniature.words import WORDS
+from miniature.words import FACT_WORDS, WORDS
 
 from ..small_models import write_t5_tokenizer
 from .clip import warm_cosine
@@ -78,7 +78,7 @@ def read(seed: int, primer: bool = False) -> Iterator[Document]:
             said = [color_of(draws.choice(caption.asks))]
         else:
             caption = next(captions)
-            said = facts(caption, draws, draws.choice((2, 3, 4, 6)))
+            said = facts(caption, draws, draws.choice((3, 6, 9) if caption.category == "dense" else (2, 3, 4)))
         text, answers = caption.text if caption.text.endswith(".") else f"{caption.text}.", []
         for fact in said:
             start = len(text) + 1
@@ -114,7 +114,7 @@ def train_encoder(folder: Path, steps: int, seed: int = 0, device: torch.device 
     Returns:
         By kind of fact, the share of new ones that it completes.
     """
-    size = write_t5_tokenizer(folder, WORDS, sentinels=1)
+    size = write_t5_tokenizer(folder, WORDS + FACT_WORDS, sentinels=1)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     config = T5Config(
         vocab_size=size,
@@ -166,7 +166,7 @@ def train_decoder(folder: Path, steps: int, seed: int = 0, device: torch.device 
 
     Args and Returns: as of `train_encoder`.
     """
-    size = write_t5_tokenizer(folder, WORDS, sentinels=1)
+    size = write_t5_tokenizer(folder, WORDS + FACT_WORDS, sentinels=1)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     config = LlamaConfig(
         vocab_size=size,
