@@ -1,7 +1,7 @@
 """Sentences that repeat what a caption says: the redundancy of real text, from which language models learn to bind.
 
-"a red circle and a blue square. the color of the square is blue. the red thing is a circle." Whoever predicts the last word of such a
-sentence must know which attribute belongs to which object.
+"a red circle and a blue square. the color of the square is blue. the red thing is a circle." Whoever predicts the last
+word of such a sentence must know which attribute belongs to which object.
 """
 
 from __future__ import annotations
