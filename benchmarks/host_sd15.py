@@ -1,11 +1,11 @@
 """What LLM4GEN costs inside ComfyUI: seconds a step, seconds to import, bytes left on the compute device.
 
-    COMFYUI_PATH=~/ComfyUI python benchmarks/host_sd15.py [--full] [--size 512] [--pairs 5]
+    COMFYUI_PATH=~/ComfyUI python benchmarks/host_sd15.py [--full] [--size 512] [--rounds 5]
 
 Everything is measured in one process of the host, with random weights: time does not depend on their values.
-A step with the fused context (333 tokens) and one with plain CLIP (77 tokens) alternate, so that a noisy machine
-disturbs both alike; the ratio is given as the median over the pairs and between the fastest of each. `--full`
-takes SD1.5's whole UNet (860 M parameters) in place of the shallow one of the tests.
+Steps with plain CLIP (77 tokens), with the fused context (333 tokens) and with it in each λ mode take turns, so that a
+noisy machine disturbs all alike; ratios to plain CLIP are given as the median over the rounds and between the fastest.
+`--full` takes SD1.5's whole UNet (860 M parameters) in place of the shallow one of the tests.
 """
 
 from __future__ import annotations
@@ -58,13 +58,16 @@ def import_seconds() -> tuple[float, str]:
     return time.perf_counter() - started, name
 
 
-def step_ratio(pack: str, models: Path, full: bool, size: int, pairs: int) -> dict[str, float]:
+def steps(pack: str, models: Path, full: bool, size: int, rounds: int) -> dict[str, object]:
+    """Of plain CLIP, and of the fused context in each λ mode, against plain CLIP."""
     import comfy.sample
     import comfy.sd
 
     conditioning = importlib.import_module(f"{pack}.nodes.conditioning")
     host = importlib.import_module(f"{pack}.nodes.host")
     host_llm = importlib.import_module(f"{pack}.nodes.host_llm")
+    attention = importlib.import_module(f"{pack}.nodes.host_attention")
+    schedule = importlib.import_module(f"{pack}.llm4gen_core.strength").StrengthSchedule(0.9, 1.1)
     clip = comfy.sd.load_checkpoint_guess_config(str(models / "checkpoints" / "sd15.safetensors"))[1]
     unet = comfy.sd.load_diffusion_model_state_dict(host_models.unet_state(0, full=full))
     llm = host_llm.load_llm("rankgen.safetensors", {})
@@ -74,30 +77,32 @@ def step_ratio(pack: str, models: Path, full: bool, size: int, pairs: int) -> di
         plain = conditioning.encode_clip(clip, text)
         return plain, conditioning.fuse_conditioning(adapter, plain, llm.encode(text, llm.spec), 1.0)
 
-    plain_positive, fused_positive = side("a green armchair left of a round oak table")
-    plain_negative, fused_negative = side("")
+    plain, fused = zip(side("a green armchair left of a round oak table"), side(""), strict=True)
+    modes = {mode: attention.patch_attention(unet, mode, schedule) for mode in ("embedding", "value", "decoupled")}
+    ways = {"plain": (unet, plain), "fused": (unet, fused)}
+    ways |= {f"{mode}, λ from 0.9 to 1.1": (model, fused) for mode, model in modes.items()}
     latent = torch.zeros(1, 4, size // 8, size // 8)
     noise = comfy.sample.prepare_noise(latent, 0)
 
-    def seconds(positive, negative) -> float:
+    def seconds(model, sides) -> float:
         started = time.perf_counter()
-        comfy.sample.sample(
-            unet, noise, 1, 7.5, "ddim", "ddim_uniform", positive, negative, latent, disable_pbar=True, seed=0
-        )
+        comfy.sample.sample(model, noise, 1, 7.5, "ddim", "ddim_uniform", *sides, latent, disable_pbar=True, seed=0)
         return time.perf_counter() - started
 
-    plain, fused = [], []
-    seconds(plain_positive, plain_negative), seconds(fused_positive, fused_negative)
-    for _ in range(pairs):
-        plain.append(seconds(plain_positive, plain_negative))
-        fused.append(seconds(fused_positive, fused_negative))
-    return {
-        "plain_seconds_a_step": statistics.median(plain),
-        "fused_seconds_a_step": statistics.median(fused),
-        "ratio_median_of_pairs": statistics.median(f / p for f, p in zip(fused, plain, strict=True)),
-        "ratio_of_fastest": min(fused) / min(plain),
-        "context_tokens": fused_positive[0][0].shape[1],
-    }
+    for way in ways.values():
+        seconds(*way)
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            times[name].append(seconds(*way))
+    found: dict[str, object] = {"context_tokens": fused[0][0][0].shape[1]}
+    for name, of_way in times.items():
+        found[name] = {
+            "seconds_a_step": statistics.median(of_way),
+            "ratio_median_of_rounds": statistics.median(a / b for a, b in zip(of_way, times["plain"], strict=True)),
+            "ratio_of_fastest": min(of_way) / min(times["plain"]),
+        }
+    return found
 
 
 def bytes_on_compute_device(pack: str) -> dict[str, object]:
@@ -127,7 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="SD1.5's whole UNet")
     parser.add_argument("--size", type=int, default=512, help="pixels of a side")
-    parser.add_argument("--pairs", type=int, default=5, help="pairs of steps to time")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each way is timed")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         base = make_base(Path(folder) / "base")
@@ -139,7 +144,7 @@ def main() -> None:
             "unet": "full" if options.full else "shallow",
             "size": options.size,
             "import_seconds": seconds,
-            "steps": step_ratio(pack, base / "models", options.full, options.size, options.pairs),
+            "steps": steps(pack, base / "models", options.full, options.size, options.rounds),
             "after_encoding": bytes_on_compute_device(pack),
         }
     print(json.dumps(results, indent=2))

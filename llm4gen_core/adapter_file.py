@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from .adapter import CrossAdapter, CrossAdapterConfig
 from .errors import LLM4GENError
 from .llm_spec import RANKGEN_T5_XL, LLMSpec
+from .strength import LAMBDA_MODES
 from .unet_part import UNetPart
 from .weights import SAFETENSORS_SUFFIXES, load_tensors, read_header
 
@@ -34,7 +35,6 @@ FORMAT_VERSION = 2
 
 A file is written in the lowest version that can say what is in it, so that older readers take it or refuse it whole.
 """
-LAMBDA_MODES = ("embedding", "value", "decoupled")
 FAMILIES = {
     "sd15": "stable-diffusion-v1",
     "sdxl": "stable-diffusion-xl-v1-base",

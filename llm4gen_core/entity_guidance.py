@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .attention_columns import attention_columns
 from .entities import EntityPair, Span
 from .errors import LLM4GENError
+from .strength import LLMTokens, attended_columns
 
 _CHOICES = {
     "tokens": ("both", "clip", "llm"),
@@ -274,7 +274,12 @@ def guidance_targets(
 
 
 def layer_guidance(
-    query: Tensor, key: Tensor, targets: GuidanceTargets, scale: float, options: GuidanceOptions
+    query: Tensor,
+    key: Tensor,
+    targets: GuidanceTargets,
+    scale: float,
+    options: GuidanceOptions,
+    llm: LLMTokens | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One layer's term of eq. 5 from its query and key.
 
@@ -282,6 +287,7 @@ def layer_guidance(
         query: [B, heads, N, d]; key: [B, heads, T, d].
         targets: on the same device.
         scale: of the layer's attention.
+        llm: see `attend`.
 
     Returns:
         loss [B], and the attention mass of attribute and entity [B, 2] (mean over pixels, pairs and heads), which
@@ -289,7 +295,7 @@ def layer_guidance(
     """
     if options.axis == "tokens":
         mean_heads = options.heads == "mean"
-        columns = attention_columns(query, key, targets.columns, scale, bias=targets.bias, mean_heads=mean_heads)
+        columns = attended_columns(query, key, targets.columns, scale, llm, bias=targets.bias, mean_heads=mean_heads)
         columns = columns.unsqueeze(1) if mean_heads else columns
     else:
         index = targets.columns[:, None, :, None].expand(-1, key.shape[1], -1, key.shape[3])

@@ -9,6 +9,7 @@ import torch
 
 from ..llm4gen_core import LLM4GENError, LLMFeatures
 from .host import HostAdapter, release
+from .host_attention import mark
 
 Conditioning = list[list[Any]]
 """The host's form: entries of [context [B, L, d_text], options]."""
@@ -19,7 +20,9 @@ FUSED = "llm4gen_text_tokens"
 _WIDTHS = {768: "SD1.5", 1024: "SD2", 1280: "the SDXL refiner", 2048: "SDXL", 4096: "SD3 or another large model"}
 
 
-def encode_clip(clip: comfy.sd.CLIP | None, text: str, paired_text: str = "") -> Conditioning:
+def encode_clip(
+    clip: comfy.sd.CLIP | None, text: str, paired_text: str = "", sizes: dict[str, int] | None = None
+) -> Conditioning:
     """The model's own text encoding, as the host's CLIP Text Encode.
 
     Args:
@@ -27,9 +30,11 @@ def encode_clip(clip: comfy.sd.CLIP | None, text: str, paired_text: str = "") ->
         text: the prompt; every 75 tokens make a chunk of 77.
         paired_text: the prompt of the other side of guidance. The shorter of the two is continued with chunks
             of the empty prompt, so that both sides are equally long and one batched UNet call serves them.
+        sizes: SDXL's size condition under the host's names (width, height, crop_w, crop_h, target_width,
+            target_height), in pixels. What is left out is that of an uncropped image of the size that is painted.
 
     Returns:
-        Entries with context [1, 77 k, d_text].
+        Entries with context [1, 77 k, d_text]; of SDXL with the pooled text and the sizes among their options.
 
     Raises:
         LLM4GENError: there is no CLIP.
@@ -42,7 +47,7 @@ def encode_clip(clip: comfy.sd.CLIP | None, text: str, paired_text: str = "") ->
     tokens, paired, empty = clip.tokenize(text), clip.tokenize(paired_text), clip.tokenize("")
     for name, chunks in tokens.items():
         chunks.extend(empty[name] * (len(paired[name]) - len(chunks)))
-    return clip.encode_from_tokens_scheduled(tokens)
+    return clip.encode_from_tokens_scheduled(tokens, add_dict=dict(sizes or {}))
 
 
 def fuse_conditioning(
@@ -70,13 +75,15 @@ def fuse_conditioning(
     if strength == 0:
         return conditioning
     fused = []
+    scaled = adapter.metadata.lambda_mode == "embedding"  # the other modes scale inside the UNet: see Patch Model
     for text, options in conditioning:
         size = max(text.shape[0], features.hidden.shape[0])
         context = _to_batch(text, size)
         adapted = adapter.adapt(context, _to_batch(features.hidden, size))
         own = text.shape[1] if adapter.module.config.context_layout[0] == "text" else 0
+        combined = adapter.module.combine(context, adapted.to(context.device), strength if scaled else 1.0)
         options = {"cross_attn_controlnet": text, **options, FUSED: own}
-        fused.append([adapter.module.combine(context, adapted.to(context.device), strength), options])
+        fused.append([combined, mark(options, own, combined.shape[1], strength, scaled) if own else options])
     release(adapter.patcher)
     return fused
 

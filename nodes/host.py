@@ -138,10 +138,10 @@ class HostAdapter:
         )
         metadata = module.metadata
         assert metadata is not None
-        if metadata.lambda_mode != "embedding":
+        if metadata.lambda_mode != "embedding" and module.config.context_layout[0] != "text":
             raise LLM4GENError(
-                f"Adapter {name} was trained with the λ mode {metadata.lambda_mode!r}, which changes the UNet's "
-                "attention; this version of LLM4GEN has only 'embedding'. Update LLM4GEN."
+                f"Adapter {name} has the λ mode {metadata.lambda_mode!r} and the fusion {module.config.fusion!r}, "
+                "which leaves no CLIP tokens that it could stand beside. Train it with λ mode 'embedding'."
             )
         adapter = cls(patcher, metadata, name)
         log.info("Adapter %s: %s", name, adapter.description)
@@ -175,6 +175,8 @@ class HostAdapter:
             text += f" · ablation {config.fusion}"
         if self.unet_label:
             text += f" · with a {self.unet_label}: connect Patch Model too"
+        if self.metadata.lambda_mode != "embedding":
+            text += f" · λ mode {self.metadata.lambda_mode}: connect Patch Model too"
         if self.metadata.training.get("prediction") == "v_prediction":
             zsnr = ", zsnr" if self.metadata.training.get("zero_terminal_snr") else ""
             text += f" · for a model that predicts velocity: connect ModelSamplingDiscrete (v_prediction{zsnr}) too"

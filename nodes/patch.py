@@ -1,15 +1,20 @@
-"""The node that gives a model the UNet part of an adapter."""
+"""The node that gives a model what an adapter changes of the UNet, and sets when the LLM's tokens count."""
 
 import comfy.model_patcher
 from comfy_api.v0_0_2 import io
 
+from ..llm4gen_core.adapter_file import LAMBDA_MODES
+from ..llm4gen_core.strength import CURVES, StrengthSchedule
 from .host import HostAdapter
+from .host_attention import patch_attention
 from .host_unet import patch_unet
 from .wires import CATEGORY, AdapterWire, say, search_aliases
 
+OWN_MODE = "as trained"
+
 
 class LLM4GENPatch(io.ComfyNode):
-    """Change the UNet as in the adapter's training."""
+    """Change the UNet as in the adapter's training, and let λ depend on the sampling step."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -18,9 +23,9 @@ class LLM4GENPatch(io.ComfyNode):
             display_name="Patch Model (LLM4GEN)",
             category=CATEGORY,
             description="Applies what an adapter holds of the UNet (LoRA, or key and value weights of the "
-            "cross-attention) to the model. Load Adapter says whether there is such a part; without one the model "
-            "passes unchanged.",
-            **search_aliases("apply adapter", "lora", "unet part", "apply llm4gen"),
+            "cross-attention) to the model, and sets how λ, the strength of the LLM's tokens, works and when. Official "
+            "SD1.5 adapters need this node for a schedule of λ alone.",
+            **search_aliases("apply adapter", "lora", "unet part", "apply llm4gen", "lambda", "strength schedule"),
             inputs=[
                 io.Model.Input(
                     "model",
@@ -41,6 +46,54 @@ class LLM4GENPatch(io.ComfyNode):
                     tooltip="Scale of the change of the UNet's weights. 1 is what the adapter was trained with; 0 "
                     "leaves the model as it is.",
                 ),
+                io.Combo.Input(
+                    "lambda_mode",
+                    options=[OWN_MODE, *LAMBDA_MODES],
+                    optional=True,
+                    tooltip="What λ scales. as trained: what the adapter says. embedding: the LLM's tokens. value: "
+                    "what they say, not how much they are looked at. decoupled: an attention of their own beside "
+                    "CLIP's.",
+                ),
+                io.Float.Input(
+                    "lambda_start",
+                    optional=True,
+                    default=1.0,
+                    min=0.0,
+                    max=4.0,
+                    step=0.05,
+                    tooltip="λ at the beginning of the range; times the strength of Fuse. No prompt is encoded again.",
+                ),
+                io.Float.Input(
+                    "lambda_end",
+                    optional=True,
+                    default=1.0,
+                    min=0.0,
+                    max=4.0,
+                    step=0.05,
+                    tooltip="λ at the end of the range.",
+                ),
+                io.Combo.Input(
+                    "curve", options=list(CURVES), optional=True, tooltip="How λ goes from its first value to its last."
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    optional=True,
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Where in sampling the LLM's tokens begin to count; before, the image is painted with "
+                    "plain CLIP.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    optional=True,
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Where in sampling they cease to count.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[io.Model.Output(tooltip="The model with the adapter's changes, for the sampler.")],
@@ -48,14 +101,23 @@ class LLM4GENPatch(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: comfy.model_patcher.ModelPatcher, adapter: HostAdapter, strength_model: float
+        cls,
+        model: comfy.model_patcher.ModelPatcher,
+        adapter: HostAdapter,
+        strength_model: float,
+        lambda_mode: str = OWN_MODE,
+        lambda_start: float = 1.0,
+        lambda_end: float = 1.0,
+        curve: str = "linear",
+        start_percent: float = 0.0,
+        end_percent: float = 1.0,
     ) -> io.NodeOutput:
+        schedule = StrengthSchedule(lambda_start, lambda_end, start_percent, end_percent, curve)
         patched = patch_unet(model, adapter, strength_model)
-        part = adapter.module.unet_part
-        if part is None:
-            say(cls, f"{adapter.name} has no UNet part: the model passes unchanged")
-        elif patched is model:
-            say(cls, "strength 0: the model passes unchanged")
-        else:
-            say(cls, f"{adapter.unet_label} at strength {strength_model:g}")
+        said = [f"{adapter.unet_label} at strength {strength_model:g}"] if patched is not model else []
+        mode = adapter.metadata.lambda_mode if lambda_mode == OWN_MODE else lambda_mode
+        if mode != "embedding" or not schedule.is_neutral:
+            patched = patch_attention(patched, mode, schedule)
+            said.append(f"λ mode {mode}, {schedule.label}")
+        say(cls, " · ".join(said) or "nothing to change: the model passes unchanged")
         return io.NodeOutput(patched)

@@ -329,7 +329,7 @@ def test_it_says_what_it_did(server, parts):
     assert said["adapter"].endswith("with a UNet part (LoRA of 84 layers): connect Patch Model too")
     result, said = server.run_and_listen(with_patch(graph(seed=7), "plain"))
     assert result.error is None, result.error
-    assert said["patch"] == "plain.safetensors has no UNet part: the model passes unchanged"
+    assert said["patch"] == "nothing to change: the model passes unchanged"
     assert "Patch" not in said["adapter"]
 
 

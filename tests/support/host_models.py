@@ -144,14 +144,22 @@ def adapter_state(seed: int, d_text: int = 768, d_llm: int = LLM_WIDTH) -> dict[
     return {f"CrossFusionModule.0.{name}": tensor for name, tensor in random_state(module, seed).items()}
 
 
-def save_own_adapter(path: Path, seed: int, fusion: str = "cross_adapter", unet_part: Any = None) -> None:
-    """An adapter in the project's own file, of any fusion, with or without a part of the UNet."""
+def save_own_adapter(
+    path: Path,
+    seed: int,
+    fusion: str = "cross_adapter",
+    unet_part: Any = None,
+    lambda_mode: str = "embedding",
+    base: str = "sd15",
+) -> None:
+    """An adapter in the project's own file, of any fusion, λ mode and base, with or without a part of the UNet."""
     from llm4gen_core import AdapterMetadata, CrossAdapter, CrossAdapterConfig, save_adapter
 
     with torch.device("meta"):
-        module = CrossAdapter(CrossAdapterConfig(768, LLM_WIDTH, fusion=fusion))
+        width = {"sd15": 768, "sdxl": 2048}[base]
+        module = CrossAdapter(CrossAdapterConfig(width, LLM_WIDTH, fusion=fusion))
     module.load_state_dict(random_state(module, seed), assign=True)
-    save_adapter(module, path, AdapterMetadata("sd15", None), unet_part)
+    save_adapter(module, path, AdapterMetadata(base, None, lambda_mode=lambda_mode), unet_part)
 
 
 def kv_part(layers: Mapping[str, tuple[int, int]], seed: int, scale: float = 0.5) -> Any:

@@ -1,0 +1,92 @@
+"""The readings of eq. 3 in one layer of cross-attention, against their formulas written out in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from llm4gen_core import attention_columns
+from llm4gen_core.entity_guidance import GuidanceOptions, PairPositions, guidance_targets, layer_guidance
+from llm4gen_core.strength import LLMTokens, attend, attended_columns
+
+TEXT, TOKENS, SCALE = 5, 12, 0.35
+
+
+def tensors(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(2, 3, n, 8, generator=generator, dtype=dtype) for n in (7, TOKENS, TOKENS))  # type: ignore[return-value]
+
+
+def softmax(query: Tensor, key: Tensor) -> Tensor:
+    return (query @ key.transpose(-1, -2) * SCALE).softmax(-1)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.4, 1.0, 3.0])
+def test_value_scales_what_the_llm_says_and_not_how_much_it_is_looked_at(strength: float) -> None:
+    query, key, value = tensors()
+    weights = softmax(query, key)
+    expected = weights[..., :TEXT] @ value[:, :, :TEXT] + strength * weights[..., TEXT:] @ value[:, :, TEXT:]
+    assert torch.allclose(attend(query, key, value, SCALE, LLMTokens("value", TEXT, strength)), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.4, 1.0, 3.0])
+def test_decoupled_is_the_right_side_of_eq_3(strength: float) -> None:
+    query, key, value = tensors()
+    expected = softmax(query, key[:, :, :TEXT]) @ value[:, :, :TEXT]
+    expected = expected + strength * softmax(query, key[:, :, TEXT:]) @ value[:, :, TEXT:]
+    found = attend(query, key, value, SCALE, LLMTokens("decoupled", TEXT, strength))
+    assert torch.allclose(found, expected, atol=1e-12)
+
+
+def test_without_llm_tokens_it_is_plain_attention() -> None:
+    query, key, value = tensors()
+    assert torch.allclose(attend(query, key, value, SCALE, None), softmax(query, key) @ value, atol=1e-12)
+
+
+@pytest.mark.parametrize("mean_heads", [False, True])
+def test_columns_of_decoupled_come_from_their_own_softmax(mean_heads: bool) -> None:
+    query, key, _ = tensors()
+    columns = torch.tensor([[0, 4, 5, 11], [2, 2, 7, 6]])
+    both = torch.cat((softmax(query, key[:, :, :TEXT]), softmax(query, key[:, :, TEXT:])), -1)
+    expected = both.gather(3, columns[:, None, None].expand(-1, 3, 7, -1))
+    expected = expected.mean(1) if mean_heads else expected
+    found = attended_columns(query, key, columns, SCALE, LLMTokens("decoupled", TEXT), mean_heads=mean_heads)
+    assert torch.allclose(found, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("llm", [None, LLMTokens("value", TEXT, 0.3)])
+def test_columns_of_the_other_modes_are_those_of_one_softmax(llm: LLMTokens | None) -> None:
+    query, key, _ = tensors()
+    columns = torch.tensor([1, 9])
+    expected = attention_columns(query, key, columns, SCALE)
+    assert torch.equal(attended_columns(query, key, columns, SCALE, llm), expected)
+
+
+def test_a_bias_that_leaves_no_token_of_one_side_gives_no_nan() -> None:
+    """A caption that the LLM does not see has no real token on its side."""
+    query, key, _ = tensors()
+    bias = torch.zeros(2, TOKENS, dtype=query.dtype)
+    bias[0, TEXT:] = -math.inf
+    bias[1, 1:3] = -math.inf
+    found = attended_columns(query, key, torch.arange(TOKENS), SCALE, LLMTokens("decoupled", TEXT), bias=bias)
+    assert found.isfinite().all()
+    assert torch.allclose(found[..., :TEXT].sum(-1), torch.ones(2, 3, 7, dtype=query.dtype))
+    assert not found[1, :, :, 1:3].any()
+
+
+def test_guidance_sees_these_columns_and_its_gradient_flows() -> None:
+    query, key, _ = (tensor.requires_grad_() for tensor in tensors())
+    options = GuidanceOptions()
+    targets = guidance_targets([[PairPositions(((1,),), (3,))], [PairPositions(((7,),), (10,))]], options)
+    llm = LLMTokens("decoupled", TEXT)
+    loss, _ = layer_guidance(query, key, targets, SCALE, options, llm)
+    maps = torch.cat((softmax(query, key[:, :, :TEXT]), softmax(query, key[:, :, TEXT:])), -1).mean(1)
+    expected = [(maps[0, :, 1] - maps[0, :, 3]).square().mean(), (maps[1, :, 7] - maps[1, :, 10]).square().mean()]
+    assert torch.allclose(loss, torch.stack(expected).to(loss), rtol=1e-6)
+    [gradient] = torch.autograd.grad(loss.sum(), key, retain_graph=True)
+    [truth] = torch.autograd.grad(sum(expected), key)  # type: ignore[arg-type]
+    assert torch.allclose(gradient, truth, rtol=1e-5, atol=1e-12) and truth.any()
+    assert not torch.allclose(loss, layer_guidance(query, key, targets, SCALE, options)[0])
