@@ -8,6 +8,23 @@ from .host import HostAdapter
 from .host_llm import HostLLM
 from .wires import CATEGORY, AdapterWire, FeaturesWire, LLMWire, say, search_aliases
 
+_SIZES = {
+    "width": "SDXL: width of the image before it was cropped, in pixels. Twice what you paint is a common choice.",
+    "height": "SDXL: height of the image before it was cropped, in pixels.",
+    "crop_w": "SDXL: how much was cropped off its left, in pixels.",
+    "crop_h": "SDXL: how much was cropped off its top, in pixels.",
+    "target_width": "SDXL: width of the image that it became, in pixels.",
+    "target_height": "SDXL: height of the image that it became, in pixels.",
+}
+"""SDXL's size condition by the host's names."""
+
+
+def _size_input(name: str, meaning: str) -> io.Int.Input:
+    default = "0 is no crop." if name.startswith("crop") else "0 is what is painted."
+    return io.Int.Input(
+        name, default=0, min=0, max=16384, step=8, optional=True, tooltip=f"{meaning} {default} SD1.5 has none."
+    )
+
 
 class LLM4GENEncodeLLM(io.ComfyNode):
     """Encode a prompt with the language model."""
@@ -60,8 +77,8 @@ class LLM4GENEncodeCLIP(io.ComfyNode):
             display_name="CLIP Encode (LLM4GEN)",
             category=CATEGORY,
             description="Encodes a prompt with CLIP, as CLIP Text Encode does, and can keep the positive and the "
-            "negative side equally long.",
-            **search_aliases("clip text encode", "prompt"),
+            "negative side equally long. With SDXL it takes its size condition too.",
+            **search_aliases("clip text encode", "prompt", "sdxl", "clip text encode sdxl"),
             inputs=[
                 io.Clip.Input("clip", tooltip="The checkpoint's CLIP."),
                 io.String.Input(
@@ -79,10 +96,12 @@ class LLM4GENEncodeCLIP(io.ComfyNode):
                     "round. Only its length counts: the shorter side is continued with empty chunks, so that guidance "
                     "stays one UNet call a step when one prompt has more than 75 tokens.",
                 ),
+                *(_size_input(name, meaning) for name, meaning in _SIZES.items()),
             ],
             outputs=[io.Conditioning.Output(tooltip="CLIP's conditioning, for Fuse or for any other node.")],
         )
 
     @classmethod
-    def execute(cls, clip: comfy.sd.CLIP, text: str, paired_text: str = "") -> io.NodeOutput:
-        return io.NodeOutput(encode_clip(clip, text, paired_text))
+    def execute(cls, clip: comfy.sd.CLIP, text: str, paired_text: str = "", **sizes: int) -> io.NodeOutput:
+        given = {name: size for name, size in sizes.items() if size}
+        return io.NodeOutput(encode_clip(clip, text, paired_text, given))
