@@ -20,6 +20,8 @@ class Arm:
         overrides: changes of the recipe.
         llm: "t5", "llama", or "" for none.
         pairs: how many of the training pairs; None for all.
+        trained_as: the arm whose training is this one's too; "" for one of its own.
+        lambda_mode: that it is painted with; None for the one that it was trained in.
         paper: the paper's T2I-CompBench scores of colour, shape and texture in percent, where it has this row.
     """
 
@@ -30,6 +32,8 @@ class Arm:
     overrides: tuple[str, ...] = ()
     llm: str = "t5"
     pairs: int | None = None
+    trained_as: str = ""
+    lambda_mode: str | None = None
     paper: tuple[float, float, float] | None = None
 
 
@@ -40,6 +44,7 @@ EXPERIMENTS = {
     "data": "How much data it needs (Fig. 8a)",
     "alpha": "Weight of the regulariser",
     "tokens": "Which of a word's two tokens the regulariser binds",
+    "lambda": "The readings of λ (eq. 3)",
 }
 """What is compared, by the names that the command takes."""
 
@@ -86,6 +91,9 @@ _ALL = (
     Arm("balance_1", "as much as it", "alpha", overrides=("guidance.balance=1",)),
     Arm("tokens_clip", "CLIP's token", "tokens", overrides=("guidance.tokens=clip",)),
     Arm("tokens_llm", "The LLM's token", "tokens", overrides=("guidance.tokens=llm",)),
+    # λ is 1 in training, where a λ on the values is the same as one on the embedding.
+    Arm("value", "λ on the values", "lambda", trained_as="llm4gen", lambda_mode="value"),
+    Arm("decoupled", "λ decoupled", "lambda", overrides=("adapter.lambda_mode=decoupled",)),
 )
 ARMS = {arm.name: arm for arm in _ALL}
 """By name, in the order of the report. `base` is no arm: it is what all of them begin with."""
@@ -105,4 +113,7 @@ def find_arm(name: str) -> Arm:
 
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-"""λ at painting time, for the core's LLM4GEN."""
+"""λ at painting time, for `STRENGTH_ARMS`."""
+
+STRENGTH_ARMS = {"llm4gen": "embedding", "value": "value", "decoupled": "decoupled"}
+"""Arms that are painted with other λ than 1, and the readings of eq. 3 that they stand for."""

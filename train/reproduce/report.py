@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from miniature.captions import CATEGORIES
 from miniature.dataset import SETS
 
-from .arms import ARMS, CORE, STRENGTHS
+from .arms import ARMS, CORE, STRENGTH_ARMS, STRENGTHS
 from .page import ONE_SEED, Cell, Page, markdown_table, plain
 from .report_data import (
     ATTRIBUTES,
@@ -47,6 +47,8 @@ CORE_ROWS = ("base", *CORE)
 MODULES = ("base", *(a.name for a in ARMS.values() if a.experiment == "modules"), "no_regularisation", "llm4gen")
 LLMS = ("base", "llama", "llama_mean", "llm4gen")
 BALANCES = {"no_regularisation": "0", "balance_0.03": "0.03", "llm4gen": "0.1", "balance_0.3": "0.3", "balance_1": "1"}
+AWAY = (0.5, 1.5)
+"""λ away from 1, at which the readings are compared."""
 TOKENS = {"llm4gen": "Both (LLM4GEN)", "tokens_clip": "CLIP's", "tokens_llm": "The LLM's"}
 
 Points: TypeAlias = "Mapping[float, Estimate | None]"
@@ -318,9 +320,34 @@ def _scaling(report: _Report, data: ReportData) -> None:
 
 def _strengths(report: _Report, data: ReportData) -> None:
     report.heading("λ at painting time")
-    found = {CALLED[name]: {x: data.mean("binding", (name,), "llm4gen", x) for x in STRENGTHS} for name in CURVES}
-    caption = "Binding of LLM4GEN by the λ that it is painted with; it was trained with 1."
-    report.plot(found, "λ", "binding", caption, "No other λ than 1 has been painted with yet.")
+    report.text(
+        "Eq. 3 can be read in three ways. *Embedding*: one attention over CLIP's tokens and λ times the LLM's, as in "
+        "the official script. *Value*: λ scales the values of the LLM's tokens alone; in training, where λ is 1, it is "
+        "the same. *Decoupled*: an attention of its own to the LLM's tokens, times λ, beside that to CLIP's. At λ = 0 "
+        "the LLM's tokens are left out in all of them."
+    )
+    for name in CURVES:
+        found = {mode: _by_strength(data, arm, name) for arm, mode in STRENGTH_ARMS.items()}
+        caption = f"Accuracy on {CALLED[name]} prompts by the λ that they are painted with; all were trained with 1."
+        missing = f"No other λ than 1 has been painted with yet: {CALLED[name]}."
+        report.plot(found, "λ", "accuracy", caption, missing)
+    columns: Columns = {}
+    for name in CURVES:
+        columns[f"{CALLED[name].capitalize()}, λ = 1"] = partial(data.mean, "accuracy", (name,))
+        for other in AWAY:
+            columns[f"λ = {other:g}, less that"] = partial(_change, data, name, other)
+    titles = {arm: mode.capitalize() for arm, mode in STRENGTH_ARMS.items()}
+    caption = "Accuracy at λ = 1, and what painting with another λ changes, paired by prompt and seed (p as they are)."
+    report.arms(data, titles, columns, caption, "Reading")
+
+
+def _by_strength(data: ReportData, arm: str, name: str) -> dict[float, Estimate | None]:
+    return {strength: data.mean("accuracy", (name,), arm, strength) for strength in STRENGTHS}
+
+
+def _change(data: ReportData, name: str, strength: float, arm: str) -> Difference | None:
+    """Accuracy at another λ less that at 1."""
+    return difference_of(data.final(arm, (name,), strength), data.final(arm, (name,)), "accuracy")
 
 
 def _guidance(report: _Report, data: ReportData) -> None:

@@ -32,7 +32,7 @@ from ..loop import Trainer, resume, run
 from ..painter import Painter
 from ..recipe_file import load_recipe
 from ..run_folder import RunFolder, machine
-from .arms import STRENGTHS, Arm
+from .arms import STRENGTH_ARMS, STRENGTHS, Arm
 from .autoencoder import train_autoencoder
 from .clip import train_clip
 from .language import train_decoder, train_encoder
@@ -226,8 +226,8 @@ class Reproduction:
     def run_arm(self, arm: Arm, seed: int) -> None:
         """Train one arm with one seed, and paint and judge what comes out."""
         steps, name = self.scale.arm_steps, f"{arm.name}-{seed}"
-        folder = self._train(arm.recipe, name, self._overrides(arm, seed))
-        for step in self._curve_steps():
+        folder = self._train(arm.recipe, f"{arm.trained_as or arm.name}-{seed}", self._overrides(arm, seed))
+        for step in () if arm.trained_as else self._curve_steps():
             with self._checkpoint(folder, step, arm, seed) as painter:
                 if painter is not None:
                     for prompts in CURVE_SETS:
@@ -239,7 +239,7 @@ class Reproduction:
             for prompts in CURVE_SETS:
                 self._score(painter, arm.name, seed, prompts, steps, self.scale.prompts, strength)
         self._keep_pictures(painter, name, maps=arm.experiment == "core")
-        for checkpoint in sorted(folder.checkpoints.glob("step-*"))[:-1]:
+        for checkpoint in () if arm.trained_as else sorted(folder.checkpoints.glob("step-*"))[:-1]:
             shutil.rmtree(checkpoint)  # large, and measured
 
     def is_done(self, arm: Arm, seed: int) -> bool:
@@ -256,7 +256,7 @@ class Reproduction:
         return (*MAIN_SETS, *(HELD_OUT_SETS if arm.experiment == "core" else ()))
 
     def _strengths(self, arm: Arm) -> tuple[float, ...]:
-        return STRENGTHS if arm.name == "llm4gen" else ()
+        return STRENGTHS if arm.name in STRENGTH_ARMS else ()
 
     def _every(self) -> int:
         return max(1, self.scale.arm_steps // CURVE_POINTS)
@@ -275,15 +275,17 @@ class Reproduction:
         return [*overrides, *arm.overrides]
 
     def _train(self, recipe: str, name: str, overrides: Sequence[str]) -> RunFolder:
-        """Train, or go on, or do nothing where there is an export."""
+        """Train, or go on, or do nothing where there is an export; arms that share a training wait for each other."""
         path = self.folder / "runs" / name
         folder = RunFolder(path)
-        if folder.export.is_dir():
-            return folder
-        if folder.checkpoints.exists():
-            resume(path)
-        else:
-            run(load_recipe(recipe, [*overrides, *self._sizes(), f"output={path}"]))
+        path.parent.mkdir(exist_ok=True)
+        with FileLock(path.with_name(f"{name}.lock")):
+            if folder.export.is_dir():
+                return folder
+            if folder.checkpoints.exists():
+                resume(path)
+            else:
+                run(load_recipe(recipe, [*overrides, *self._sizes(), f"output={path}"]))
         return folder
 
     def _sizes(self) -> list[str]:
@@ -300,7 +302,7 @@ class Reproduction:
             files["unet"] = export / "unet"
         if (export / "text_encoder").is_dir():
             files["clip"] = export / "text_encoder"
-        return Painter.from_files(self.base, **files, device=self.device)
+        return Painter.from_files(self.base, **files, lambda_mode=arm.lambda_mode, device=self.device)
 
     @contextlib.contextmanager
     def _checkpoint(self, folder: RunFolder, step: int, arm: Arm, seed: int) -> Iterator[Painter | None]:

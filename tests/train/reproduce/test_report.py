@@ -349,7 +349,21 @@ def test_lambda_is_drawn_from_what_was_painted_with_it(tmp_path: Path) -> None:
     report(tmp_path, results)
     page = (tmp_path / "report.html").read_text()
     plot = page.partition('<h2 id="λ-at-painting-time">')[2].partition("<h2")[0]
-    assert plot.count('<tr><th scope="row">') == len(STRENGTHS)
+    assert plot.count('<tr><th scope="row">') == 2 * len(STRENGTHS)
+
+
+def test_readings_of_lambda_are_compared_away_from_1(tmp_path: Path) -> None:
+    results = [
+        result(arm, level - lost * abs(x - 1), name, strength=x)
+        for arm, level, lost in (("llm4gen", 0.8, 0.6), ("decoupled", 0.7, 0.2))
+        for x in STRENGTHS
+        for name in ("color", "dense")
+    ]
+    text = section(report(tmp_path, results), "λ at painting time")
+    embedding, decoupled = row(text, "Embedding"), row(text, "Decoupled")
+    assert embedding[0].startswith(".800") and decoupled[0].startswith(".700")
+    assert embedding[1].startswith("−.300") and decoupled[1].startswith("−.100")
+    assert "Not run yet: Value" in text
 
 
 def test_the_same_results_in_any_order_give_the_same_bytes(tmp_path: Path) -> None:
