@@ -251,6 +251,12 @@ def _add_painting_arguments(parser: argparse.ArgumentParser, several: bool) -> N
     image.add_argument("--width", type=int, help="multiple of 8 (default: 512 of SD1.5, 1024 of SDXL)")
     image.add_argument("--height", type=int, help="multiple of 8 (default: 512 of SD1.5, 1024 of SDXL)")
     image.add_argument("--strength", type=float, help="of the LLM's tokens; 0 is plain CLIP (default: the adapter's)")
+    image.add_argument(
+        "--lambda-mode",
+        choices=("embedding", "value", "decoupled"),
+        help="what the strength scales: the LLM's tokens, their values, or an attention of their own (default: the "
+        "adapter's)",
+    )
     run = parser.add_argument_group("run")
     run.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), help="default: float16 on a GPU, float32 on the CPU"

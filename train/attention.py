@@ -1,4 +1,4 @@
-"""Cross-attention of a diffusers UNet that also says how far the attention of paired words is apart.
+"""Cross-attention of a diffusers UNet with λ in it, which also says how far the attention of paired words is apart.
 
 The term of eq. 5 is computed where query and key are, inside the layer, so that only a number a sample leaves it.
 What leaves goes into a recorder under the layer's name. Gradient checkpointing runs a layer a second time during the
@@ -11,13 +11,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from llm4gen_core import LLM4GENError
 from llm4gen_core.entity_guidance import GuidanceOptions, GuidanceTargets, layer_guidance
+from llm4gen_core.strength import LLMTokens, attend
 
 
 class GuidanceRecorder:
@@ -25,7 +25,12 @@ class GuidanceRecorder:
 
     Args:
         options: of the run.
+
+    Attributes:
+        llm: what the layers scale of the context; None for all tokens alike. Set it before the forward pass.
     """
+
+    llm: LLMTokens | None = None
 
     def __init__(self, options: GuidanceOptions) -> None:
         self.options = options
@@ -70,13 +75,13 @@ class GuidanceRecorder:
         """Called by each layer: query [B, heads, N, d], key [B, heads, T, d]."""
         if self._targets is None or not self.options.selects(layer, query.shape[2]):
             return
-        term = layer_guidance(query, key, self._targets, scale, self.options)
+        term = layer_guidance(query, key, self._targets, scale, self.options, self.llm)
         if self._terms is not None:
             self._terms.setdefault(layer, term)
 
 
 class GuidedCrossAttention:
-    """Attention processor for a layer `attn2`: what it computes is unchanged, and the recorder is told.
+    """Attention processor for a layer `attn2`: computes with the recorder's λ, and tells the recorder.
 
     Args:
         recorder: shared by all layers of the UNet.
@@ -105,7 +110,7 @@ class GuidedCrossAttention:
                 attn.to_v(encoder_hidden_states),
             )
         )
-        attended = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
+        attended = attend(query, key, value, attn.scale, self.recorder.llm)
         self.recorder.record(self.layer, query, key, attn.scale)
         linear, dropout = attn.to_out
         return dropout(linear(attended.transpose(1, 2).flatten(2)))
@@ -124,8 +129,8 @@ def install_guidance(unet: UNet2DConditionModel, options: GuidanceOptions) -> Gu
         known = all(extra is None or extra is False for extra in extras)
         if not known or layer.residual_connection or layer.rescale_output_factor != 1:
             raise LLM4GENError(
-                f"The UNet's layer {name} is not plain cross-attention as in SD1.5 and SDXL; entity guidance does not "
-                "know it. Set guidance.alpha to 0 to train without."
+                f"The UNet's layer {name} is not plain cross-attention as in SD1.5 and SDXL; entity guidance and the λ "
+                "modes beside `embedding` do not know it. Set guidance.alpha to 0 and adapter.lambda_mode to embedding."
             )
     processors: dict[str, Any] = dict(unet.attn_processors)
     for name in layers:

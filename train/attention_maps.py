@@ -2,7 +2,7 @@
 
 The maps are those of DAAM (Tang et al. 2022, arXiv 2210.04885), which the paper cites: the columns that belong to a
 word's tokens in the UNet's cross-attention, averaged over heads, layers and timesteps, on the side of guidance that
-sees the prompt. They come from `attention_columns`, which is exact and never holds the whole matrix. With LLM4GEN a
+sees the prompt. They come from `attended_columns`, which is exact and never holds the whole matrix. With LLM4GEN a
 word stands twice in the context, once as CLIP's and once as the LLM's tokens; either copy can be looked at, or both.
 """
 
@@ -24,7 +24,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from llm4gen_core import EntityPair, GuidanceOptions, LLM4GENError, Span, attention_columns
+from llm4gen_core import EntityPair, GuidanceOptions, LLM4GENError, Span
+from llm4gen_core.strength import LLMTokens, attended_columns
 
 from .attention import cross_attention_layers
 from .conditioning import Conditioner, Drop
@@ -105,7 +106,8 @@ def attention_maps(
         chunks = max(map(painter.family.text_chunks, [prompt, negative] if guidance > 1 else [prompt]))
     options = GuidanceOptions(tokens=tokens, layers=layers, wordpieces="sum")
     columns, shares = _columns(painter, prompt, words, options, strength, chunks)
-    with _recorded(painter.family.unet, columns.to(painter.device), options) as recorded:
+    llm = painter.encode([prompt], strength, chunks).llm
+    with _recorded(painter.family.unet, columns.to(painter.device), options, llm) as recorded:
         images = painter.paint(
             prompt,
             negative,
@@ -207,6 +209,7 @@ class _Layer:
         module: the layer.
         columns: [C] positions in the context.
         options: whether the layer is wanted.
+        llm: see `attend`.
 
     Attributes:
         sum: [N, C] attention of the last sample of a batch, mean over heads, over all calls.
@@ -216,7 +219,9 @@ class _Layer:
         LLM4GENError: the layer does more to query or key than to project them.
     """
 
-    def __init__(self, name: str, module: Any, columns: Tensor, options: GuidanceOptions) -> None:
+    def __init__(
+        self, name: str, module: Any, columns: Tensor, options: GuidanceOptions, llm: LLMTokens | None
+    ) -> None:
         if module.norm_q is not None or module.norm_k is not None or module.add_k_proj is not None:
             raise LLM4GENError(
                 f"The UNet's layer {name} is not plain cross-attention as in SD1.5 and SDXL; its attention cannot be "
@@ -224,7 +229,7 @@ class _Layer:
             )
         self.sum = torch.zeros((), device=columns.device)
         self.calls = 0
-        self._name, self._module, self._columns, self._options = name, module, columns, options
+        self._name, self._module, self._columns, self._options, self._llm = name, module, columns, options, llm
         self._projected: dict[nn.Module, Tensor] = {}
 
     def attach(self) -> list[RemovableHandle]:
@@ -241,14 +246,17 @@ class _Layer:
             for projection in (module.to_q, module.to_k)
         )
         if self._options.selects(self._name, query.shape[2]):
-            self.sum = self.sum + attention_columns(query, key, self._columns, module.scale, mean_heads=True)[0]
+            found = attended_columns(query, key, self._columns, module.scale, self._llm, mean_heads=True)
+            self.sum = self.sum + found[0]
             self.calls += 1
 
 
 @contextmanager
-def _recorded(unet: nn.Module, columns: Tensor, options: GuidanceOptions) -> Iterator[list[_Layer]]:
+def _recorded(
+    unet: nn.Module, columns: Tensor, options: GuidanceOptions, llm: LLMTokens | None
+) -> Iterator[list[_Layer]]:
     """All cross-attention layers of a UNet2DConditionModel, attached while it is open."""
-    layers = [_Layer(name, module, columns, options) for name, module in cross_attention_layers(unet).items()]
+    layers = [_Layer(name, module, columns, options, llm) for name, module in cross_attention_layers(unet).items()]
     handles = [handle for layer in layers for handle in layer.attach()]
     try:
         yield layers
@@ -327,7 +335,7 @@ def attention(settings: GenerateSettings, words: Sequence[str], tokens: str) -> 
     given = asdict(settings)
     files = {name: given[name] for name in ("base", "family", "unet", "adapter", "llm", "clip", "tokenizer")}
     paint = {name: given[name] for name in ("negative", "seed", "steps", "guidance", "width", "height", "strength")}
-    painter = Painter.from_files(**files, dtype=DTYPES[dtype], device=device)
+    painter = Painter.from_files(**files, lambda_mode=settings.lambda_mode, dtype=DTYPES[dtype], device=device)
     found = attention_maps(painter, prompt, spans, **paint, tokens=tokens)
     # Half a step up: what is cut off when the file is written is this half.
     panels = torch.from_numpy(strip(found)).permute(2, 0, 1).add(0.5) / 255

@@ -27,7 +27,7 @@ class GenerateSettings:
     """What `generate` paints; checked when made, before any model is loaded.
 
     Attributes:
-        base, unet, adapter, llm, clip, tokenizer, family: see `Painter.from_files`.
+        base, unet, adapter, llm, clip, tokenizer, family, lambda_mode: see `Painter.from_files`.
         prompts: one or more; each is painted with the same seed, as a workflow with a fixed seed would.
         negative, seed, steps, guidance, width, height, batch, strength: see `Painter.paint`.
         dtype: a key of `DTYPES`; None is float16 on a GPU and float32 elsewhere.
@@ -55,6 +55,7 @@ class GenerateSettings:
     height: int | None = None
     batch: int = 1
     strength: float | None = None
+    lambda_mode: str | None = None
     dtype: str | None = None
     device: str | None = None
 
@@ -81,6 +82,11 @@ class GenerateSettings:
                     f"Strength is {self.strength}, but there is no adapter whose strength it could be; "
                     "give an adapter and its LLM, or leave the strength out."
                 )
+        if self.lambda_mode is not None and self.adapter is None:
+            raise LLM4GENError(
+                f"Lambda mode is {self.lambda_mode!r}, but there is no adapter; give an adapter and its LLM, or leave "
+                "it out."
+            )
         require("dtype", self.dtype is None or self.dtype in DTYPES, ", ".join(DTYPES))
         check_output(self.output)
 
@@ -107,6 +113,7 @@ def generate(settings: GenerateSettings) -> list[Path]:
         llm=settings.llm,
         clip=settings.clip,
         tokenizer=settings.tokenizer,
+        lambda_mode=settings.lambda_mode,
         dtype=DTYPES[dtype],
         device=device,
     )
@@ -185,4 +192,5 @@ def _record(
         record["adapter"] = Path(settings.adapter).name
         record["llm"] = painter.llm.spec.label
         record["strength"] = painter.default_strength() if settings.strength is None else settings.strength
+        record["lambda_mode"] = painter.lambda_mode
     return record

@@ -192,7 +192,13 @@ class Trainer:
         options = recipe.guidance
         denoising = Denoising(self.family.base.schedule, recipe.loss.min_snr_gamma)
         objective = Objective(
-            self.family, self.adapter, denoising, options, recipe.data.clip_chunks, self.train_text
+            self.family,
+            self.adapter,
+            denoising,
+            options,
+            recipe.data.clip_chunks,
+            self.train_text,
+            recipe.adapter.lambda_mode,
         ).to(self.device)
         self.objective = objective.train()
         groups = self.parts.groups()

@@ -222,7 +222,13 @@ class FakeRun:
                     encoder.gradient_checkpointing_enable()
         denoising = Denoising(base.schedule, recipe.loss.min_snr_gamma)
         self.objective = Objective(
-            family, self.adapter, denoising, recipe.guidance, recipe.data.clip_chunks, models.trains_text
+            family,
+            self.adapter,
+            denoising,
+            recipe.guidance,
+            recipe.data.clip_chunks,
+            models.trains_text,
+            recipe.adapter.lambda_mode,
         ).train()
 
     @contextmanager

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from llm4gen_core import CrossAdapter
 from llm4gen_core.entity_guidance import GuidanceOptions, GuidanceTargets, time_weights
+from llm4gen_core.strength import LLMTokens
 
 from .attention import install_guidance
 from .denoising import Denoising
@@ -52,6 +53,7 @@ class Objective(nn.Module):
         options: of entity guidance; switched off, the UNet's layers are left alone.
         clip_chunks: see `Family.encode_text`.
         train_text: whether gradients reach the text encoders.
+        lambda_mode: see `LAMBDA_MODES`. λ is 1 in training, where "value" is the same as "embedding".
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Objective(nn.Module):
         options: GuidanceOptions,
         clip_chunks: int = 1,
         train_text: bool = False,
+        lambda_mode: str = "embedding",
     ) -> None:
         super().__init__()
         self.unet = family.unet
@@ -72,7 +75,8 @@ class Objective(nn.Module):
         self.clip_chunks = clip_chunks
         # The family is no module; it computes with the very modules that stand above.
         self.family: Any = family
-        self.recorder = install_guidance(family.unet, options) if options.is_on else None
+        self.is_decoupled = adapter is not None and lambda_mode == "decoupled"
+        self.recorder = install_guidance(family.unet, options) if options.is_on or self.is_decoupled else None
 
     def forward(self, inputs: StepInputs) -> tuple[Tensor, Tensor, Tensor]:
         """Losses of each sample, not yet averaged.
@@ -94,6 +98,7 @@ class Objective(nn.Module):
                 context = self.adapter.combine(text.float(), self.adapter(text.float(), inputs.llm.float()))
         noisy, target = self.denoising.add_noise(inputs.latents, inputs.noise, inputs.timesteps)
         if self.recorder is not None:
+            self.recorder.llm = LLMTokens("decoupled", text.shape[1]) if self.is_decoupled else None
             self.recorder.begin(inputs.targets)
         prediction = self.family.predict(noisy, inputs.timesteps, context, pooled, inputs.sizes)
         error = (prediction.float() - target).square().mean((1, 2, 3)) * self.denoising.weights(inputs.timesteps)

@@ -14,7 +14,10 @@ from tqdm import tqdm
 
 from llm4gen_core import CrossAdapter, LLM4GENError, LLMEncoder, UNetPart, load_adapter
 from llm4gen_core.encoder import folder_spec
+from llm4gen_core.entity_guidance import GuidanceOptions
+from llm4gen_core.strength import LAMBDA_MODES, LLMTokens
 
+from .attention import install_guidance
 from .families import Family, TextFeatures, family_class
 from .schedule import DDIMUniformScheduler, unit_noise
 
@@ -34,13 +37,24 @@ class Painter:
         family: with all of its parts.
         adapter: of width d_text.
         llm: the LLM of that adapter. Both or neither.
+        lambda_mode: one of `LAMBDA_MODES`; None for the adapter's.
+
+    Raises:
+        LLM4GENError: there is an adapter without an LLM, or the other way round, or a mode that does not fit.
     """
 
-    def __init__(self, family: Family, adapter: CrossAdapter | None = None, llm: LLMEncoder | None = None) -> None:
+    def __init__(
+        self,
+        family: Family,
+        adapter: CrossAdapter | None = None,
+        llm: LLMEncoder | None = None,
+        lambda_mode: str | None = None,
+    ) -> None:
         _require_both_or_neither(adapter, llm)
         self.family = family
         self.adapter = adapter
         self.llm = llm
+        self.lambda_mode = _lambda_mode(adapter, lambda_mode)
 
     @classmethod
     def from_files(
@@ -53,6 +67,7 @@ class Painter:
         llm: PathLike | None = None,
         clip: PathLike | None = None,
         tokenizer: PathLike | None = None,
+        lambda_mode: str | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Painter:
@@ -65,6 +80,7 @@ class Painter:
             family: name of the base's; None for what the base says.
             adapter: any file that `load_adapter` reads. What it stores of the UNet is added to the UNet.
             llm: Hugging Face folder of the LLM.
+            lambda_mode: one of `LAMBDA_MODES`; None for the adapter's.
             dtype: of UNet, VAE and LLM; a VAE that does not compute in float16 stays in float32.
             device: for everything.
 
@@ -84,12 +100,12 @@ class Painter:
         vae_dtype = dtype if opened.vae_in_half else torch.float32
         loaded = opened.load_parts(unet_dtype=dtype, vae_dtype=vae_dtype)
         if cross_adapter is None or llm is None:
-            return cls(loaded.to(device))
+            return cls(loaded.to(device), lambda_mode=lambda_mode)
         if cross_adapter.unet_part is not None:
             add_unet_part(loaded.unet, cross_adapter.unet_part, f"Adapter {adapter}")
         spec = cross_adapter.metadata.llm if cross_adapter.metadata else None
         encoder = LLMEncoder.from_folder(llm, spec, dtype, device)
-        return cls(loaded.to(device), cross_adapter.to(device=device, dtype=torch.float32), encoder)
+        return cls(loaded.to(device), cross_adapter.to(device=device, dtype=torch.float32), encoder, lambda_mode)
 
     @property
     def device(self) -> torch.device:
@@ -114,7 +130,8 @@ class Painter:
 
         Returns:
             hidden: concat(c_t, λ c'_l) [B, L k + L_llm, d_text] in float32, L tokens a chunk, or as the adapter's
-            fusion has it; c_t [B, L k, d_text] without an adapter. pooled: the base's own.
+            fusion has it; c_t [B, L k, d_text] without an adapter. pooled: the base's own. llm: of the λ modes beside
+            "embedding", where λ is not in `hidden`.
         """
         with _evaluation(*self.family.text_encoders, self.adapter):
             text = self.family.encode_text(prompts, chunks)
@@ -122,7 +139,10 @@ class Painter:
                 return text
             adapted = self.adapter(text.hidden, self.llm.encode(prompts).hidden.to(text.hidden))
             strength = self.default_strength() if strength is None else strength
-            return TextFeatures(self.adapter.combine(text.hidden, adapted, strength), text.pooled)
+            if self.lambda_mode == "embedding" or strength == 0:
+                return TextFeatures(self.adapter.combine(text.hidden, adapted, strength), text.pooled)
+            inside = LLMTokens(self.lambda_mode, text.hidden.shape[1], strength)
+            return TextFeatures(self.adapter.combine(text.hidden, adapted), text.pooled, inside)
 
     @torch.no_grad()
     def predict_noise(
@@ -142,7 +162,7 @@ class Painter:
         if sizes is None:
             height, width = (side * self.family.pixels_per_latent for side in latents.shape[-2:])
             sizes = torch.tensor([[height, width, 0, 0, height, width]]).expand(len(latents), -1)
-        with _evaluation(self.family.unet), _one_precision(self.family.unet):
+        with self._unet(context.llm):
             prediction = self.family.predict(latents, timestep, context.hidden, context.pooled, sizes)
         if self.family.prediction_type == "epsilon":
             return prediction
@@ -279,7 +299,8 @@ class Painter:
         pooled = torch.cat(pools) if pools else None
         height, width = (side * family.pixels_per_latent for side in noise.shape[-2:])
         sizes = torch.tensor([[height, width, 0, 0, height, width]]).expand(len(text), -1)
-        with _evaluation(family.unet), _one_precision(family.unet):
+        [inside] = {side.llm for side in sides}
+        with self._unet(inside):
             # disable=None: shown on a terminal, silent in a script
             for timestep in tqdm(scheduler.timesteps, disable=None if progress else True):
                 batched = latents.repeat(len(sides), 1, 1, 1)
@@ -289,6 +310,21 @@ class Painter:
                     prediction = negative_side + guidance * (positive_side - negative_side)
                 latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
         return latents
+
+    @contextmanager
+    def _unet(self, inside: LLMTokens | None) -> Iterator[None]:
+        """The UNet ready to predict, with λ in its attention; afterwards it is as it was."""
+        unet = self.family.unet
+        with _evaluation(unet), _one_precision(unet):
+            if self.lambda_mode == "embedding":
+                yield
+                return
+            before = dict(unet.attn_processors)
+            install_guidance(unet, GuidanceOptions(alpha=0)).llm = inside
+            try:
+                yield
+            finally:
+                unet.set_attn_processor(before)
 
 
 def add_unet_part(unet: nn.Module, part: UNetPart, what: str) -> None:
@@ -377,11 +413,22 @@ def _check_adapter(adapter: CrossAdapter, path: Path, family: Family) -> None:
             f"Adapter {path} was trained for {metadata.base_family}; expected {family.name}. Use an adapter for "
             f"{family.title}."
         )
-    if metadata is not None and metadata.lambda_mode != "embedding":
+
+
+def _lambda_mode(adapter: CrossAdapter | None, wanted: str | None) -> str:
+    """The mode that is asked for, or the adapter's."""
+    own = adapter.metadata.lambda_mode if adapter is not None and adapter.metadata is not None else "embedding"
+    mode = own if wanted is None else wanted
+    if mode not in LAMBDA_MODES:
+        raise LLM4GENError(f"The λ mode is {mode!r}; expected one of {', '.join(LAMBDA_MODES)}.")
+    if wanted is not None and adapter is None:
+        raise LLM4GENError(f"The λ mode is {mode!r}, but there is no adapter; give an adapter and its LLM.")
+    if mode != "embedding" and adapter is not None and len(adapter.config.context_layout) == 1:
         raise LLM4GENError(
-            f"Adapter {path} was trained with λ mode {metadata.lambda_mode!r}; this command knows 'embedding' only. "
-            "Use it in ComfyUI instead."
+            f"The λ mode is {mode!r}, but the adapter's fusion {adapter.config.fusion!r} leaves no CLIP tokens that "
+            "the LLM's could stand beside; expected 'embedding'."
         )
+    return mode
 
 
 def _check_llm(folder: Path, adapter: CrossAdapter, path: Path) -> None:

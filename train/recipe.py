@@ -25,6 +25,7 @@ from pydantic_core import PydanticCustomError
 
 from llm4gen_core.adapter import FUSIONS, CrossAdapterConfig
 from llm4gen_core.entity_guidance import GuidanceOptions
+from llm4gen_core.strength import LAMBDA_MODES
 
 Precision = Literal["float32", "float16", "bfloat16"]
 Parts = Literal["cam", "cam+cross_attention_kv", "cam+lora", "cam+unet", "unet", "text_encoder"]
@@ -136,16 +137,28 @@ class Adapter(Section):
 
     Attributes:
         fusion: the method, or a row of Table 4; see `CrossAdapterConfig`.
+        lambda_mode: how the UNet's attention reads λ, a reading of eq. 3; see `LAMBDA_MODES`.
         heads: of its attention. The layers start as PyTorch initialises them; the paper says nothing else.
     """
 
     fusion: str = "cross_adapter"
+    lambda_mode: str = "embedding"
     heads: Count = 8
 
     @model_validator(mode="after")
     def _check(self) -> Adapter:
         _require(self.fusion in FUSIONS, "fusion", self.fusion, f"one of {', '.join(FUSIONS)}")
+        _require(self.lambda_mode in LAMBDA_MODES, "lambda_mode", self.lambda_mode, f"one of {', '.join(LAMBDA_MODES)}")
+        beside = len(self.layout) == 2
+        what = "embedding with a fusion that leaves no CLIP tokens to stand beside"
+        _require(beside or self.lambda_mode == "embedding", "lambda_mode", self.lambda_mode, what)
         return self
+
+    @property
+    def layout(self) -> tuple[str, ...]:
+        """See `CrossAdapterConfig.context_layout`."""
+        config = CrossAdapterConfig(d_text=self.heads, d_llm=1, heads=self.heads, fusion=self.fusion)
+        return config.context_layout
 
 
 class Trainable(Section):
@@ -524,5 +537,4 @@ class Recipe(Section):
 
 def _copies_of_words(adapter: Adapter) -> set[str]:
     """Which text encoders' tokens the fused context holds, in `GuidanceOptions.tokens`' words."""
-    layout = CrossAdapterConfig(d_text=adapter.heads, d_llm=1, heads=adapter.heads, fusion=adapter.fusion)
-    return {"clip" if part == "text" else part for part in layout.context_layout}
+    return {"clip" if part == "text" else part for part in adapter.layout}

@@ -136,6 +136,11 @@ def _check_start(start: CrossAdapter, config: CrossAdapterConfig, spec: LLMSpec,
         return
     if metadata.base_family not in (None, recipe.family):
         raise LLM4GENError(f"model.adapter {path} is for {metadata.base_family}; the recipe trains {recipe.family}.")
+    if metadata.lambda_mode != recipe.adapter.lambda_mode:
+        raise LLM4GENError(
+            f"model.adapter {path} was trained with the λ mode {metadata.lambda_mode}, the recipe has "
+            f"adapter.lambda_mode {recipe.adapter.lambda_mode}; set it to the adapter's."
+        )
     if metadata.llm is not None and metadata.llm != replace(spec, dtype=metadata.llm.dtype):
         reason = metadata.llm.mismatch(spec) or "its prompts were prepared in another way (prefix, length or layer)"
         raise LLM4GENError(
@@ -173,6 +178,7 @@ def adapter_metadata(models: Models, step: int, data: str, parser: str | None) -
     return AdapterMetadata(
         base_family=recipe.family,
         llm=models.spec,
+        lambda_mode=recipe.adapter.lambda_mode,
         training=training,
         title=recipe.title or Path(recipe.output).name,
         author=recipe.author,

@@ -197,12 +197,6 @@ def test_adapter_of_another_family(models, tmp_path):
     assert "was trained for sdxl; expected sd15" in refusal(models.base, adapter=path, llm=models.llm)
 
 
-def test_adapter_of_another_lambda_mode(models, tmp_path):
-    path = tmp_path / "a.safetensors"
-    save_adapter(load_adapter(models.adapter), path, metadata(lambda_mode="decoupled"))
-    assert "'decoupled'; this command knows 'embedding' only" in refusal(models.base, adapter=path, llm=models.llm)
-
-
 def test_llm_of_another_width(models, tmp_path):
     llm = make_t5_folder(tmp_path / "llm", width=64)
     message = refusal(models.base, adapter=models.adapter, llm=llm)

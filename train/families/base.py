@@ -16,6 +16,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from llm4gen_core import LLM4GENError
+from llm4gen_core.strength import LLMTokens
 
 from ..clip_text import CHUNK_LENGTH, clip_ids, clip_tokens
 from .folder import folder_part, open_folder, schedule_beside, subfolder, text_parts
@@ -38,10 +39,12 @@ class TextFeatures:
     Attributes:
         hidden: c_t [B, L k, d_text] in float32, for k chunks of `Family.clip_length` L.
         pooled: [B, d_pooled] in float32; None in families that have none.
+        llm: the LLM's tokens in a fused context whose λ belongs into the attention; None where all count alike.
     """
 
     hidden: Tensor
     pooled: Tensor | None = None
+    llm: LLMTokens | None = None
 
 
 class Family(ABC):
