@@ -8,7 +8,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 
-class PatchAutoencoder(ModelMixin, ConfigMixin):
+class PatchAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as diffusers derives its own
     """A deterministic autoencoder of squares of pixels, with the interface of diffusers' AutoencoderDC.
 
     Args:

@@ -50,6 +50,8 @@ def ship(reproduction: Reproduction, target: Path) -> Path:
         _halve(file)
     with contextlib.redirect_stdout(None):
         export(ExportSettings(source=str(run), output=str(partial / ARM), dtype="float16"))
+    for file in partial.rglob("config.json"):
+        _forget_path(file)
     files = sorted(partial.rglob("*.safetensors"))
     world = json.loads((reproduction.world / "world.json").read_text(encoding="utf-8"))
     recipe = (run / "recipe.yaml").read_text(encoding="utf-8")
@@ -67,6 +69,13 @@ def ship(reproduction: Reproduction, target: Path) -> Path:
     (partial / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n", encoding="utf-8")
     partial.replace(target)
     return target
+
+
+def _forget_path(path: Path) -> None:
+    """Libraries write down which folder of this machine a model was read from."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.pop("_name_or_path", None) is not None:
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _halve(path: Path) -> None:

@@ -142,6 +142,7 @@ def test_what_is_shipped_paints(folder: Path, tmp_path: Path) -> None:
     assert image.shape == (1, 3, 16, 16) and image.isfinite().all()
     read(image.permute(0, 2, 3, 1).numpy())
     assert json.loads((models / "provenance.json").read_text())["scale"] == asdict(QUICK)
+    assert not [file for file in models.rglob("*.json") if str(folder) in file.read_text(encoding="utf-8")]
     with pytest.raises(LLM4GENError, match="exists already"):
         ship(Reproduction(folder), tmp_path / "models")
 
