@@ -80,7 +80,7 @@ class Scale:
     pairs: int = 30_000
     vae_steps: int = 9_000
     clip_steps: int = 1_500
-    llm_steps: int = 4_500
+    llm_steps: int = 4_000
     base_steps: int = 6_000
     arm_steps: int = 2_000
     prompts: int = 128
