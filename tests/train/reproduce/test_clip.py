@@ -12,6 +12,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 import train.reproduce.clip as clip
 from miniature.scenes import COLORS
 from train.families import family_class
+from train.families.patch_autoencoder import PatchAutoencoder
+from train.reproduce.autoencoder import LATENT_CHANNELS
 from train.reproduce.world import write_untrained_base
 
 TEXTS = ["a red circle and a blue square", "three green rings"]
@@ -28,6 +30,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, dict[s
         patch.setattr(clip, "_retrieval", lambda model, *rest: models.append(model) or retrieval(model, *rest))
         found = clip.train_clip(folder / "text_encoder", folder / "tokenizer", 4)
     write_untrained_base(folder)
+    PatchAutoencoder(latent_channels=LATENT_CHANNELS).save_pretrained(folder / "vae")
     return folder, models[0], found
 
 

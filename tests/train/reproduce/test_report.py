@@ -279,7 +279,7 @@ def test_an_empty_folder_gives_a_page_that_says_so(tmp_path: Path) -> None:
             for measure, name in product(MEASURES, ("colour", "dense"))
         ),
         "Fewer than two sizes of the training data have been run yet.",
-        "No other λ than 1 has been painted with yet.",
+        *(f"No other λ than 1 has been painted with yet: {name}." for name in ("colour", "dense")),
         "No samples have been kept yet.",
         "No attention maps have been kept yet.",
         "Nothing can be compared with the paper yet.",
