@@ -101,7 +101,8 @@ def test(arguments: list[str]) -> None:
         sys.exit(pytest(python, arguments, COMFYUI_PATH=str(HOSTS[0])))
     threads = str(max(1, (os.cpu_count() or 1) // 2))
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
-        hosts = threading.Thread(target=test_hosts, args=(python, arguments, threads, output, failures := []))
+        failures: list[int] = []
+        hosts = threading.Thread(target=test_hosts, args=(python, arguments, threads, output, failures))
         hosts.start()
         ours = pytest(python, ["tests/core", "tests/miniature", "tests/train", *arguments], OMP_NUM_THREADS=threads)
         hosts.join()

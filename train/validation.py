@@ -22,7 +22,7 @@ def paint_validation(
     """
     settings = recipe.validation
     size = settings.size or recipe.data.resolution
-    painter = Painter(family, adapter, llm)
+    painter = Painter(family, adapter, llm, None if adapter is None else recipe.adapter.lambda_mode)
     files = []
     for number, prompt in enumerate(settings.prompts, 1):
         for seed in settings.seeds:
