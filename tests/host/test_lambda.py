@@ -199,10 +199,12 @@ def test_a_second_patch_takes_the_place_of_the_first(attention, schedule, model)
 
 
 def test_the_model_before_the_node_stays_as_it_was(attention, schedule, model):
+    """With marks, which a patch that had leaked would heed."""
     x, context = inputs()
-    before = found(model, x, context)
-    attention.patch_attention(model, "decoupled", schedule(0.5))
-    assert torch.equal(found(model, x, context), before)
+    before = found(model, x, context, marks(attention, 1.0, 1.0))
+    patched = attention.patch_attention(model, "decoupled", schedule(0.5))
+    assert not torch.equal(found(patched, x, context, marks(attention, 1.0, 1.0)), before)
+    assert torch.equal(found(model, x, context, marks(attention, 1.0, 1.0)), before)
 
 
 def test_other_packs_patches_run_as_well(attention, schedule, model):

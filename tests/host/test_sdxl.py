@@ -124,14 +124,14 @@ def test_sizes_stand_among_the_options_where_they_are_given(nodes, clip):
 
 
 @torch.inference_mode()
-def test_sizes_reach_the_unet_as_those_of_the_hosts_own_node_do(nodes, clip, model):
+def test_sizes_reach_the_condition_that_the_unet_gets(nodes, clip, model):
     def condition(**sizes):
         [[_, options]] = nodes["encode"].LLM4GENEncodeCLIP.execute(clip, DENSE, **sizes)[0]
         return model.model.encode_adm(device="cpu", **{"width": 128, "height": 128, **options})
 
-    as_host = model.model.encode_adm(pooled_output=clip.encode_from_tokens(clip.tokenize(DENSE), True)[1], **SIZES)
-    assert torch.equal(condition(**SIZES), as_host)
-    assert not torch.equal(condition(), as_host)
+    expected = model.model.encode_adm(pooled_output=clip.encode_from_tokens(clip.tokenize(DENSE), True)[1], **SIZES)
+    assert torch.equal(condition(**SIZES), expected)
+    assert not torch.equal(condition(), expected)
 
 
 def test_both_sides_are_equally_long_for_both_encoders(nodes, clip):

@@ -22,6 +22,7 @@ from train.miniature_world import make_world
 from train.painter import Painter
 from train.recipe_file import parse_recipe
 from train.run_folder import RunFolder
+from train.validation import paint_validation
 
 MODES = ("embedding", "value", "decoupled")
 CAPTIONS = ["a red circle and a blue square on black", "a green cross"]
@@ -166,22 +167,23 @@ def test_what_is_painted_is_what_was_trained(world: Path, tmp_path: Path, mode: 
 
 
 def test_validation_paints_in_the_mode_of_the_run(world: Path, tmp_path: Path) -> None:
-    """The images of a checkpoint are those that its export paints."""
+    """Before the first step too, when no layer has been told a mode yet."""
+    settings = {"every": 4, "prompts": CAPTIONS[:1], "seeds": [3], "steps": 2, "guidance": 3.0}
     content = recipe_content(
-        world,
-        tmp_path / "run",
-        adapter={"heads": 4, "lambda_mode": "decoupled"},
-        validation={"every": 4, "prompts": CAPTIONS[:1], "seeds": [3], "steps": 2, "guidance": 3.0},
+        world, tmp_path / "run", adapter={"heads": 4, "lambda_mode": "decoupled"}, validation=settings
     )
-    run = train(content)
-    [file] = run.rglob("prompt-01-seed-3.png")
-    found = torch.from_numpy(np.array(Image.open(file)))
-    export = run / "export"
-    mine = Painter.from_files(
-        world / "base", unet=export / "unet", adapter=export / "adapter.safetensors", llm=world / "llm"
-    )
-    image = mine.paint(CAPTIONS[0], seed=3, steps=2, guidance=3.0, width=16, height=16)[0]
-    assert (found - image.permute(1, 2, 0) * 255).abs().max() <= 1
+    recipe = parse_recipe(content, "Recipe of the test")
+    trainer = Trainer(recipe, RunFolder(tmp_path / "run"))
+    [file] = paint_validation(recipe, trainer.family, trainer.adapter, trainer.llm, tmp_path / "images" / "step")
+    found = torch.from_numpy(np.array(Image.open(file)).astype(np.float32))
+
+    def paint(mode: str) -> Tensor:
+        mine = Painter(trainer.family, trainer.adapter, trainer.llm, mode)
+        image = mine.paint(CAPTIONS[0], seed=3, steps=2, guidance=3.0, width=16, height=16)[0]
+        return image.permute(1, 2, 0) * 255
+
+    assert (found - paint("decoupled")).abs().max() <= 1
+    assert (found - paint("embedding")).abs().max() > 1
 
 
 @pytest.mark.parametrize("fusion", ["mlp", "cross_attention"])

@@ -26,7 +26,9 @@ def test_the_readmes_table_is_the_reports() -> None:
         name.strip(): cells.split("|") for name, cells in re.findall(r"^\| ([^|]+) \|(.+)\|$", core, re.MULTILINE)[:6]
     }
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for here, there in {"base": "Base", "base, fine-tuned": "Base, fine-tuned", "LLM4GEN": "LLM4GEN"}.items():
-        [line] = re.findall(rf"^\| {here} \((?:one|two|three)\) \|(.+)\|$", readme, re.MULTILINE)
+    lines = dict(re.findall(r"^\| ([^|]+) \((?:one|two|three)\) \|(.+)\|$", readme, re.MULTILINE))
+    assert {"base", "base, fine-tuned", "LLM4GEN"} <= {*lines}
+    for here, line in lines.items():
+        there = here[0].upper() + here[1:]
         ours = [re.findall(r"\.\d{3}", cell)[0] for cell in line.split("|")]
         assert ours == [re.findall(r"\.\d{3}", rows[there][column])[0] for column in (0, 1, 3, 5)], here
