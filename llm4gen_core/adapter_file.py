@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from .adapter import CrossAdapter, CrossAdapterConfig
 from .errors import LLM4GENError
+from .lambda_modes import LAMBDA_MODES
 from .llm_spec import RANKGEN_T5_XL, LLMSpec
-from .strength import LAMBDA_MODES
 from .unet_part import UNetPart
 from .weights import SAFETENSORS_SUFFIXES, load_tensors, read_header
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .entities import EntityPair, Span
 from .errors import LLM4GENError
-from .strength import LLMTokens, attended_columns
+from .lambda_modes import LLMTokens, attended_columns
 
 _CHOICES = {
     "tokens": ("both", "clip", "llm"),

@@ -3,7 +3,7 @@
 import comfy.model_patcher
 from comfy_api.v0_0_2 import io
 
-from ..llm4gen_core.adapter_file import LAMBDA_MODES
+from ..llm4gen_core.lambda_modes import LAMBDA_MODES
 from ..llm4gen_core.strength import CURVES, StrengthSchedule
 from .host import HostAdapter
 from .host_attention import patch_attention
@@ -11,6 +11,14 @@ from .host_unet import patch_unet
 from .wires import CATEGORY, AdapterWire, say, search_aliases
 
 OWN_MODE = "as trained"
+
+
+def _lambda_input(name: str, when: str) -> io.Float.Input:
+    return io.Float.Input(name, optional=True, default=1.0, min=0.0, max=4.0, step=0.05, tooltip=f"λ {when}.")
+
+
+def _percent_input(name: str, default: float, meaning: str) -> io.Float.Input:
+    return io.Float.Input(name, optional=True, default=default, min=0.0, max=1.0, step=0.01, tooltip=meaning)
 
 
 class LLM4GENPatch(io.ComfyNode):
@@ -54,46 +62,20 @@ class LLM4GENPatch(io.ComfyNode):
                     "what they say, not how much they are looked at. decoupled: an attention of their own beside "
                     "CLIP's.",
                 ),
-                io.Float.Input(
+                _lambda_input(
                     "lambda_start",
-                    optional=True,
-                    default=1.0,
-                    min=0.0,
-                    max=4.0,
-                    step=0.05,
-                    tooltip="λ at the beginning of the range; times the strength of Fuse. No prompt is encoded again.",
+                    "at the beginning of the range; times the strength of Fuse. No prompt is encoded again",
                 ),
-                io.Float.Input(
-                    "lambda_end",
-                    optional=True,
-                    default=1.0,
-                    min=0.0,
-                    max=4.0,
-                    step=0.05,
-                    tooltip="λ at the end of the range.",
-                ),
+                _lambda_input("lambda_end", "at the end of the range"),
                 io.Combo.Input(
                     "curve", options=list(CURVES), optional=True, tooltip="How λ goes from its first value to its last."
                 ),
-                io.Float.Input(
+                _percent_input(
                     "start_percent",
-                    optional=True,
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Where in sampling the LLM's tokens begin to count; before, the image is painted with "
-                    "plain CLIP.",
+                    0.0,
+                    "Where in sampling the LLM's tokens begin to count; before, the image is painted with plain CLIP.",
                 ),
-                io.Float.Input(
-                    "end_percent",
-                    optional=True,
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Where in sampling they cease to count.",
-                ),
+                _percent_input("end_percent", 1.0, "Where in sampling they cease to count."),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[io.Model.Output(tooltip="The model with the adapter's changes, for the sampler.")],

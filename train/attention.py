@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from llm4gen_core import LLM4GENError
 from llm4gen_core.entity_guidance import GuidanceOptions, GuidanceTargets, layer_guidance
-from llm4gen_core.strength import LLMTokens, attend
+from llm4gen_core.lambda_modes import LLMTokens, attend
 
 
 class GuidanceRecorder:
@@ -30,10 +30,9 @@ class GuidanceRecorder:
         llm: what the layers scale of the context; None for all tokens alike. Set it before the forward pass.
     """
 
-    llm: LLMTokens | None = None
-
     def __init__(self, options: GuidanceOptions) -> None:
         self.options = options
+        self.llm: LLMTokens | None = None
         self._targets: GuidanceTargets | None = None
         self._terms: dict[str, tuple[Tensor, Tensor]] | None = None
 
@@ -116,8 +115,10 @@ class GuidedCrossAttention:
         return dropout(linear(attended.transpose(1, 2).flatten(2)))
 
 
-def install_guidance(unet: UNet2DConditionModel, options: GuidanceOptions) -> GuidanceRecorder:
-    """Let every cross-attention layer (attn2) of a UNet report to one recorder. Self-attention has no text keys.
+def install_cross_attention(unet: UNet2DConditionModel, options: GuidanceOptions) -> GuidanceRecorder:
+    """Let one recorder tell every cross-attention layer (attn2) of a UNet λ, and every layer report to it.
+
+    Self-attention has no text keys. What is reported is asked for by `GuidanceRecorder.begin`; λ needs none of it.
 
     Raises:
         LLM4GENError: the UNet's cross-attention is of a kind that is not known here.

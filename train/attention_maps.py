@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from llm4gen_core import EntityPair, GuidanceOptions, LLM4GENError, Span
-from llm4gen_core.strength import LLMTokens, attended_columns
+from llm4gen_core.lambda_modes import LLMTokens, attended_columns
 
 from .attention import cross_attention_layers
 from .conditioning import Conditioner, Drop

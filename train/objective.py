@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from llm4gen_core import CrossAdapter
 from llm4gen_core.entity_guidance import GuidanceOptions, GuidanceTargets, time_weights
-from llm4gen_core.strength import LLMTokens
+from llm4gen_core.lambda_modes import LLMTokens
 
-from .attention import install_guidance
+from .attention import install_cross_attention
 from .denoising import Denoising
 from .families import Family
 
@@ -76,7 +76,7 @@ class Objective(nn.Module):
         # The family is no module; it computes with the very modules that stand above.
         self.family: Any = family
         self.is_decoupled = adapter is not None and lambda_mode == "decoupled"
-        self.recorder = install_guidance(family.unet, options) if options.is_on or self.is_decoupled else None
+        self.recorder = install_cross_attention(family.unet, options) if options.is_on or self.is_decoupled else None
 
     def forward(self, inputs: StepInputs) -> tuple[Tensor, Tensor, Tensor]:
         """Losses of each sample, not yet averaged.

@@ -15,9 +15,9 @@ from tqdm import tqdm
 from llm4gen_core import CrossAdapter, LLM4GENError, LLMEncoder, UNetPart, load_adapter
 from llm4gen_core.encoder import folder_spec
 from llm4gen_core.entity_guidance import GuidanceOptions
-from llm4gen_core.strength import LAMBDA_MODES, LLMTokens
+from llm4gen_core.lambda_modes import LAMBDA_MODES, LLMTokens
 
-from .attention import install_guidance
+from .attention import install_cross_attention
 from .families import Family, TextFeatures, family_class
 from .schedule import DDIMUniformScheduler, unit_noise
 
@@ -320,7 +320,7 @@ class Painter:
                 yield
                 return
             before = dict(unet.attn_processors)
-            install_guidance(unet, GuidanceOptions(alpha=0)).llm = inside
+            install_cross_attention(unet, GuidanceOptions(alpha=0)).llm = inside
             try:
                 yield
             finally:

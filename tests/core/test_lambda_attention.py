@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llm4gen_core import attention_columns
 from llm4gen_core.entity_guidance import GuidanceOptions, PairPositions, guidance_targets, layer_guidance
-from llm4gen_core.strength import LLMTokens, attend, attended_columns
+from llm4gen_core.lambda_modes import LLMTokens, attend, attended_columns
 
 TEXT, TOKENS, SCALE = 5, 12, 0.35
 

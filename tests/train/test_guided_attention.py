@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llm4gen_core import LLM4GENError
 from llm4gen_core.entity_guidance import GuidanceOptions, GuidanceTargets, PairPositions, guidance_targets
-from train.attention import GuidanceRecorder, cross_attention_layers, install_guidance
+from train.attention import GuidanceRecorder, cross_attention_layers, install_cross_attention
 from train.small_models import make_unet_folder
 
 B, T, D_TEXT = 2, 20, 64
@@ -80,7 +80,7 @@ def watched(unet: UNet2DConditionModel) -> Iterator[dict[str, tuple[Tensor, Tens
 
 def test_the_prediction_is_the_same_as_with_the_stock_processors(unet: UNet2DConditionModel) -> None:
     expected = forward(unet)
-    recorder = install_guidance(unet, OPTIONS)
+    recorder = install_cross_attention(unet, OPTIONS)
     recorder.begin(guidance_targets(PAIRS, OPTIONS))
     torch.testing.assert_close(forward(unet), expected, rtol=1e-6, atol=1e-6)
 
@@ -88,7 +88,7 @@ def test_the_prediction_is_the_same_as_with_the_stock_processors(unet: UNet2DCon
 def test_loss_is_the_literal_one_of_every_cross_attention(unet: UNet2DConditionModel) -> None:
     layers = cross_attention_layers(unet)
     assert len(layers) == 7  # two levels down with one block each, the middle, two levels up with two blocks each
-    recorder = install_guidance(unet, OPTIONS)
+    recorder = install_cross_attention(unet, OPTIONS)
     with torch.no_grad(), watched(unet) as seen:
         recorder.begin(guidance_targets(PAIRS, OPTIONS))
         forward(unet)
@@ -111,7 +111,7 @@ def test_loss_is_the_literal_one_of_every_cross_attention(unet: UNet2DConditionM
 
 
 def test_gradient_checkpointing_changes_nothing(unet: UNet2DConditionModel) -> None:
-    recorder = install_guidance(unet, OPTIONS)
+    recorder = install_cross_attention(unet, OPTIONS)
     targets = guidance_targets(PAIRS, OPTIONS)
     prediction, loss, gradients = guided(unet, recorder, targets)
     unet.enable_gradient_checkpointing()
@@ -124,7 +124,7 @@ def test_gradient_checkpointing_changes_nothing(unet: UNet2DConditionModel) -> N
 
 
 def test_the_regularizer_has_a_gradient_of_its_own_under_checkpointing(unet: UNet2DConditionModel) -> None:
-    recorder = install_guidance(unet, OPTIONS)
+    recorder = install_cross_attention(unet, OPTIONS)
     unet.enable_gradient_checkpointing()
     recorder.begin(guidance_targets(PAIRS, OPTIONS))
     forward(unet)
@@ -135,7 +135,7 @@ def test_the_regularizer_has_a_gradient_of_its_own_under_checkpointing(unet: UNe
 
 
 def test_checkpointing_that_loses_the_gradient_is_refused(unet: UNet2DConditionModel) -> None:
-    recorder = install_guidance(unet, OPTIONS)
+    recorder = install_cross_attention(unet, OPTIONS)
     unet.enable_gradient_checkpointing(
         lambda module, *args: torch.utils.checkpoint.checkpoint(module, *args, use_reentrant=True)
     )
@@ -149,7 +149,7 @@ def test_checkpointing_that_loses_the_gradient_is_refused(unet: UNet2DConditionM
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_compiled_blocks_change_nothing(unet: UNet2DConditionModel, checkpointing: bool) -> None:
     torch._dynamo.reset()
-    recorder = install_guidance(unet, OPTIONS)
+    recorder = install_cross_attention(unet, OPTIONS)
     targets = guidance_targets(PAIRS, OPTIONS)
     prediction, loss, gradients = guided(unet, recorder, targets)
     if checkpointing:
@@ -164,7 +164,7 @@ def test_compiled_blocks_change_nothing(unet: UNet2DConditionModel, checkpointin
 
 def test_layers_can_be_chosen(unet: UNet2DConditionModel) -> None:
     options = replace(OPTIONS, layers=(4,))  # 4x4 queries: the second level of 8x8 latents
-    recorder = install_guidance(unet, options)
+    recorder = install_cross_attention(unet, options)
     recorder.begin(guidance_targets(PAIRS, options))
     forward(unet)
     assert recorder._terms is not None
@@ -177,7 +177,7 @@ def test_layers_can_be_chosen(unet: UNet2DConditionModel) -> None:
 
 def test_choosing_no_layer_is_an_error(unet: UNet2DConditionModel) -> None:
     options = replace(OPTIONS, layers=("nowhere*",))
-    recorder = install_guidance(unet, options)
+    recorder = install_cross_attention(unet, options)
     recorder.begin(guidance_targets(PAIRS, options))
     forward(unet)
     with pytest.raises(LLM4GENError, match="selects none"):
@@ -185,7 +185,7 @@ def test_choosing_no_layer_is_an_error(unet: UNet2DConditionModel) -> None:
 
 
 def test_switched_off_nothing_is_computed(unet: UNet2DConditionModel) -> None:
-    recorder = install_guidance(unet, OPTIONS)
+    recorder = install_cross_attention(unet, OPTIONS)
     recorder.begin(None)
     forward(unet)
     loss, mass = recorder.finish(B)
@@ -197,4 +197,4 @@ def test_attention_of_an_unknown_kind_is_refused(unet: UNet2DConditionModel) -> 
     layer = next(iter(cross_attention_layers(unet).values()))
     layer.norm_q = torch.nn.Identity()
     with pytest.raises(LLM4GENError, match="not plain cross-attention"):
-        install_guidance(unet, OPTIONS)
+        install_cross_attention(unet, OPTIONS)

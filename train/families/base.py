@@ -16,7 +16,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from llm4gen_core import LLM4GENError
-from llm4gen_core.strength import LLMTokens
+from llm4gen_core.lambda_modes import LLMTokens
 
 from ..clip_text import CHUNK_LENGTH, clip_ids, clip_tokens
 from .folder import folder_part, open_folder, schedule_beside, subfolder, text_parts
