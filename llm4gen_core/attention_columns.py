@@ -37,7 +37,7 @@ def attention_columns(
 
     Args:
         query: [B, heads, N, d].
-        key: [B, heads, T, d].
+        key: [B, heads, T, d], or [B, 1, T, d] for all heads.
         columns: [C] or [B, C], whole numbers from 0 to T - 1; the same one may come several times.
         scale: usually d^-0.5.
         bias: [B, T] or [1, T], added to the logits of every row; -inf takes a token out of the softmax. No
@@ -51,10 +51,11 @@ def attention_columns(
     Raises:
         LLM4GENError: shapes do not fit.
     """
-    if query.ndim != 4 or key.ndim != 4 or query.shape[:2] != key.shape[:2] or query.shape[3] != key.shape[3]:
+    known = query.ndim == 4 and key.ndim == 4 and query.shape[0] == key.shape[0] and query.shape[3] == key.shape[3]
+    if not known or key.shape[1] not in (1, query.shape[1]):
         raise LLM4GENError(
             f"Query {list(query.shape)} and key {list(key.shape)} do not fit; expected [B, heads, N, d] and "
-            "[B, heads, T, d]."
+            "[B, heads or 1, T, d]."
         )
     batch, tokens = query.shape[0], key.shape[2]
     if columns.is_floating_point() or columns.ndim not in (1, 2) or columns.shape[:-1] not in ((), (batch,)):
@@ -65,6 +66,11 @@ def attention_columns(
     if bias is not None and (bias.ndim != 2 or bias.shape[0] not in (1, batch) or bias.shape[1] != tokens):
         raise LLM4GENError(f"The bias has shape {list(bias.shape)}; expected [{batch} or 1, {tokens}].")
     columns = columns.expand(batch, -1)
+    heads, rows = query.shape[1:3]
+    if key.shape[1] < heads:  # every head's rows look at the same keys
+        of_all = _AttentionColumns.apply(query.reshape(batch, 1, heads * rows, -1), key, columns, scale, bias, False)
+        by_heads = of_all.view(batch, heads, rows, -1)
+        return by_heads.mean(1) if mean_heads else by_heads
     return _AttentionColumns.apply(query, key, columns, scale, bias, mean_heads)
 
 

@@ -284,7 +284,7 @@ def layer_guidance(
     """One layer's term of eq. 5 from its query and key.
 
     Args:
-        query: [B, heads, N, d]; key: [B, heads, T, d].
+        query: [B, heads, N, d]; key: [B, heads, T, d], or [B, 1, T, d] for all heads.
         targets: on the same device.
         scale: of the layer's attention.
         llm: see `attend`.

@@ -40,13 +40,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, llm: LLMToke
 
     Args:
         query: [B, heads, N, d].
-        key, value: of the context, [B, heads, T, d].
+        key, value: of the context, [B, heads, T, d], or [B, 1, T, d] for all heads.
         scale: of the logits, usually d^-0.5.
         llm: None for all tokens alike.
 
     Returns:
         [B, heads, N, d].
     """
+    if key.shape[1] < query.shape[1]:  # every head's rows look at the same keys
+        of_all = attend(query.flatten(1, 2).unsqueeze(1), key, value, scale, llm)
+        return of_all.reshape(*query.shape[:3], -1)
     if llm is None:
         return F.scaled_dot_product_attention(query, key, value, scale=scale)
     of_text, of_llm = value[:, :, : llm.first], value[:, :, llm.first :]

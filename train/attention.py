@@ -1,5 +1,11 @@
 """Cross-attention of a diffusers UNet with λ in it, which also says how far the attention of paired words is apart.
 
+Key and value are projections of every token of the context, 333 with LLM4GEN, in every layer. Where a layer has only
+a few pixels it is cheaper to project the queries back: q · (W_k c) = (W_kᵀ q) · c, and the mean of W_v c is W_v of
+the mean of c. The context is then key and value itself, one for all heads (as in multi-query attention, Shazeer
+2019), and the results are the same but for rounding. Of SD1.5 and SDXL no layer has so few pixels at a usual
+resolution; of models that paint small images, nearly all do.
+
 The term of eq. 5 is computed where query and key are, inside the layer, so that only a number a sample leaves it.
 What leaves goes into a recorder under the layer's name. Gradient checkpointing runs a layer a second time during the
 backward pass; by then the recorder is closed and the second result is dropped, while the operations, and with them
@@ -68,10 +74,15 @@ class GuidanceRecorder:
             )
         return loss, torch.stack(masses).mean(0)
 
+    @property
+    def is_on(self) -> bool:
+        """Whether layers have to tell what they attend to in this forward pass, or in its recomputation."""
+        return self._targets is not None
+
     # Dynamo would specialise on every layer's name, recompile for each and give up after a few.
     @torch.compiler.disable
     def record(self, layer: str, query: Tensor, key: Tensor, scale: float) -> None:
-        """Called by each layer: query [B, heads, N, d], key [B, heads, T, d]."""
+        """Called by each layer: query [B, heads, N, d], key [B, heads or 1, T, d]."""
         if self._targets is None or not self.options.selects(layer, query.shape[2]):
             return
         term = layer_guidance(query, key, self._targets, scale, self.options, self.llm)
@@ -101,18 +112,47 @@ class GuidedCrossAttention:
     ) -> Tensor:
         """[B, N, channels] and the context [B, T, d_text] to [B, N, channels]."""
         assert encoder_hidden_states is not None and attention_mask is None  # the trainer passes no mask
-        query, key, value = (
-            projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for projected in (
-                attn.to_q(hidden_states),
-                attn.to_k(encoder_hidden_states),
-                attn.to_v(encoder_hidden_states),
-            )
-        )
+        context = encoder_hidden_states
+        query = _by_heads(attn.to_q(hidden_states), attn.heads)
+        brought = _is_cheaper_brought_to_the_context(attn, query, context)
+        if brought:
+            # not torch.matmul, which would copy the weight for every sample
+            query = torch.einsum("bhnd,hdc->bhnc", query, attn.to_k.weight.unflatten(0, (attn.heads, -1)))
+            key = value = context.to(query.dtype).unsqueeze(1)
+        else:
+            key, value = _by_heads(attn.to_k(context), attn.heads), _by_heads(attn.to_v(context), attn.heads)
         attended = attend(query, key, value, attn.scale, self.recorder.llm)
-        self.recorder.record(self.layer, query, key, attn.scale)
+        if self.recorder.is_on:
+            self.recorder.record(self.layer, query, key, attn.scale)
+        if brought:
+            attended = torch.einsum("bhnc,hdc->bhnd", attended, attn.to_v.weight.unflatten(0, (attn.heads, -1)))
         linear, dropout = attn.to_out
         return dropout(linear(attended.transpose(1, 2).flatten(2)))
+
+
+def _by_heads(projected: Tensor, heads: int) -> Tensor:
+    """[B, L, heads · d] to [B, heads, L, d]."""
+    return projected.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _is_cheaper_brought_to_the_context(attn: Any, query: Tensor, context: Tensor) -> bool:
+    """Whether a layer is to attend to the context itself instead of to its projections.
+
+    It counts multiplications. Only a third of them is a gain: attention with rows as wide as the context, and products
+    of one head's weights, are slower than their number says.
+
+    Args:
+        query: [B, heads, N, d].
+        context: [B, T, d_text].
+    """
+    for linear in (attn.to_k, attn.to_v):
+        # LoRA layers compute more than a product with a weight, and hooks want to see what comes out.
+        if type(linear) is not nn.Linear or linear.bias is not None or linear._forward_hooks:
+            return False
+    (_, heads, pixels, width), (_, tokens, d_text) = query.shape, context.shape
+    projecting = tokens * d_text * heads * width + pixels * tokens * heads * width
+    bringing = pixels * d_text * heads * width + heads * pixels * tokens * d_text
+    return 3 * bringing < projecting
 
 
 def install_cross_attention(unet: UNet2DConditionModel, options: GuidanceOptions) -> GuidanceRecorder:
@@ -123,16 +163,13 @@ def install_cross_attention(unet: UNet2DConditionModel, options: GuidanceOptions
     Raises:
         LLM4GENError: the UNet's cross-attention is of a kind that is not known here.
     """
+    if unknown := unknown_cross_attention(unet):
+        raise LLM4GENError(
+            f"The UNet's layer {unknown[0]} is not plain cross-attention as in SD1.5 and SDXL; entity guidance and the "
+            "λ modes beside `embedding` do not know it. Set guidance.alpha to 0 and adapter.lambda_mode to embedding."
+        )
     recorder = GuidanceRecorder(options)
     layers = cross_attention_layers(unet)
-    for name, layer in layers.items():
-        extras = (layer.group_norm, layer.spatial_norm, layer.norm_q, layer.norm_cross, layer.add_k_proj)
-        known = all(extra is None or extra is False for extra in extras)
-        if not known or layer.residual_connection or layer.rescale_output_factor != 1:
-            raise LLM4GENError(
-                f"The UNet's layer {name} is not plain cross-attention as in SD1.5 and SDXL; entity guidance and the λ "
-                "modes beside `embedding` do not know it. Set guidance.alpha to 0 and adapter.lambda_mode to embedding."
-            )
     processors: dict[str, Any] = dict(unet.attn_processors)
     for name in layers:
         processors[f"{name}.processor"] = GuidedCrossAttention(recorder, name)
@@ -147,3 +184,15 @@ def cross_attention_layers(unet: nn.Module) -> dict[str, Any]:
         for name, module in unet.named_modules()
         if isinstance(module, Attention) and name.split(".")[-1] == "attn2"
     }
+
+
+def unknown_cross_attention(unet: nn.Module) -> list[str]:
+    """Those of these layers that compute more than softmax(q kᵀ) v between four linear layers."""
+    return [name for name, layer in cross_attention_layers(unet).items() if not _is_plain(layer)]
+
+
+def _is_plain(layer: Any) -> bool:
+    extras = (layer.group_norm, layer.spatial_norm, layer.norm_q, layer.norm_cross, layer.add_k_proj)
+    if any(extra is not None and extra is not False for extra in extras):
+        return False
+    return not layer.residual_connection and layer.rescale_output_factor == 1

@@ -201,8 +201,8 @@ def _columns(
 class _Layer:
     """Adds up what one layer pays to columns of the context, while it is attached.
 
-    It listens to the projections of query and key and leaves the computation alone, so that whatever processor the
-    UNet has, what it predicts stays the same to the bit.
+    It listens to the projections of query and key and leaves what comes out of them alone, so that whatever processor
+    the UNet has, what it predicts stays the same, but for rounding where a layer would not have projected the key.
 
     Args:
         name: the layer's path inside the UNet.

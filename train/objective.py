@@ -12,7 +12,7 @@ from llm4gen_core import CrossAdapter
 from llm4gen_core.entity_guidance import GuidanceOptions, GuidanceTargets, time_weights
 from llm4gen_core.lambda_modes import LLMTokens
 
-from .attention import install_cross_attention
+from .attention import install_cross_attention, unknown_cross_attention
 from .denoising import Denoising
 from .families import Family
 
@@ -50,7 +50,7 @@ class Objective(nn.Module):
         family: gives the UNet, and the text encoders if they are trained.
         adapter: the CAM; None trains without an LLM.
         denoising: noise levels and target.
-        options: of entity guidance; switched off, the UNet's layers are left alone.
+        options: of entity guidance.
         clip_chunks: see `Family.encode_text`.
         train_text: whether gradients reach the text encoders.
         lambda_mode: see `LAMBDA_MODES`. λ is 1 in training, where "value" is the same as "embedding".
@@ -76,7 +76,12 @@ class Objective(nn.Module):
         # The family is no module; it computes with the very modules that stand above.
         self.family: Any = family
         self.is_decoupled = adapter is not None and lambda_mode == "decoupled"
-        self.recorder = install_cross_attention(family.unet, options) if options.is_on or self.is_decoupled else None
+        needed = options.is_on or self.is_decoupled
+        self.recorder = (
+            install_cross_attention(family.unet, options)
+            if needed or not unknown_cross_attention(family.unet)
+            else None
+        )
 
     def forward(self, inputs: StepInputs) -> tuple[Tensor, Tensor, Tensor]:
         """Losses of each sample, not yet averaged.

@@ -155,3 +155,16 @@ def test_refuses_what_does_not_fit(
             SCALE,
             bias=None if bias is None else torch.zeros(bias),
         )
+
+
+@pytest.mark.usefixtures("block")
+@pytest.mark.parametrize("mean_heads", [False, True])
+@pytest.mark.parametrize("bias", [None, MASK], ids=["no bias", "mask"])
+def test_one_key_for_all_heads_is_that_key_for_each(bias: Tensor | None, mean_heads: bool) -> None:
+    query, key = make()
+    one = key[:, :1].detach().requires_grad_()
+    expected = reference(query, one.expand(-1, HEADS, -1, -1), OWN, bias, mean_heads)
+    found = attention_columns(query, one, OWN, SCALE, bias=bias, mean_heads=mean_heads)
+    assert (found - expected).abs().max() < 1e-14
+    for ours, theirs in zip(gradients(found, query, one), gradients(expected, query, one), strict=True):
+        assert (ours - theirs).abs().max() < 1e-13

@@ -90,3 +90,11 @@ def test_guidance_sees_these_columns_and_its_gradient_flows() -> None:
     [truth] = torch.autograd.grad(sum(expected), key)  # type: ignore[arg-type]
     assert torch.allclose(gradient, truth, rtol=1e-5, atol=1e-12) and truth.any()
     assert not torch.allclose(loss, layer_guidance(query, key, targets, SCALE, options)[0])
+
+
+@pytest.mark.parametrize("llm", [None, LLMTokens("value", TEXT, 0.3), LLMTokens("decoupled", TEXT, 0.3)])
+def test_one_key_and_value_for_all_heads_are_those_of_each(llm: LLMTokens | None) -> None:
+    query, key, value = tensors()
+    one, of_one = key[:, :1], value[:, :1]
+    expected = attend(query, one.expand_as(key), of_one.expand_as(value), SCALE, llm)
+    assert torch.allclose(attend(query, one, of_one, SCALE, llm), expected, atol=1e-12)

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from llm4gen_core import LLM4GENError
 from llm4gen_core.entity_guidance import GuidanceOptions, GuidanceTargets, PairPositions, guidance_targets
+from llm4gen_core.lambda_modes import LLMTokens
+from train import attention
 from train.attention import GuidanceRecorder, cross_attention_layers, install_cross_attention
 from train.small_models import make_unet_folder
 
@@ -198,3 +200,65 @@ def test_attention_of_an_unknown_kind_is_refused(unet: UNet2DConditionModel) -> 
     layer.norm_q = torch.nn.Identity()
     with pytest.raises(LLM4GENError, match="not plain cross-attention"):
         install_cross_attention(unet, OPTIONS)
+
+
+@pytest.mark.parametrize("llm", [None, LLMTokens("value", 30, 0.7), LLMTokens("decoupled", 30, 0.7)])
+@pytest.mark.parametrize("axis", ["tokens", "pixels"])
+def test_few_pixels_attend_to_the_context_itself_with_the_same_result(
+    unet: UNet2DConditionModel, monkeypatch: pytest.MonkeyPatch, llm: LLMTokens | None, axis: str
+) -> None:
+    options = replace(OPTIONS, axis=axis)
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(B, 4, 2, 2, generator=generator).double()
+    context = torch.randn(B, 160, D_TEXT, generator=generator).double()
+    unet.double()
+    recorder = install_cross_attention(unet, options)
+    recorder.llm = llm
+
+    def run() -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        unet.zero_grad()
+        given = context.clone().requires_grad_()
+        recorder.begin(guidance_targets(PAIRS, options))
+        prediction = unet(latents, torch.tensor([10, 700]), encoder_hidden_states=given).sample
+        loss, _ = recorder.finish(B)
+        (prediction.square().mean() + 100 * loss.sum()).backward()
+        assert given.grad is not None
+        gradients = {name: p.grad.clone() for name, p in unet.named_parameters() if p.grad is not None}
+        return prediction.detach(), loss.detach(), {**gradients, "context": given.grad}
+
+    judge = attention._is_cheaper_brought_to_the_context
+    judged: list[bool] = []
+    monkeypatch.setattr(
+        attention, "_is_cheaper_brought_to_the_context", lambda *args: judged.append(judge(*args)) or judged[-1]
+    )
+    found = run()
+    assert sum(judged) >= 4  # of seven layers, those of one pixel
+    monkeypatch.setattr(attention, "_is_cheaper_brought_to_the_context", lambda *args: False)
+    expected = run()
+    torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-10)
+    torch.testing.assert_close(found[1], expected[1], rtol=0, atol=1e-10)
+    assert found[2].keys() == expected[2].keys()
+    for name, gradient in expected[2].items():
+        torch.testing.assert_close(found[2][name], gradient, rtol=1e-8, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_projections_that_are_more_than_a_product_are_not_passed_by(unet: UNet2DConditionModel) -> None:
+    layer = next(iter(cross_attention_layers(unet).values()))
+    query, context = torch.zeros(1, layer.heads, 1, layer.inner_dim // layer.heads), torch.zeros(1, 160, D_TEXT)
+    assert attention._is_cheaper_brought_to_the_context(layer, query, context)
+    handle = layer.to_v.register_forward_hook(lambda *_: None)
+    assert not attention._is_cheaper_brought_to_the_context(layer, query, context)
+    handle.remove()
+    layer.to_k.bias = torch.nn.Parameter(torch.zeros(layer.inner_dim))
+    assert not attention._is_cheaper_brought_to_the_context(layer, query, context)
+    layer.to_k = torch.nn.Sequential(layer.to_v)  # what a LoRA layer looks like
+    assert not attention._is_cheaper_brought_to_the_context(layer, query, context)
+
+
+def test_sd15_and_sdxl_at_their_sizes_project_as_ever() -> None:
+    """Their deepest maps, 8x8 of 1280 channels in 8 heads and 32x32 in 20."""
+    for pixels, heads, d_text in ((64, 8, 768), (1024, 20, 2048)):
+        layer = torch.nn.Module()
+        layer.to_k = layer.to_v = torch.nn.Linear(d_text, 1280, bias=False, device="meta")
+        query, context = torch.empty(1, heads, pixels, 1280 // heads, device="meta"), torch.empty(1, 333, d_text)
+        assert not attention._is_cheaper_brought_to_the_context(layer, query, context)

@@ -21,11 +21,12 @@ import torch
 from filelock import FileLock
 from pydantic import JsonValue
 
-from llm4gen_core import LLM4GENError
+from llm4gen_core import GuidanceOptions, LLM4GENError
 from miniature.captions import Caption
 from miniature.dataset import SETS, SINGLE
 from miniature.judge import accuracy, blurred, noisy
 
+from ..attention import install_cross_attention
 from ..export import ExportSettings, export
 from ..generate import choose_device
 from ..loop import Trainer, resume, run
@@ -302,7 +303,9 @@ class Reproduction:
             files["unet"] = export / "unet"
         if (export / "text_encoder").is_dir():
             files["clip"] = export / "text_encoder"
-        return Painter.from_files(self.base, **files, lambda_mode=arm.lambda_mode, device=self.device)
+        painter = Painter.from_files(self.base, **files, lambda_mode=arm.lambda_mode, device=self.device)
+        install_cross_attention(painter.family.unet, GuidanceOptions(alpha=0))  # as in training, and faster here
+        return painter
 
     @contextlib.contextmanager
     def _checkpoint(self, folder: RunFolder, step: int, arm: Arm, seed: int) -> Iterator[Painter | None]:
