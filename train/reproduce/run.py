@@ -11,8 +11,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,22 +152,34 @@ class Reproduction:
     # ---- what all arms share
 
     def make_world(self) -> None:
-        """Images, CLIP and LLMs, and what these know of binding."""
-        with self._once("world", self.world / "world.json") as file:
-            if file is None:
-                return
-            started = time.monotonic()
-            scale, base = self.scale, self.world / "base"
-            write_pairs(self.world, scale.pairs)
-            write_untrained_base(base)
-            device = self.device
-            found: dict[str, Any] = {"vae": train_autoencoder(base / "vae", scale.vae_steps, device=device)}
-            found["clip"] = train_clip(base / "text_encoder", base / "tokenizer", scale.clip_steps, device=device)
-            for name, train in LLMS.items():
-                found[name] = train(self.world / name, scale.llm_steps, device=device)
-            found["probe"] = probe_encoders(base, {name: self.world / name for name in LLMS}, scale.probe_prompts)
-            found["seconds"] = round(time.monotonic() - started)
-            _write_json(file, {**found, "machine": machine()})
+        """Images, CLIP and LLMs, and what these know of binding; each is kept as soon as it is made."""
+        if (self.world / "world.json").is_file():
+            return
+        scale, base, device = self.scale, self.world / "base", self.device
+        self._part("images", lambda: _write_untrained(self.world, base, scale.pairs))
+        found = {
+            "vae": self._part("vae", lambda: train_autoencoder(base / "vae", scale.vae_steps, device=device)),
+            "clip": self._part(
+                "clip", lambda: train_clip(base / "text_encoder", base / "tokenizer", scale.clip_steps, device=device)
+            ),
+        }
+        for name, train in LLMS.items():
+            found[name] = self._part(name, partial(train, self.world / name, scale.llm_steps, device=device))
+        llms = {name: self.world / name for name in LLMS}
+        found["probe"] = self._part("probe", lambda: probe_encoders(base, llms, scale.probe_prompts))
+        parts = {name: part["found"] for name, part in found.items()}
+        seconds = sum(part["seconds"] for part in found.values())
+        _write_json(self.world / "world.json", {**parts, "seconds": seconds, "machine": machine()})
+
+    def _part(self, name: str, make: Callable[[], Any]) -> dict[str, Any]:
+        """What making one part of the world has found, in how many seconds; made if it is not there."""
+        record = self.world / f"{name}.json"
+        with self._once(name, record) as file:
+            if file is not None:
+                started = time.monotonic()
+                found = make()
+                _write_json(file, {"found": found, "seconds": round(time.monotonic() - started)})
+        return dict(json.loads(record.read_text(encoding="utf-8")))
 
     def try_judge(self) -> None:
         """How often the judge is right where the truth is known."""
@@ -360,6 +373,11 @@ class Reproduction:
                 return
             print(f"Making {what}", flush=True)
             yield file
+
+
+def _write_untrained(world: Path, base: Path, pairs: int) -> None:
+    write_pairs(world, pairs)
+    write_untrained_base(base)
 
 
 def _words(painter: Painter, captions: Sequence[Caption]) -> float:

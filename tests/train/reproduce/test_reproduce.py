@@ -22,7 +22,7 @@ from miniature.judge import read
 from train.__main__ import main
 from train.painter import Painter
 from train.recipe_file import load_recipe
-from train.reproduce import command
+from train.reproduce import command, run
 from train.reproduce.arms import ARMS, CORE, EXPERIMENTS, find_arm
 from train.reproduce.command import QUICK_ARMS, run_tasks, tasks
 from train.reproduce.results import Result, Results
@@ -153,6 +153,33 @@ def test_the_core_comes_first_with_all_of_its_seeds() -> None:
     assert sorted(found[9:]) == sorted((name, 0) for name in ARMS if name not in CORE)
     assert len(tasks([*EXPERIMENTS], 3, everywhere=True)) == 3 * len(ARMS)
     assert tasks(["data"], 2, everywhere=False) == [(name, 0) for name in ARMS if ARMS[name].experiment == "data"]
+
+
+def test_a_world_that_was_interrupted_goes_on_with_the_part_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def train_llm(folder: Path, steps: int, device: object) -> dict[str, float]:
+        made.append(folder.name)
+        if made == ["t5", "llama"]:
+            raise KeyboardInterrupt
+        return {"color": float(len(made))}
+
+    monkeypatch.setattr(run, "LLMS", {"t5": train_llm, "llama": train_llm})
+    monkeypatch.setattr(run, "probe_encoders", lambda base, llms, prompts: {name: prompts for name in llms})
+    scale = replace(QUICK, pairs=4, vae_steps=1, clip_steps=1)
+    with pytest.raises(KeyboardInterrupt):
+        Reproduction(tmp_path, scale).make_world()
+    weights = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert {path.parent.name for path in weights} == {"unet", "vae", "text_encoder"}
+    Reproduction(tmp_path, scale).make_world()
+    assert made == ["t5", "llama", "llama"]
+    assert weights == {path: path.stat().st_mtime_ns for path in weights}
+    world = json.loads((tmp_path / "world" / "world.json").read_text())
+    assert world["t5"] == {"color": 1} and world["llama"] == {"color": 3}
+    assert world["probe"] == {"t5": QUICK.probe_prompts, "llama": QUICK.probe_prompts}
+    assert {"vae", "clip", "seconds", "machine"} <= {*world}
 
 
 def test_another_size_in_the_same_folder_is_refused(tmp_path: Path) -> None:
