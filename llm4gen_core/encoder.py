@@ -202,12 +202,24 @@ def folder_spec(folder: Path) -> LLMSpec:
         LLM4GENError: there is no config.json, or transformers does not know the architecture.
     """
     config = _load_config(folder)
-    config = getattr(config, "get_text_config", lambda: config)()
+    architecture = config.model_type
+    encoder = _encoder_config(config)
+    if encoder is None:
+        config = getattr(config, "get_text_config", lambda: config)()
+        architecture = config.model_type
+    else:
+        config = encoder
     layers = next((v for n in ("num_layers", "num_hidden_layers", "n_layer") if (v := getattr(config, n, None))), None)
     width = next((v for n in ("d_model", "hidden_size", "n_embd") if (v := getattr(config, n, None))), None)
     if layers is None or width is None:
-        raise LLM4GENError(f"LLM {folder} is a {config.model_type}, which is not a text encoder or language model.")
-    return own_spec(config.model_type, layers, width, _is_rankgen(folder))
+        raise LLM4GENError(f"LLM {folder} is a {architecture}, which is not a text encoder or language model.")
+    return own_spec(architecture, layers, width, _is_rankgen(folder))
+
+
+def _encoder_config(config: Any) -> Any:
+    """The encoder's half of a T5Gemma, whose halves have a configuration, and often a size, each; else None."""
+    encoder = getattr(config, "encoder", None)
+    return encoder if config.is_encoder_decoder and hasattr(encoder, "hidden_size") else None
 
 
 def load_language_model(folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -221,6 +233,8 @@ def load_language_model(folder: Path, dtype: torch.dtype) -> nn.Module:
 
     config = _load_config(folder)
     auto_class = AutoModelForTextEncoding if config.model_type in MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES else AutoModel
+    if _encoder_config(config) is not None:
+        config.is_encoder_decoder = False  # T5Gemma's encoder refuses to be loaded out of the pair otherwise
     key_mapping = {"^" + RANKGEN_PREFIX.replace(".", r"\."): ""} if _is_rankgen(folder) else None
     try:
         model, report = auto_class.from_pretrained(

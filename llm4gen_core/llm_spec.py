@@ -20,7 +20,8 @@ class LLMSpec:
         architecture: transformers' `model_type` ("t5", "llama", ...).
         layers: transformer blocks of the encoder or decoder stack.
         width: d_llm, the size of a hidden state.
-        prefix: text put before every prompt, the empty one too.
+        prefix, suffix: text put before and behind every prompt, the empty one too; together a prompt template, such
+            as a chat model's. A prompt that is cut loses its suffix.
         max_length: tokens that are read; what exceeds it is cut, the end token included (as the release does).
         padding: "max_length" pads every prompt to `max_length`; "longest" pads to the longest of a batch.
         padding_side: "right" or "left".
@@ -28,6 +29,8 @@ class LLMSpec:
             `hidden_states` (0 is the embedding, negative counts from the end); "mean" is the mean over
             all blocks of the layer-normalised hidden states (arXiv 2506.08210).
         dtype: precision of the encoder when the adapter was trained.
+        pad_id: id of the padding token; None is the tokenizer's own, or its end token. Hidden states of padding reach
+            the adapter, and tokenizers of the same model do not always agree on it.
     """
 
     model: str
@@ -40,18 +43,23 @@ class LLMSpec:
     padding_side: str = "right"
     layer: Layer = "last"
     dtype: str = "float32"
+    suffix: str = ""
+    pad_id: int | None = None
 
     def __post_init__(self) -> None:
         def require(name: str, ok: bool, expected: str) -> None:
             if not ok:
                 raise LLM4GENError(f"LLM specification: {name} is {getattr(self, name)!r}; expected {expected}.")
 
-        for name in ("model", "architecture", "prefix", "dtype"):
+        for name in ("model", "architecture", "prefix", "suffix", "dtype"):
             require(name, isinstance(getattr(self, name), str), "text")
         for name in ("layers", "width", "max_length"):
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool)
             require(name, whole and value >= 1, "a whole number of at least 1")
+        pad = self.pad_id
+        id_or_none = pad is None or (isinstance(pad, int) and not isinstance(pad, bool) and pad >= 0)
+        require("pad_id", id_or_none, "a token id, or null for the tokenizer's own")
         require("padding", self.padding in ("max_length", "longest"), '"max_length" or "longest"')
         require("padding_side", self.padding_side in ("right", "left"), '"right" or "left"')
         layer = self.layer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ _T5_VOCABULARY = range(32100, 32257)
 _OTHER_KINDS = (
     ("text_model.encoder.layers.", "a CLIP text encoder"),
     ("transformer.resblocks.", "a CLIP text encoder"),
-    ("model.layers.0.self_attn.", "a decoder-only language model"),
-    ("model.language_model.layers.", "a decoder-only language model"),
+    ("model.layers.0.self_attn.", "a decoder-only language model of a kind that is not known here"),
+    ("model.language_model.layers.", "a decoder-only language model of a kind that is not known here"),
     ("model.diffusion_model.", "a Stable Diffusion checkpoint"),
     ("CrossFusionModule.", "an LLM4GEN adapter (it belongs into models/llm4gen)"),
     ("cam.", "an LLM4GEN adapter (it belongs into models/llm4gen)"),
@@ -57,6 +57,11 @@ class T5File:
         layout = ", RankGen layout" if self.key_prefix == RANKGEN_PREFIX else ""
         kind = "T5 v1.1 / flan-T5" if self.config["is_gated_act"] else "T5"
         return f"{kind} encoder ({self.spec.layers} layers, width {self.spec.width}{layout})"
+
+
+def is_t5(names: Iterable[str]) -> bool:
+    """Whether tensors of these names make a T5-like encoder, of whatever size, under whatever key prefix."""
+    return any(name == _FIRST_QUERY or name.endswith("." + _FIRST_QUERY) for name in names)
 
 
 def describe_t5(shapes: Shapes, path: Path) -> T5File:

@@ -121,12 +121,14 @@ class LLM(Section):
     Attributes:
         model: name of the weights, such as a Hugging Face id, so that users of the adapter find it.
         prefix: put before every prompt, the empty one too; None takes the model's own ("pre " for RankGen).
+        suffix: put behind every prompt; with the prefix it makes a prompt template.
         max_length: tokens; every prompt is padded to it (the paper: 128, the release: 256).
         padding_side, layer: see `LLMSpec`.
     """
 
     model: str | None = None
     prefix: str | None = None
+    suffix: str = ""
     max_length: Count = 128
     padding_side: Literal["right", "left"] = "right"
     layer: int | Literal["last", "mean"] = "last"

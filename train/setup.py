@@ -18,7 +18,8 @@ from llm4gen_core import (
     LLMSpec,
     load_adapter,
 )
-from llm4gen_core.encoder import folder_spec
+from llm4gen_core.encoder import folder_spec, load_tokenizer
+from llm4gen_core.prompt_tokens import pad_id
 
 from .draws import draw_seed
 from .families import FAMILIES, Family
@@ -111,15 +112,17 @@ def open_models(recipe: Recipe, parts: Collection[str] = PARTS) -> Models:
 
 
 def llm_spec(recipe: Recipe) -> LLMSpec | None:
-    """The LLM's own specification with the recipe's changes; nothing but its configuration is read."""
+    """The LLM's own specification with the recipe's changes; its weights are not read."""
     if recipe.model.llm is None:
         return None
-    own = folder_spec(Path(recipe.model.llm))
-    settings = recipe.llm
+    folder, settings = Path(recipe.model.llm), recipe.llm
+    own = folder_spec(folder)
     return replace(
         own,
         model=own.model if settings.model is None else settings.model,
         prefix=own.prefix if settings.prefix is None else settings.prefix,
+        suffix=settings.suffix,
+        pad_id=pad_id(load_tokenizer(folder)),
         max_length=settings.max_length,
         padding_side=settings.padding_side,
         layer=settings.layer,
@@ -141,11 +144,14 @@ def _check_start(start: CrossAdapter, config: CrossAdapterConfig, spec: LLMSpec,
             f"model.adapter {path} was trained with the λ mode {metadata.lambda_mode}, the recipe has "
             f"adapter.lambda_mode {recipe.adapter.lambda_mode}; set it to the adapter's."
         )
-    if metadata.llm is not None and metadata.llm != replace(spec, dtype=metadata.llm.dtype):
-        reason = metadata.llm.mismatch(spec) or "its prompts were prepared in another way (prefix, length or layer)"
+    known = metadata.llm
+    if known is not None and known != replace(
+        spec, dtype=known.dtype, pad_id=None if known.pad_id is None else spec.pad_id
+    ):
+        reason = known.mismatch(spec) or "its prompts were prepared in another way (prefix, length or layer)"
         raise LLM4GENError(
-            f"model.adapter {path} was trained with {metadata.llm.label}, the recipe has {spec.label}: {reason}. Its "
-            f"specification is {metadata.llm.to_json()}."
+            f"model.adapter {path} was trained with {known.label}, the recipe has {spec.label}: {reason}. Its "
+            f"specification is {known.to_json()}."
         )
 
 

@@ -135,6 +135,30 @@ def _configurations() -> dict[str, Any]:
             t.Qwen3Config(vocab_size=n, head_dim=8, num_key_value_heads=2, **blocks),
             t.Qwen3ForCausalLM,
         ),
+        "gemma3": lambda n: (
+            t.Gemma3TextConfig(
+                vocab_size=n, head_dim=8, num_key_value_heads=2, query_pre_attn_scalar=8, sliding_window=64, **blocks
+            ),
+            t.Gemma3ForCausalLM,
+        ),
+        # the two halves have different sizes, as in T5Gemma 9B-2B
+        "t5gemma": lambda n: (
+            t.T5GemmaConfig(
+                vocab_size=n,
+                encoder=t.T5GemmaModuleConfig(
+                    vocab_size=n, head_dim=8, num_key_value_heads=2, query_pre_attn_scalar=8, **blocks
+                ),
+                decoder=t.T5GemmaModuleConfig(
+                    vocab_size=n,
+                    head_dim=8,
+                    num_key_value_heads=2,
+                    query_pre_attn_scalar=8,
+                    cross_attention_hidden_size=32,
+                    **{**blocks, "hidden_size": 16, "num_hidden_layers": 2},
+                ),
+            ),
+            t.T5GemmaForConditionalGeneration,
+        ),
         "bert": lambda n: (t.BertConfig(vocab_size=n, max_position_embeddings=64, **blocks), t.BertModel),
         "roberta": lambda n: (
             t.RobertaConfig(vocab_size=n, max_position_embeddings=64, pad_token_id=0, **blocks),

@@ -21,7 +21,7 @@ BuildFolder = Callable[..., tuple[Path, Any, Any]]
 BuildModel = Callable[[str], tuple[Any, Any]]
 
 PROMPTS = ["a red cat", "the big blue dog is on the mat", "a cat"]
-DECODERS = ["llama", "gpt2", "qwen3"]
+DECODERS = ["llama", "gpt2", "qwen3", "gemma3"]
 ENCODERS = ["t5", "bert", "roberta"]
 
 
@@ -120,9 +120,10 @@ def test_of_a_full_t5_only_the_encoder_is_used(build_model: BuildModel, t5_token
     assert relative_error(encoder.encode(["a red cat"]).hidden[0], expected) < 1e-6
 
 
-def test_of_an_encoder_decoder_of_another_family_only_the_encoder_is_used(load: Callable[..., Any]) -> None:
-    encoder, model = load("bart", padding="longest")
-    assert (encoder.spec.layers, encoder.spec.width) == (3, 32)
+@pytest.mark.parametrize("kind", ["bart", "t5gemma"])
+def test_of_an_encoder_decoder_of_another_family_only_the_encoder_is_used(kind: str, load: Callable[..., Any]) -> None:
+    encoder, model = load(kind, padding="longest")
+    assert (encoder.spec.architecture, encoder.spec.layers, encoder.spec.width) == (kind, 3, 32)
     expected = alone(model.get_encoder(), encoder.tokenizer, "a red cat")
     assert relative_error(encoder.encode(["a red cat"]).hidden[0], expected) < 1e-6
 

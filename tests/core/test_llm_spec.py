@@ -41,6 +41,8 @@ def test_the_released_llm_is_prepared_as_in_the_release() -> None:
         "padding_side": "right",
         "layer": "last",
         "dtype": "float32",
+        "suffix": "",
+        "pad_id": None,
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llm4gen_core import LLM4GENError, LLMSpec
-from llm4gen_core.prompt_tokens import pad_id, tokenize_prompt
+from llm4gen_core.prompt_tokens import pad_id, prompt_offsets, split_at_break, tokenize_prompt
 
 SPEC = LLMSpec(model="", architecture="t5", layers=2, width=8, prefix="pre ", max_length=16)
 BARE = replace(SPEC, prefix="", padding="longest", max_length=64)
@@ -25,6 +25,27 @@ def test_prefix_prompt_end_and_padding(t5_tokenizer: Any) -> None:
     assert tokens.mask == [1] * 5 + [0] * 11
     assert tokens.weights == [1.0] * 16
     assert tokens.length == 5
+
+
+def test_prefix_and_suffix_are_a_template(t5_tokenizer: Any) -> None:
+    template = replace(SPEC, prefix="a red ", suffix=" on a mat")
+    tokens = tokenize_prompt(t5_tokenizer, "cat", template)
+    plain = tokenize_prompt(t5_tokenizer, "a red cat on a mat", replace(SPEC, prefix=""))
+    assert tokens == plain
+    weighted = tokenize_prompt(t5_tokenizer, [("cat", 2.0)], template)
+    assert weighted.ids == plain.ids
+    assert [i for i, weight in enumerate(weighted.weights) if weight != 1] == [2]
+
+
+def test_offsets_leave_the_template_out(t5_tokenizer: Any) -> None:
+    template = replace(SPEC, prefix="a red ", suffix=" on a mat", max_length=8)
+    assert prompt_offsets(t5_tokenizer, "cat", template)[:4] == [(0, 0), (0, 0), (0, 3), (0, 0)]
+    assert {*prompt_offsets(t5_tokenizer, "cat", template)[4:]} == {(0, 0)}
+
+
+def test_the_specification_may_say_what_padding_is(t5_tokenizer: Any) -> None:
+    tokens = tokenize_prompt(t5_tokenizer, "a cat", replace(SPEC, pad_id=7, max_length=6))
+    assert tokens.ids[-2:] == [7, 7] and tokens.mask[-2:] == [0, 0]
 
 
 def test_left_padding(t5_tokenizer: Any) -> None:
@@ -223,3 +244,43 @@ def test_weights_stay_on_their_words_beside_a_textual_inversion(t5_tokenizer: An
     tokens = tokenize_prompt(t5_tokenizer, [("embedding:bad ", 1.2), ("a ", 1.0), ("cat", 1.3)], BARE)
     assert pieces(t5_tokenizer, tokens.ids) == ["▁a", "▁cat", "</s>"]
     assert tokens.weights == [1.0, 1.3, 1.0]
+
+
+# BREAK
+
+
+@pytest.mark.parametrize(
+    ("prompt", "parts"),
+    [
+        ("a cat BREAK a dog", ["a cat", "a dog"]),
+        ("a cat\nBREAK\n\ta dog", ["a cat", "a dog"]),
+        ("a cat,BREAK, a dog", ["a cat,", ", a dog"]),
+        ("a BREAK b BREAK c", ["a", "b", "c"]),
+        ("BREAK a BREAK BREAK b BREAK", ["a", "b"]),
+        ("a break BREAKFAST, TEA-BREAK 'BREAK' BREAK. LUNCHBREAK", None),
+        ("", None),
+    ],
+)
+def test_break_parts_a_prompt_where_it_is_a_word_of_its_own(prompt: str, parts: list[str] | None) -> None:
+    expected = [[(prompt, 1.0)]] if parts is None else [[(part, 1.0)] for part in parts]
+    assert split_at_break([(prompt, 1.0)]) == expected
+
+
+@pytest.mark.parametrize("prompt", ["BREAK", " BREAK\nBREAK "])
+def test_nothing_but_breaks_is_one_empty_part(prompt: str) -> None:
+    assert split_at_break([(prompt, 1.0)]) == [[]]
+
+
+def test_a_weight_holds_on_both_sides_of_a_break() -> None:
+    segments = [("a ", 1.0), ("red cat BREAK blue", 1.3), (" dog", 1.0)]
+    assert split_at_break(segments) == [[("a ", 1.0), ("red cat", 1.3)], [("blue", 1.3), (" dog", 1.0)]]
+
+
+def test_white_space_around_a_break_goes_in_its_neighbours_too() -> None:
+    segments = [("cat", 1.2), (" ", 1.0), ("BREAK", 1.1), (" ", 1.0), (" dog ", 0.8)]
+    assert split_at_break(segments) == [[("cat", 1.2)], [("dog", 0.8)]]
+
+
+def test_without_break_the_segments_stay_as_they_are() -> None:
+    segments = [("  a ", 1.0), ("", 1.1), (" cat ", 1.3), (" ", 1.0)]
+    assert split_at_break(segments) == [segments]
