@@ -1,13 +1,15 @@
-"""Conditionings: CLIP encoding at equal lengths, and fusion entry by entry."""
+"""Conditionings: CLIP encoding at equal lengths and with BREAK, and fusion entry by entry."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import comfy.sd
+import comfy.sd1_clip
 import torch
 
 from ..llm4gen_core import LLM4GENError, LLMFeatures
+from ..llm4gen_core.prompt_tokens import split_at_break
 from .host import HostAdapter, release
 from .host_attention import mark
 
@@ -27,7 +29,7 @@ def encode_clip(
 
     Args:
         clip: from a checkpoint.
-        text: the prompt; every 75 tokens make a chunk of 77.
+        text: the prompt; every 75 tokens make a chunk of 77, and the word BREAK begins a new one.
         paired_text: the prompt of the other side of guidance. The shorter of the two is continued with chunks
             of the empty prompt, so that both sides are equally long and one batched UNet call serves them.
         sizes: SDXL's size condition under the host's names (width, height, crop_w, crop_h, target_width,
@@ -44,10 +46,39 @@ def encode_clip(
             "The CLIP input is empty: the checkpoint that it comes from holds no text encoder. Use a full checkpoint, "
             "or Load CLIP with clip_l."
         )
-    tokens, paired, empty = clip.tokenize(text), clip.tokenize(paired_text), clip.tokenize("")
+    tokens, paired, empty = _tokenize(clip, text), _tokenize(clip, paired_text), clip.tokenize("")
     for name, chunks in tokens.items():
         chunks.extend(empty[name] * (len(paired[name]) - len(chunks)))
     return clip.encode_from_tokens_scheduled(tokens, add_dict=dict(sizes or {}))
+
+
+def _tokenize(clip: comfy.sd.CLIP, text: str) -> dict[str, list]:
+    """Chunks for each of the model's encoders, as the host makes them of each part of the prompt."""
+    tokens, *others = (clip.tokenize(part) for part in _parts(text))
+    for other in others:
+        for name, chunks in other.items():
+            tokens[name].extend(chunks)
+    return tokens
+
+
+def without_breaks(text: str) -> str:
+    """The prompt for a model of one long context, which has no chunks to begin: BREAK left out, weights kept."""
+    return " ".join(_parts(text))
+
+
+def _parts(text: str) -> list[str]:
+    """Parts of a prompt between its BREAKs, weights written out; the text itself, to the letter, if there is none."""
+    segments = comfy.sd1_clip.token_weights(comfy.sd1_clip.escape_important(text), 1.0)
+    parts = split_at_break(segments)
+    if parts == [segments]:
+        return [text]
+    return ["".join(_written(*segment) for segment in part) for part in parts]
+
+
+def _written(text: str, weight: float) -> str:
+    """A segment in the host's syntax, so that it is read as the one segment that it is."""
+    literal = comfy.sd1_clip.unescape_important(text).replace("(", r"\(").replace(")", r"\)")
+    return f"({literal}:{weight})" if literal else ""
 
 
 def fuse_conditioning(
@@ -78,14 +109,27 @@ def fuse_conditioning(
     scaled = adapter.metadata.lambda_mode == "embedding"  # the other modes scale inside the UNet: see Patch Model
     for text, options in conditioning:
         size = max(text.shape[0], features.hidden.shape[0])
-        context = _to_batch(text, size)
-        adapted = adapter.adapt(context, _to_batch(features.hidden, size))
+        context, paired = _to_batch(text, size), _is_paired(text)
+        adapted = adapter.adapt(context[:, ::2] if paired else context, _to_batch(features.hidden, size))
+        if paired:
+            adapted = adapted.repeat_interleave(2, dim=1)
         own = text.shape[1] if adapter.module.config.context_layout[0] == "text" else 0
         combined = adapter.module.combine(context, adapted.to(context.device), strength if scaled else 1.0)
         options = {"cross_attn_controlnet": text, **options, FUSED: own}
-        fused.append([combined, mark(options, own, combined.shape[1], strength, scaled) if own else options])
+        if own:
+            options = mark(options, own, combined.shape[1], strength, scaled, paired)
+        fused.append([combined, options])
     release(adapter.patcher)
     return fused
+
+
+def _is_paired(text: torch.Tensor) -> bool:
+    """Whether the tokens of a context [B, L, d_text] are there twice: once for the keys, once for the values.
+
+    NegPip encodes so, and takes the two apart again inside the UNet. The first token, which no weight reaches, is then
+    the same in both; CLIP itself never gives the first two alike.
+    """
+    return text.shape[1] % 2 == 0 and torch.equal(text[:, 0], text[:, 1]) and bool(text.any())
 
 
 def _to_batch(tensor: torch.Tensor, size: int) -> torch.Tensor:

@@ -3,10 +3,10 @@
 import comfy.sd
 from comfy_api.v0_0_2 import io
 
-from .conditioning import encode_clip
+from .conditioning import encode_clip, without_breaks
 from .host import HostAdapter
-from .host_llm import HostLLM
-from .wires import CATEGORY, AdapterWire, FeaturesWire, LLMWire, say, search_aliases
+from .host_llm import HostLLM, wired_llm
+from .wires import CATEGORY, AdapterWire, FeaturesWire, llm_input, say, search_aliases
 
 _SIZES = {
     "width": "SDXL: width of the image before it was cropped, in pixels. Twice what you paint is a common choice.",
@@ -38,13 +38,13 @@ class LLM4GENEncodeLLM(io.ComfyNode):
             description="Turns a prompt into the language model's hidden states, for the Fuse node.",
             **search_aliases("t5 encode", "llm text encode", "llm features"),
             inputs=[
-                LLMWire.Input("llm", display_name="LLM", tooltip="From Load LLM."),
+                llm_input(),
                 io.String.Input(
                     "text",
                     multiline=True,
                     dynamic_prompts=True,
                     tooltip="The prompt, as long and dense as you like; (word:1.3) weights work. The official adapter "
-                    "reads 256 tokens, about 190 words. Names like embedding:name are skipped here.",
+                    "reads 256 tokens, about 190 words. embedding:name and the word BREAK are skipped here.",
                 ),
                 AdapterWire.Input(
                     "adapter",
@@ -61,8 +61,10 @@ class LLM4GENEncodeLLM(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, llm: HostLLM, text: str, adapter: HostAdapter | None = None) -> io.NodeOutput:
+    def execute(cls, llm: HostLLM | comfy.sd.CLIP, text: str, adapter: HostAdapter | None = None) -> io.NodeOutput:
+        llm = wired_llm(llm)
         spec = llm.spec if adapter is None else llm.spec_for(adapter.metadata.llm, adapter.name)
+        text = without_breaks(text)
         say(cls, llm.count_tokens(text, spec))
         return io.NodeOutput(llm.encode(text, spec))
 
@@ -85,7 +87,8 @@ class LLM4GENEncodeCLIP(io.ComfyNode):
                     "text",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="The prompt; usually the same text as in LLM Encode. (word:1.3) and embedding:name work.",
+                    tooltip="The prompt; usually the same text as in LLM Encode. (word:1.3) and embedding:name work; "
+                    "BREAK, in capitals, begins a new chunk of 75 tokens.",
                 ),
                 io.String.Input(
                     "paired_text",

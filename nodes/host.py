@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +63,27 @@ def llm_path(name: str) -> Path:
     if folder.endswith("/"):
         return _require(LLM_FOLDERS, f"{folder}config.json", "LLM").parent
     return _require(LLM_FOLDERS, name, "LLM")
+
+
+def adapter_fingerprint(name: str) -> str:
+    """What tells the adapter's file from one that was put in its place; empty if there is none."""
+    return _fingerprint(adapter_path, name)
+
+
+def llm_fingerprint(name: str) -> str:
+    """The same of the LLM's file, or of the files in its folder."""
+    return _fingerprint(llm_path, name)
+
+
+def _fingerprint(find: Callable[[str], Path], name: str) -> str:
+    """Time of change and size, which cost no reading. A file that is missing is explained when it is loaded."""
+    try:
+        path = find(name)
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        found = [(file.name, file.stat()) for file in files if file.is_file()]
+    except (LLM4GENError, OSError):
+        return ""
+    return "\n".join(f"{file} {stat.st_mtime_ns} {stat.st_size}" for file, stat in found)
 
 
 def _list_files(folders: tuple[str, ...]) -> list[str]:

@@ -1,46 +1,38 @@
 """LLMs as the host's own text encoders: its memory management, offloading, streaming and precision.
 
-Two routes end in the same object. A T5 encoder from one file is built from the host's T5; a Hugging
-Face folder is built by transformers and its layers are exchanged for the host's casting layers.
+Four routes end in the same object. A T5 encoder from one file is built from the host's T5; another language model
+from one file is read by the host, if it knows it; a Hugging Face folder is built by transformers and its layers are
+exchanged for the host's casting layers; and a CLIP wire that holds a language model already is looked into.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import comfy.model_management
-import comfy.ops
 import comfy.sd
-import comfy.sd1_clip
 import comfy.supported_models_base
 import comfy.text_encoders
 import comfy.text_encoders.t5
 import comfy.utils
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import T5TokenizerFast
 
 from ..llm4gen_core import LLM4GENError, LLMFeatures, LLMSpec
-from ..llm4gen_core.encoder import (
-    apply_token_weights,
-    check_token_ids,
-    folder_spec,
-    hidden_states,
-    load_language_model,
-    load_tokenizer,
-    select_layer,
-)
-from ..llm4gen_core.llm_spec import Layer
-from ..llm4gen_core.prompt_tokens import PromptTokens, Segment, tokenize_prompt
-from ..llm4gen_core.t5_file import T5File, describe_t5, encoder_tensors, t5_without_tokenizer
-from ..llm4gen_core.weights import SAFETENSORS_SUFFIXES, load_tensors, read_header
+from ..llm4gen_core.encoder import folder_spec, load_language_model, load_tokenizer
+from ..llm4gen_core.prompt_tokens import PromptTokens
+from ..llm4gen_core.t5_file import T5File, describe_t5, encoder_tensors, is_t5, t5_without_tokenizer
+from ..llm4gen_core.weights import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, load_pickle, load_tensors, read_header
 from .host import llm_path, log, release
+from .host_llm_models import HostTokenizer, T5Model, TransformersModel, use_host_layers
+from .host_text_encoder import language_model, look_inside
 
 
 @dataclass(frozen=True)
@@ -112,6 +104,19 @@ class HostLLM:
         return adapter_spec
 
 
+def wired_llm(llm: HostLLM | comfy.sd.CLIP) -> HostLLM:
+    """What an LLM input is given: an LLM, or a text encoder of the host's or of another pack's loader, as it is.
+
+    Raises:
+        LLM4GENError: the text encoder holds no language model, or several.
+    """
+    if isinstance(llm, HostLLM):
+        return llm
+    name = "the wired CLIP"
+    clip, spec = look_inside(llm, name)
+    return HostLLM(clip, spec, name, spec.label)
+
+
 def load_llm(name: str, model_options: dict[str, Any]) -> HostLLM:
     """Load a file or a Hugging Face folder from the LLM list.
 
@@ -126,12 +131,64 @@ def load_llm(name: str, model_options: dict[str, Any]) -> HostLLM:
     if path.is_dir():
         path = t5_without_tokenizer(path) or path
     progress = comfy.utils.ProgressBar(2)
-    load = _load_folder if path.is_dir() else _load_t5_file
+    load = _load_folder if path.is_dir() else _load_file
     clip, spec, description = load(path, model_options, partial(progress.update, 1))
     progress.update(1)
     clip.cond_stage_model.execution_device = clip.patcher.load_device
     log.info("LLM %s: %s", name, description)
     return HostLLM(clip, spec, name, description)
+
+
+def _load_file(
+    path: Path, model_options: dict[str, Any], read: Callable[[], None]
+) -> tuple[comfy.sd.CLIP, LLMSpec, str]:
+    suffix = path.suffix.lower()
+    shapes: Mapping[str, Any] = {}
+    if suffix in SAFETENSORS_SUFFIXES:
+        shapes = read_header(path, "LLM")[0]
+    elif suffix in PICKLE_SUFFIXES:
+        shapes = load_pickle(path, "LLM", device="meta")
+    kind = None if is_t5(shapes) else comfy.sd.detect_te_model(shapes)
+    # What is nothing of either kind, the T5 route explains.
+    load = _load_t5_file if kind is None or "CLIP" in kind.name else _load_host_file
+    return load(path, model_options, read)
+
+
+def _load_host_file(
+    path: Path, model_options: dict[str, Any], read: Callable[[], None]
+) -> tuple[comfy.sd.CLIP, LLMSpec, str]:
+    """A language model that the host itself recognises by its tensors: Llama 3, Qwen, Gemma and others."""
+    tensors, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
+    read()
+    options = dict(model_options)
+    if hasattr(comfy.utils, "convert_old_quants"):
+        tensors, metadata = comfy.utils.convert_old_quants(tensors, model_prefix="", metadata=metadata)
+    is_quantized = any(name.endswith(("scaled_fp8", ".comfy_quant", ".weight_scale")) for name in tensors)
+    dtype = options.get("dtype")
+    if dtype is not None and not is_quantized:  # the host keeps such files in the precision that they are stored in
+        tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    names = {*tensors}
+    try:
+        clip = comfy.sd.load_text_encoder_state_dicts([tensors], model_options=options)
+    except RuntimeError as error:
+        raise LLM4GENError(
+            f"LLM {path} looks like a language model that ComfyUI knows, but its tensors have other sizes "
+            f"({_first_line(error)}). Put its whole Hugging Face folder (config.json, weights, tokenizer) into "
+            "models/llm and choose the folder."
+        ) from error
+    own, spec = look_inside(clip, str(path))
+    _, encoder = language_model(clip, str(path))
+    wanted = [name for name in encoder.transformer.state_dict() if name.startswith("model.") and ".weight" in name]
+    if missing := [name for name in wanted if name not in names]:
+        raise LLM4GENError(
+            f"LLM {path} is a {spec.label} but lacks {len(missing)} of its tensors ({missing[0]}, ...); download "
+            "it again."
+        )
+    return own, spec, f"{spec.label}, as ComfyUI reads it"
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines()[1:] if line.strip()), str(error))
 
 
 def _load_t5_file(
@@ -148,7 +205,7 @@ def _load_t5_file(
     tensors = _quantization(tensors, metadata, file, options)
     weights = encoder_tensors(file, tensors)
     clip = _host_text_encoder(
-        partial(_HostT5, file.config, weights["encoder.final_layer_norm.weight"].dtype),
+        partial(T5Model, file.config, weights["encoder.final_layer_norm.weight"].dtype),
         T5TokenizerFast.from_pretrained(Path(comfy.text_encoders.t5.__file__).parent / "t5_tokenizer"),
         sum(tensor.nelement() for tensor in weights.values()),
         options,
@@ -195,9 +252,9 @@ def _load_folder(
         )
     model = load_language_model(path, dtype)
     read()
-    _use_host_layers(model)
+    use_host_layers(model)
     clip = _host_text_encoder(
-        partial(_HostTransformersModel, model),
+        partial(TransformersModel, model),
         tokenizer,
         sum(parameter.nelement() for parameter in model.parameters()),
         # transformers has put the weights on the CPU already; the host moves them when they are used.
@@ -209,7 +266,7 @@ def _load_folder(
 def _host_text_encoder(
     model: Callable, tokenizer: Any, parameters: int, options: dict[str, Any], weights: dict[str, Tensor] | None = None
 ) -> comfy.sd.CLIP:
-    target = comfy.supported_models_base.ClipTarget(partial(_HostTokenizer, tokenizer), model)
+    target = comfy.supported_models_base.ClipTarget(partial(HostTokenizer, tokenizer), model)
     if weights is None:
         return comfy.sd.CLIP(target, parameters=parameters, model_options=options)
     if "state_dict" in inspect.signature(comfy.sd.CLIP.__init__).parameters:
@@ -218,158 +275,3 @@ def _host_text_encoder(
     clip = comfy.sd.CLIP(target, parameters=parameters, model_options=options)
     clip.load_sd(weights)
     return clip
-
-
-class _HostTokenizer:
-    """A transformers tokenizer behind the host's tokenizer interface, with the host's `(word:1.3)` syntax."""
-
-    def __init__(self, tokenizer: Any, embedding_directory: Any = None, tokenizer_data: Any = None) -> None:
-        self.tokenizer = tokenizer
-
-    def tokenize_with_weights(
-        self, text: str, return_word_ids: bool = False, *, spec: LLMSpec, pad_to: int | None = None
-    ) -> dict[str, PromptTokens]:
-        prompt = tokenize_prompt(self.tokenizer, _weighted_segments(text), spec, pad_to)
-        return {"prompt": prompt, "empty": tokenize_prompt(self.tokenizer, "", spec, len(prompt.ids))}
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {}
-
-
-def _weighted_segments(text: str) -> list[Segment]:
-    parsed = comfy.sd1_clip.token_weights(comfy.sd1_clip.escape_important(text), 1.0)
-    return [(comfy.sd1_clip.unescape_important(segment), weight) for segment, weight in parsed]
-
-
-class _HostLLMModel(nn.Module):
-    """What `comfy.sd.CLIP` asks of a text encoder. Subclasses give hidden states of token ids."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtypes = {dtype}
-        self.layer: Layer = "last"
-        self.execution_device: torch.device | None = None
-
-    def set_clip_options(self, options: dict[str, Any]) -> None:
-        self.layer = options.get("layer", self.layer)
-        self.execution_device = options.get("execution_device", self.execution_device)
-
-    def reset_clip_options(self) -> None:
-        self.layer = "last"
-
-    def encode_token_weights(self, tokens: dict[str, PromptTokens]) -> tuple[Tensor, None, dict[str, Tensor]]:
-        """(hidden [1, L, d_llm] float32, no pooled output, {"attention_mask": [1, L]})."""
-        prompt, empty = tokens["prompt"], tokens["empty"]
-        weighted = any(weight != 1.0 for weight in prompt.weights)
-        rows = [prompt, empty] if weighted else [prompt]
-        ids = torch.tensor([row.ids for row in rows], device=self.execution_device)
-        mask = torch.tensor([row.mask for row in rows], device=self.execution_device)
-        hidden = self.hidden_states(ids, mask)
-        if weighted:
-            weights = torch.tensor([prompt.weights], device=hidden.device, dtype=hidden.dtype)
-            hidden = apply_token_weights(hidden[:1], hidden[1:], weights)
-        device = comfy.model_management.intermediate_device()
-        return hidden.to(device=device), None, {"attention_mask": mask[:1].to(device=device)}
-
-    def hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """[B, L, d_llm] float32 of ids [B, L] and mask [B, L]."""
-        raise NotImplementedError
-
-
-class _HostT5(_HostLLMModel):
-    """A T5 encoder of any size, built as the host builds its T5-XXL."""
-
-    def __init__(
-        self,
-        config: dict[str, Any],
-        stored_dtype: torch.dtype,
-        device: torch.device,
-        dtype: torch.dtype,
-        model_options: dict[str, Any],
-    ) -> None:
-        if "dtype" not in model_options:
-            dtype = comfy.model_management.pick_weight_dtype(stored_dtype, dtype, device)
-        super().__init__(dtype)
-        self.text_encoder = comfy.sd1_clip.SDClipModel(
-            device=device,
-            dtype=dtype,
-            textmodel_json_config=dict(config),
-            special_tokens={"end": 1, "pad": 0},
-            model_class=comfy.text_encoders.t5.T5,
-            model_options={**model_options, "model_name": "llm4gen_t5"},
-        )
-        self.missing: list[str] = []
-
-    def hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        t5 = self.text_encoder.transformer
-        embeds = t5.get_input_embeddings()(ids, out_dtype=torch.float32)
-        if self.layer == "last":
-            return t5(None, mask, embeds=embeds, dtype=torch.float32)[0].float()
-        # The host's T5 hands out one raw hidden state at most; hooks collect them in transformers' order.
-        states = [embeds.clone()]
-        hooks = [
-            block.register_forward_hook(lambda _module, _inputs, output: states.append(output[0].clone()))
-            for block in t5.encoder.block
-        ]
-        try:
-            states_end = t5(None, mask, embeds=embeds, dtype=torch.float32)[0]
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return select_layer([*states[:-1], states_end], self.layer).float()
-
-    def load_sd(self, tensors: dict[str, Tensor]) -> tuple[list[str], list[str]]:
-        missing, unexpected = self.text_encoder.load_sd(tensors)
-        # 0.3.64 marks a quantized model with an empty parameter of this name.
-        self.missing = [name for name in missing if name != "scaled_fp8"]
-        return self.missing, unexpected
-
-
-class _HostTransformersModel(_HostLLMModel):
-    """Any transformers encoder or decoder, its weights already loaded and its layers the host's."""
-
-    def __init__(self, model: nn.Module, device: Any, dtype: torch.dtype, model_options: dict[str, Any]) -> None:
-        super().__init__(dtype)
-        # transformers models have a read-only `device`, which the host sets on what it manages: hence a holder.
-        self.transformer = model
-
-    def hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        check_token_ids(ids, self.transformer)
-        embedding = self.transformer.get_input_embeddings()
-        if isinstance(embedding, comfy.ops.manual_cast.Embedding):
-            embeds = embedding(ids, out_dtype=torch.float32)
-        else:
-            embeds = embedding(ids).float()
-        return hidden_states(self.transformer, mask, self.layer, inputs_embeds=embeds).float()
-
-
-def _use_host_layers(model: nn.Module) -> None:
-    """Exchange linear layers and the token embedding for the host's, which compute in float32 and stream from memory.
-
-    The rest (norms, position embeddings: mostly small) is kept in float32, so that no half-precision sum can overflow.
-    """
-    token_embedding = model.get_input_embeddings()
-    exchanged: dict[nn.Module, nn.Module] = {}
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            # Subclasses do something of their own, such as Gemma's scaled embedding.
-            if type(child) is nn.Linear:
-                layer = comfy.ops.manual_cast.Linear(
-                    child.in_features, child.out_features, bias=child.bias is not None, device="meta"
-                )
-                layer.bias = child.bias
-            elif type(child) is nn.Embedding and child is token_embedding:
-                layer = comfy.ops.manual_cast.Embedding(
-                    child.num_embeddings, child.embedding_dim, padding_idx=child.padding_idx, device="meta"
-                )
-            else:
-                continue
-            if child not in exchanged:
-                layer.weight = child.weight
-                exchanged[child] = layer.eval()
-            setattr(module, name, exchanged[child])
-    hosted = set(exchanged.values())
-    for module in model.modules():
-        if module not in hosted:
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.float()

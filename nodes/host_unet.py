@@ -12,6 +12,19 @@ from .host import HostAdapter
 _PREFIX = "diffusion_model."
 
 
+def check_model(model: comfy.model_patcher.ModelPatcher, adapter: HostAdapter) -> None:
+    """Raise LLM4GENError if the model reads text of another width than the adapter gives."""
+    config = getattr(model.model, "model_config", None)
+    width = getattr(config, "unet_config", {}).get("context_dim")
+    expected = adapter.module.config.d_text
+    if width not in (None, expected):
+        raise LLM4GENError(
+            f"Adapter {adapter.name} is for {adapter.base}, whose UNet reads text of width {expected}; the model is "
+            f"{type(model.model).__name__} and reads width {width}. Use a base model of the adapter's family, or the "
+            "adapter of this one."
+        )
+
+
 def patch_unet(
     model: comfy.model_patcher.ModelPatcher, adapter: HostAdapter, strength: float
 ) -> comfy.model_patcher.ModelPatcher:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from comfy_api.v0_0_2 import io
 
-from .host import HostAdapter, list_adapters, list_llms, register_folders
+from .host import HostAdapter, adapter_fingerprint, list_adapters, list_llms, llm_fingerprint, register_folders
 from .host_llm import load_llm
 from .wires import CATEGORY, AdapterWire, LLMWire, say, search_aliases
 
@@ -60,6 +60,11 @@ class LLM4GENLoadLLM(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, llm_name: str = "", **settings: Any) -> str:
+        # Of its inputs the host tells only those that are set at the node itself.
+        return llm_fingerprint(llm_name)
+
+    @classmethod
     def validate_inputs(cls, llm_name: str) -> bool:
         # Naming the input takes it from the host's list check, so that a missing file is explained by load_llm.
         return True
@@ -99,6 +104,10 @@ class LLM4GENLoadAdapter(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             outputs=[AdapterWire.Output(display_name="ADAPTER", tooltip="The Cross-Adapter.")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, adapter_name: str = "") -> str:
+        return adapter_fingerprint(adapter_name)
 
     @classmethod
     def validate_inputs(cls, adapter_name: str) -> bool:

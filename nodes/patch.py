@@ -3,11 +3,12 @@
 import comfy.model_patcher
 from comfy_api.v0_0_2 import io
 
+from ..llm4gen_core import LLM4GENError
 from ..llm4gen_core.lambda_modes import LAMBDA_MODES
 from ..llm4gen_core.strength import CURVES, StrengthSchedule
 from .host import HostAdapter
 from .host_attention import patch_attention
-from .host_unet import patch_unet
+from .host_unet import check_model, patch_unet
 from .wires import CATEGORY, AdapterWire, say, search_aliases
 
 OWN_MODE = "as trained"
@@ -95,10 +96,18 @@ class LLM4GENPatch(io.ComfyNode):
         end_percent: float = 1.0,
     ) -> io.NodeOutput:
         schedule = StrengthSchedule(lambda_start, lambda_end, start_percent, end_percent, curve)
+        check_model(model, adapter)
         patched = patch_unet(model, adapter, strength_model)
         said = [f"{adapter.unet_label} at strength {strength_model:g}"] if patched is not model else []
         mode = adapter.metadata.lambda_mode if lambda_mode == OWN_MODE else lambda_mode
         if mode != "embedding" or not schedule.is_neutral:
+            config = adapter.module.config
+            if config.context_layout[0] != "text":
+                raise LLM4GENError(
+                    f"Adapter {adapter.name} has the fusion {config.fusion!r}, which puts the LLM's tokens in the "
+                    "place of CLIP's; λ's modes and its schedule need both. Set lambda_mode to 'as trained', both λ to 1 and "
+                    "the range from 0 to 1; the strength is set at Fuse or Text Encode."
+                )
             patched = patch_attention(patched, mode, schedule)
             said.append(f"λ mode {mode}, {schedule.label}")
         say(cls, " · ".join(said) or "nothing to change: the model passes unchanged")

@@ -3,10 +3,10 @@
 import comfy.sd
 from comfy_api.v0_0_2 import io
 
-from .conditioning import Conditioning, encode_clip, fuse_conditioning
+from .conditioning import Conditioning, encode_clip, fuse_conditioning, without_breaks
 from .host import HostAdapter
-from .host_llm import HostLLM
-from .wires import CATEGORY, AdapterWire, LLMWire, say, search_aliases, strength_input
+from .host_llm import HostLLM, wired_llm
+from .wires import CATEGORY, AdapterWire, llm_input, say, search_aliases, strength_input
 
 
 class LLM4GENTextEncode(io.ComfyNode):
@@ -23,13 +23,14 @@ class LLM4GENTextEncode(io.ComfyNode):
             **search_aliases("prompt", "llm text encode", "positive negative", "ella"),
             inputs=[
                 io.Clip.Input("clip", tooltip="The checkpoint's CLIP."),
-                LLMWire.Input("llm", display_name="LLM", tooltip="From Load LLM."),
+                llm_input(),
                 AdapterWire.Input("adapter", display_name="ADAPTER", tooltip="From Load Adapter."),
                 io.String.Input(
                     "positive",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="What to paint: long, dense descriptions are what LLM4GEN is for. (word:1.3) weights work.",
+                    tooltip="What to paint: long, dense descriptions are what LLM4GEN is for. (word:1.3) weights work; "
+                    "BREAK, in capitals, begins a new chunk of CLIP's 75 tokens.",
                 ),
                 io.String.Input(
                     "negative",
@@ -48,14 +49,23 @@ class LLM4GENTextEncode(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, clip: comfy.sd.CLIP, llm: HostLLM, adapter: HostAdapter, positive: str, negative: str, strength: float
+        cls,
+        clip: comfy.sd.CLIP,
+        llm: HostLLM | comfy.sd.CLIP,
+        adapter: HostAdapter,
+        positive: str,
+        negative: str,
+        strength: float,
     ) -> io.NodeOutput:
+        llm = wired_llm(llm)
         spec = llm.spec_for(adapter.metadata.llm, adapter.name)
-        say(cls, f"positive: {llm.count_tokens(positive, spec)} · negative: {llm.count_tokens(negative, spec)}")
-        length = max(len(llm.tokenize(text, spec)["prompt"].ids) for text in (positive, negative))
+        read = {text: without_breaks(text) for text in (positive, negative)}
+        counts = [llm.count_tokens(read[text], spec) for text in (positive, negative)]
+        say(cls, "positive: {} · negative: {}".format(*counts))
+        length = max(len(llm.tokenize(text, spec)["prompt"].ids) for text in read.values())
 
         def encode(text: str, other: str) -> Conditioning:
             conditioning = encode_clip(clip, text, paired_text=other)
-            return fuse_conditioning(adapter, conditioning, llm.encode(text, spec, pad_to=length), strength)
+            return fuse_conditioning(adapter, conditioning, llm.encode(read[text], spec, pad_to=length), strength)
 
         return io.NodeOutput(encode(positive, negative), encode(negative, positive))

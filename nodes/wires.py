@@ -25,6 +25,17 @@ def say(node: type[io.ComfyNode], text: str) -> None:
     PromptServer.instance.send_progress_text(text, node.hidden.unique_id)
 
 
+def llm_input() -> io.MultiType.Input:
+    """An LLM, or a text encoder of the host's or of another pack's loaders that holds one."""
+    return io.MultiType.Input(
+        "llm",
+        [LLMWire, io.Clip],
+        display_name="LLM",
+        tooltip="From Load LLM; or the CLIP output of any loader of a T5, Llama, Qwen, Mistral or Gemma text encoder, "
+        "such as one for GGUF files.",
+    )
+
+
 def strength_input() -> io.Float.Input:
     return io.Float.Input(
         "strength",

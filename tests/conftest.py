@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from comfy_server import COMFYUI, host_is_here
+from comfy_server import COMFYUI, OTHER_PACKS, host_is_here, pack_folder
 
 
 def missing_parts() -> list[str]:
@@ -13,6 +13,10 @@ def missing_parts() -> list[str]:
         parts.append(f"HOST TESTS SKIPPED: there is no ComfyUI at {COMFYUI}; set COMFYUI_PATH.")
     elif shutil.which("chromium") is None:
         parts.append("BROWSER TESTS SKIPPED: there is no `chromium` on the PATH.")
+    absent = [name for name in OTHER_PACKS if not pack_folder(name).is_dir()]
+    if host_is_here() and absent:
+        place = pack_folder("").resolve()
+        parts.append(f"TESTS WITH OTHER PACKS SKIPPED: no {', '.join(absent)} in {place}; set COMFYUI_PACKS_PATH.")
     return parts
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,12 @@ from types import ModuleType
 import host_models
 import pytest
 from comfy_server import COMFYUI, REPOSITORY, ComfyServer, host_is_here, make_base
+
+LLAMA_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How Llama 3 splits text into words; the host knows no other way."""
 
 if not host_is_here():
     collect_ignore_glob = ["test_*.py"]
@@ -64,3 +71,48 @@ def models(base: Path, comfy: ModuleType) -> Path:
 def server(base: Path, models: Path) -> Iterator[ComfyServer]:
     with ComfyServer(base) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def small_llama_tokenizer(comfy, tmp_path_factory):
+    """A small tokenizer of Llama 3's kind, where this copy of the host came without its own."""
+    import comfy.text_encoders.hunyuan_video as module
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+    if (COMFYUI / "comfy" / "text_encoders" / "llama_tokenizer" / "tokenizer.json").is_file():
+        return
+    tokenizer = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(LLAMA_SPLIT), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|begin_of_text|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["a red cube on a blue sphere"] * 20, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 0)]
+    )
+    folder = tmp_path_factory.mktemp("llama-tokenizer")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    merges = content["model"]["merges"]  # as in Llama 3's own file, which is of an older version of the format
+    content["model"]["merges"] = [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    original = module.LlamaTokenizerFast
+    if issubclass(original, PreTrainedTokenizerBase):  # 5 reads nothing but SentencePiece's kind with it
+        original = PreTrainedTokenizerFast
+
+    class Small:
+        @staticmethod
+        def from_pretrained(path, **options):
+            return original.from_pretrained(str(folder), **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "LlamaTokenizerFast", Small)
+        yield

@@ -319,14 +319,27 @@ def test_the_adapter_says_that_it_needs_the_patch(server, models):
         assert ("Patch" in said) == needs
 
 
-def test_an_empty_range_is_refused(server, adapters):
+def refused(server, name, **settings):
+    """What the node says that refuses these settings."""
     nodes = graph()
-    nodes["adapter"]["inputs"]["adapter_name"] = "embedding.safetensors"
+    nodes["adapter"]["inputs"]["adapter_name"] = f"{name}.safetensors"
     nodes["patch"] = {
         "class_type": "LLM4GENPatch",
-        "inputs": {"model": ["ckpt", 0], "adapter": ["adapter", 0], "strength_model": 1.0, "lambda_mode": "value"}
-        | {"lambda_start": 1.0, "lambda_end": 1.0, "curve": "linear", "start_percent": 0.8, "end_percent": 0.2},
+        "inputs": {"model": ["ckpt", 0], "adapter": ["adapter", 0], "strength_model": 1.0, **settings},
     }
     nodes["sampler"]["inputs"]["model"] = ["patch", 0]
-    error = server.run(nodes).error
-    assert error is not None and "The range of λ is 0.8 to 0.2; expected 0 <= start < end <= 1" in error
+    result = server.run(nodes)
+    assert result.error is not None and not result.images()
+    return result.error
+
+
+def test_an_empty_range_is_refused(server, adapters):
+    error = refused(server, "embedding", lambda_mode="value", start_percent=0.8, end_percent=0.2)
+    assert "The range of λ is 0.8 to 0.2; expected 0 <= start < end <= 1" in error
+
+
+@pytest.mark.parametrize("settings", [{"lambda_mode": "value"}, {"lambda_end": 0.5}], ids=["mode", "schedule"])
+def test_what_replaces_clip_has_no_lambda_modes(server, models, settings):
+    host_models.save_own_adapter(models / "llm4gen" / "replaces.safetensors", 31, "mlp")
+    error = refused(server, "replaces", **settings)
+    assert "has the fusion 'mlp', which puts the LLM's tokens in the place of CLIP's" in error

@@ -253,6 +253,22 @@ def test_a_part_of_another_family_is_refused(real, nodes, model_of, part_of):
     assert "this model lacks" in message and "Connect a model of that family" in message
 
 
+@pytest.mark.parametrize(
+    ("model_of", "width", "fits"), [("SDXL", 768, False), ("SDXL", 2048, True), ("SD15", 768, True)]
+)
+def test_a_model_that_reads_other_text_is_refused(real, nodes, model_of, width, fits):
+    """An adapter without a UNet part has no layers that could fail to fit."""
+    adapter = adapter_of(None)
+    adapter.module.config = SimpleNamespace(d_text=width)
+    if fits:
+        nodes["host_unet"].check_model(real[model_of][0], adapter)
+        return
+    with pytest.raises(
+        ValueError, match=r"reads text of width 768; the model is SDXL and reads width 2048\. Use a base"
+    ):
+        nodes["host_unet"].check_model(real[model_of][0], adapter)
+
+
 def test_a_part_of_other_sizes_is_refused(patch, parts, model, nodes):
     layers = {module: (320, 1024) for module in parts["kv"].modules if module.startswith("down_blocks.0.")}
     with pytest.raises(ValueError, match=r"has the size \[320, 1024\]; in this model it is \[320, 768\]"):

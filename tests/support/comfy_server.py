@@ -12,9 +12,13 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
 
 COMFYUI = Path(os.environ.get("COMFYUI_PATH", Path.home() / "ComfyUI")).expanduser()
 REPOSITORY = Path(__file__).parents[2]
@@ -30,18 +34,36 @@ NODES = [
     "LLM4GENPatch",
 ]
 """Ids of the pack's nodes; workflows of users depend on them."""
+OTHER_PACKS = {
+    "ComfyUI_IPAdapter_plus": "IPAdapterEmbeds",
+    "ComfyUI-ppm": "CLIPNegPip",
+    "comfyui-prompt-control": "PCTextEncode",
+}
+"""Packs of others that LLM4GEN is tested beside, with one node of each."""
 
 
 def host_is_here() -> bool:
     return (COMFYUI / "main.py").is_file()
 
 
-def make_base(base: Path) -> Path:
-    """A base directory with this pack and the tests' probe nodes installed, and empty model folders."""
+def pack_folder(name: str) -> Path:
+    """Where another pack is checked out, if it is."""
+    return Path(os.environ.get("COMFYUI_PACKS_PATH", Path.home() / "comfyui-packs")).expanduser() / name
+
+
+def make_base(base: Path, others: Iterable[Path] = ()) -> Path:
+    """A base directory with this pack and the tests' probe nodes installed, and empty model folders.
+
+    Args:
+        base: to be made.
+        others: folders of other packs, to be installed too.
+    """
     custom_nodes = base / "custom_nodes"
     custom_nodes.mkdir(parents=True)
     (custom_nodes / PACK_FOLDER).symlink_to(REPOSITORY, target_is_directory=True)
     (custom_nodes / "probe").symlink_to(REPOSITORY / "tests" / "support" / "probe", target_is_directory=True)
+    for other in others:
+        (custom_nodes / other.name).symlink_to(other, target_is_directory=True)
     for folder in ("checkpoints", "diffusion_models", "text_encoders", "llm", "llm4gen"):
         (base / "models" / folder).mkdir(parents=True)
     return base
@@ -87,8 +109,10 @@ class ComfyServer:
             self.port = probe.getsockname()[1]
         command = [sys.executable, "main.py", "--cpu", "--port", str(self.port), "--base-directory", str(self.base)]
         command += ["--disable-api-nodes", "--database-url", "sqlite:///:memory:", *self.arguments]
+        # Some packs register nothing when they see that a test is running.
+        environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, cwd=COMFYUI, stdout=log, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(command, cwd=COMFYUI, stdout=log, stderr=subprocess.STDOUT, env=environment)
         deadline = time.monotonic() + 180
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
@@ -141,6 +165,14 @@ class ComfyServer:
                 return Result.of(history[prompt_id])
             time.sleep(0.1)
         raise TimeoutError(f"The prompt did not end in {timeout} s:\n{self.log.read_text()[-4000:]}")
+
+    def latents(self, graph: dict[str, Any]) -> Tensor:
+        """Run a graph that ends in one Save Latent: the numbers that the sampler gave, which must not be remembered."""
+        result = self.run(graph)
+        assert result.error is None, result.error
+        assert "sampler" in result.executed, "the latents must be sampled, not remembered"
+        [file] = [file for output in result.outputs.values() for file in output.get("latents", [])]
+        return load_file(self.base / "output" / file["subfolder"] / file["filename"])["latent_tensor"]
 
     def run_and_listen(self, graph: dict[str, Any]) -> tuple[Result, dict[str, str]]:
         """Run a graph as `run`; also the text that each node showed on itself in a person's browser."""

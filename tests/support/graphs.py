@@ -84,3 +84,52 @@ def separate(nodes):
                 if value == ["text", slot]:
                     node["inputs"][name] = [f"fuse_{side}", 0]
     return nodes
+
+
+def on_the_model(nodes, name, class_type, **inputs):
+    """Put a node with a MODEL in and out before the sampler, behind those that are there. Gives `nodes` back."""
+    sampler = nodes["sampler"]["inputs"]
+    nodes[name] = {"class_type": class_type, "inputs": {"model": sampler["model"], **inputs}}
+    sampler["model"] = [name, 0]
+    return nodes
+
+
+def patch_model(nodes, **settings):
+    """Put Patch Model before the sampler, behind the nodes that are there."""
+    defaults = {"strength_model": 1.0, "lambda_mode": "as trained", "lambda_start": 1.0, "lambda_end": 1.0}
+    defaults |= {"curve": "linear", "start_percent": 0.0, "end_percent": 1.0}
+    return on_the_model(nodes, "patch", "LLM4GENPatch", adapter=["adapter", 0], **{**defaults, **settings})
+
+
+def to_latents(nodes, size=64):
+    """End in the sampler's own numbers in place of an image, and be small."""
+    del nodes["decode"], nodes["save"]
+    nodes["latent"]["inputs"].update(width=size, height=size)
+    nodes["save"] = {"class_type": "SaveLatent", "inputs": {"samples": ["sampler", 0], "filename_prefix": "test"}}
+    return nodes
+
+
+def plain_clip(nodes):
+    """The same graph with the host's own text encoding in place of Text Encode: without LLM4GEN."""
+    text = nodes.pop("text")["inputs"]
+    del nodes["llm"], nodes["adapter"]
+    for slot, side in enumerate(("positive", "negative")):
+        nodes[f"clip_{side}"] = {"class_type": "CLIPTextEncode", "inputs": {"clip": text["clip"], "text": text[side]}}
+        for node in nodes.values():
+            for name, value in node["inputs"].items():
+                if value == ["text", slot]:
+                    node["inputs"][name] = [f"clip_{side}", 0]
+    return nodes
+
+
+def beside(*changes, mode=None, strength=0.6, patch_first=False, size=64, **options):
+    """The usual graph with other nodes: each change puts some in. Patch Model stands behind theirs, or before them."""
+
+    def patch(nodes):
+        patch_model(nodes, lambda_mode=mode, lambda_start=strength, lambda_end=strength)
+
+    patches = [patch] if mode else []
+    nodes = to_latents(graph(**options), size)
+    for change in [*patches, *changes] if patch_first else [*changes, *patches]:
+        change(nodes)
+    return nodes
