@@ -10,6 +10,8 @@ from ..llm4gen_core import LLM4GENError, UNetPart
 from .host import HostAdapter
 
 _PREFIX = "diffusion_model."
+REFINER_WIDTH = 1280
+"""Of the text that SDXL's refiner reads: CLIP-G's alone."""
 
 
 def check_model(model: comfy.model_patcher.ModelPatcher, adapter: HostAdapter) -> None:
@@ -18,10 +20,11 @@ def check_model(model: comfy.model_patcher.ModelPatcher, adapter: HostAdapter) -
     width = getattr(config, "unet_config", {}).get("context_dim")
     expected = adapter.module.config.d_text
     if width not in (None, expected):
+        advice = "The refiner takes no adapter: connect the base. " if width == REFINER_WIDTH else ""
         raise LLM4GENError(
             f"Adapter {adapter.name} is for {adapter.base}, whose UNet reads text of width {expected}; the model is "
-            f"{type(model.model).__name__} and reads width {width}. Use a base model of the adapter's family, or the "
-            "adapter of this one."
+            f"{type(model.model).__name__} and reads width {width}. {advice}Use a base model of the adapter's family, "
+            "or the adapter of this one."
         )
 
 

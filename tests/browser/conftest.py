@@ -1,8 +1,9 @@
-"""A real ComfyUI with its front end in a real Chromium, and small models under the shipped workflow's file names."""
+"""A real ComfyUI with its front end in a real Chromium, and small models under the shipped workflows' file names."""
 
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import os
 import shutil
@@ -49,6 +50,7 @@ import comfy.options
 
 comfy.options.enable_args_parsing()
 import host_models
+import sdxl_models
 import torch
 
 host_models.save_half(host_models.checkpoint_state(0), models / "checkpoints" / "v1-5-pruned-emaonly.safetensors")
@@ -57,6 +59,9 @@ rankgen = models / "text_encoders" / "rankgen-t5-xl-all" / "pytorch_model.bin"
 rankgen.parent.mkdir()
 torch.save(host_models.rankgen_state(20), rankgen)
 torch.save(host_models.adapter_state(30), models / "llm4gen" / "projector.pth")
+sdxl_models.fill(models, models / "checkpoints" / "v1-5-pruned-emaonly.safetensors")
+tokenizer = Path(host) / "comfy" / "text_encoders" / "t5_tokenizer"
+host_models.save_hf_t5(host_models.t5_state(20), models / "text_encoders" / "t5-v1_1-xl", tokenizer)
 """
 
 READY = """() => {
@@ -165,14 +170,22 @@ class Canvas:
                 [`${type} ${id}`, [left, top - LiteGraph.NODE_TITLE_HEIGHT, left + width, top + height]]))"""
         )
 
+    def overlaps(self) -> list[tuple[str, str]]:
+        """Pairs of nodes of which one covers a part of the other."""
+        return [
+            (name, other)
+            for (name, a), (other, b) in itertools.combinations(self.rectangles().items(), 2)
+            if a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+        ]
+
     def complaints(self) -> Locator:
         """Whatever the front end lays over the canvas when something is wrong: dialogs, error boxes, messages."""
         return self.page.locator("[role=dialog], [data-testid=error-overlay], .p-toast-message, .comfy-modal:visible")
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base directory with the pack, a returning user's settings, and every file that the shipped workflow names."""
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A base directory with the pack, a returning user's settings, and every file that the shipped workflows name."""
     base = make_base(tmp_path_factory.mktemp("browser") / "base")
     settings = base / "user" / "default" / "comfy.settings.json"
     settings.parent.mkdir(parents=True)
@@ -185,7 +198,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
         check=True,
     )
-    return base
+    yield base
+    shutil.rmtree(base / "models")  # gigabytes, and pytest keeps the folders of three sessions
 
 
 @pytest.fixture(scope="session")
@@ -220,6 +234,7 @@ def shared_canvas(open_canvas: Callable[[], Canvas]) -> Canvas:
 
 @pytest.fixture(scope="session")
 def workflow_file() -> Path:
+    """The workflow of the tests that say no other."""
     return REPOSITORY / "workflows" / "llm4gen_sd15.json"
 
 

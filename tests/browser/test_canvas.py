@@ -1,20 +1,21 @@
-"""The shipped workflow in the front end that people use: it loads, runs as it is, and says what is wrong."""
+"""The shipped workflows in the front end that people use: they load, SD1.5's runs, and says what is wrong."""
 
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import re
 import urllib.request
 from importlib.metadata import version
 
 import pytest
-from comfy_server import NODES, PACK_FOLDER, to_api_format
+from comfy_server import NODES, PACK_FOLDER, REPOSITORY, to_api_format
 from PIL import Image
 from playwright.sync_api import expect
 
 FRONT_END = tuple(int(number) for number in version("comfyui_frontend_package").split(".")[:2])
+WORKFLOWS = sorted((REPOSITORY / "workflows").glob("*.json"))
+of_every_workflow = pytest.mark.parametrize("workflow_file", WORKFLOWS, ids=lambda file: file.stem)
 
 
 def fetch(server, path):
@@ -22,19 +23,14 @@ def fetch(server, path):
         return answer.read()
 
 
-def assert_nothing_overlaps(rectangles):
-    for (name, a), (other, b) in itertools.combinations(rectangles.items(), 2):
-        apart = a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
-        assert apart, f"{name} {a} overlaps {other} {b}"
-
-
 def widget_values(workflow):
     return {str(node["id"]): node.get("widgets_values", []) for node in workflow["nodes"]}
 
 
+@of_every_workflow
 def test_template_is_offered_with_its_thumbnail(server, workflow_file):
     """The host serves the workflow as a template of the pack."""
-    assert server.get("/api/workflow_templates")[PACK_FOLDER] == [workflow_file.stem]
+    assert sorted(server.get("/api/workflow_templates")[PACK_FOLDER]) == [file.stem for file in WORKFLOWS]
     address = f"/api/workflow_templates/{PACK_FOLDER}/{workflow_file.stem}"
     assert fetch(server, f"{address}.json") == workflow_file.read_bytes()
     thumbnail = fetch(server, f"{address}.jpg")
@@ -81,7 +77,8 @@ def test_every_node_can_be_put_on_the_canvas(canvas, server):
         assert built[node]["title"] == declared[node]["display_name"]
 
 
-def test_workflow_loads_clean(canvas):
+@of_every_workflow
+def test_workflow_loads_clean(canvas, workflow_file):
     """No missing node, missing model or error; every input is wired or has a widget; no note needs scrolling."""
     nodes = canvas.page.evaluate(
         """app.graph._nodes.map((node) => ({
@@ -91,22 +88,24 @@ def test_workflow_loads_clean(canvas):
             open: (node.inputs ?? []).filter((slot) => slot.link == null && !slot.widget).map((slot) => slot.name),
         }))"""
     )
-    assert len(nodes) == 11
+    shipped = [node["type"] for node in json.loads(workflow_file.read_text(encoding="utf-8"))["nodes"]]
+    assert [node["type"] for node in nodes] == shipped
     for node in nodes:
         assert node["known"] and not node["error"] and not node["open"], node
     notes = canvas.page.locator(".comfy-markdown:visible .tiptap")
-    expect(notes).to_have_count(2)
+    expect(notes).to_have_count(shipped.count("MarkdownNote"))
     for note in notes.all():
         width, height, shown_width, shown_height = note.evaluate(
             "(note) => [note.scrollWidth, note.scrollHeight, note.clientWidth, note.clientHeight]"
         )
         assert width <= shown_width and height <= shown_height, note.inner_text()
-    assert_nothing_overlaps(canvas.rectangles())
+    assert canvas.overlaps() == []
     expect(canvas.complaints()).to_have_text([])
     assert canvas.errors == []
     assert [error for error in canvas.errors_of_the_start if PACK_FOLDER in error or "llm4gen" in error.lower()] == []
 
 
+@of_every_workflow
 def test_workflow_survives_saving(canvas, server, workflow_file):
     """Saved again, nothing is lost: links, values in their order, places, titles; the host tests' conversion agrees."""
     shipped = json.loads(workflow_file.read_text(encoding="utf-8"))
@@ -125,6 +124,7 @@ def test_workflow_survives_saving(canvas, server, workflow_file):
     assert canvas.graph() == graph
 
 
+@of_every_workflow
 @pytest.mark.skipif(FRONT_END < (1, 41), reason="this front end's Nodes 2.0 is unfinished")
 def test_workflow_fits_modern_nodes(canvas):
     """Nodes 2.0 draws larger nodes: they, too, do not overlap."""
@@ -133,7 +133,7 @@ def test_workflow_fits_modern_nodes(canvas):
     try:
         expect(canvas.page.locator("[data-node-id]")).to_have_count(len(canvas.rectangles()))
         expect(canvas.page.locator("[data-node-id]").filter(has_text="Text Encode (LLM4GEN)")).to_be_visible()
-        assert_nothing_overlaps(canvas.rectangles())
+        assert canvas.overlaps() == []
         assert canvas.errors == []
     finally:
         canvas.page.evaluate(setting, False)
@@ -156,7 +156,7 @@ def test_run_paints_and_another_seed_encodes_nothing_again(canvas, server):
     for said in (r"T5 encoder \(3 layers, width 64", r"Adapter for sd15", r"positive: \d+ of 256 LLM tokens"):
         expect(canvas.page.get_by_text(re.compile(said)).first).to_be_visible()
     # Nodes that say something after a run grow. An old front end saves what they say behind their values.
-    assert_nothing_overlaps(canvas.rectangles())
+    assert canvas.overlaps() == []
     saved = widget_values(canvas.saved())
     for node, values in widget_values(first_saved).items():
         assert saved[node][: len(values)] == values

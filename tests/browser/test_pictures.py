@@ -2,9 +2,9 @@
 
     LLM4GEN_SCREENSHOT=. python -m pytest tests/browser/test_pictures.py
 
-writes docs/images/canvas.png and the workflow's thumbnail under the given folder. The small random models paint an
-abstract pattern whatever the number of steps, so two are enough; the shipped number stands on the canvas again when
-the picture is taken.
+writes docs/images/canvas.png, canvas_sdxl.png and the workflows' thumbnails under the given folder. The small random
+models paint an abstract pattern whatever the number of steps, so two are enough, and for SDXL 512 pixels; the shipped
+numbers stand on the canvas again when the picture is taken.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 
 import pytest
-from comfy_server import PACK_FOLDER
+from comfy_server import PACK_FOLDER, REPOSITORY
 from PIL import Image
 from playwright.sync_api import expect
 
@@ -50,31 +50,52 @@ def take(canvas, area, nodes=""):
     return Image.open(io.BytesIO(picture)).convert("RGB")
 
 
-def test_pictures(open_canvas, workflow_file):
-    """The page after Run, for the README; the middle of the graph, in a square, for the template browser."""
-    canvas = open_canvas()
-    page = canvas.page
+def only_the_graph(canvas):
+    """Without the front end's boxes over a corner of the canvas."""
     for setting in ("Comfy.Minimap.Visible", "Comfy.Graph.CanvasInfo"):
-        page.evaluate("(setting) => app.extensionManager.setting.set(setting, false)", setting)
-    canvas.drop(workflow_file)
+        canvas.page.evaluate("(setting) => app.extensionManager.setting.set(setting, false)", setting)
+
+
+PICTURES = [("llm4gen_sd15", "canvas", 512), ("llm4gen_sdxl", "canvas_sdxl", 1024)]
+
+
+@pytest.mark.parametrize(("workflow", "picture", "size"), PICTURES)
+def test_picture_after_run(open_canvas, workflow, picture, size):
+    """The page after Run, for the README."""
+    canvas = open_canvas()
+    only_the_graph(canvas)
+    canvas.drop(REPOSITORY / "workflows" / f"{workflow}.json")
+    for side in ("width", "height"):
+        canvas.edit("EmptyLatentImage", side, 512)
     canvas.edit("KSampler", "steps", 2)
-    result = canvas.run(timeout=600)
+    result = canvas.run(timeout=1200)
     assert result.error is None, result.error
     (name,) = result.images()
     assert canvas.shown_image(name) == [512, 512]
     canvas.edit("KSampler", "steps", 50)
-    expect(page.get_by_text("Job completed")).to_have_count(0, timeout=30_000)
+    for side in ("width", "height"):
+        canvas.edit("EmptyLatentImage", side, size)
+    expect(canvas.page.get_by_text("Job completed")).to_have_count(0, timeout=30_000)
+    target = TARGET / "docs" / "images" / f"{picture}.png"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    taken = take(canvas, [80, 100, 1820, 940])
+    taken.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(target, optimize=True)
+    assert target.stat().st_size < 400_000
+    canvas.page.close()
 
-    readme = TARGET / "docs" / "images" / "canvas.png"
-    readme.parent.mkdir(parents=True, exist_ok=True)
-    picture = take(canvas, [80, 100, 1820, 940])
-    picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(readme, optimize=True)
-    assert readme.stat().st_size < 500_000
 
-    page.evaluate("app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
-    page.evaluate("app.extensionManager.setting.set('Comfy.Graph.CanvasMenu', false)")
-    picture = take(canvas, [530, 110, 860, 860], nodes="LLM4GENTextEncode KSampler").crop((510, 90, 1410, 990))
-    thumbnail = TARGET / "workflows" / f"{workflow_file.stem}.jpg"
+@pytest.mark.parametrize("workflow", sorted((REPOSITORY / "workflows").glob("*.json")), ids=lambda file: file.stem)
+def test_thumbnail(open_canvas, workflow):
+    """The middle of the graph, in a square, for the template browser."""
+    canvas = open_canvas()
+    only_the_graph(canvas)
+    canvas.drop(workflow)
+    canvas.page.evaluate("app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
+    canvas.page.evaluate("app.extensionManager.setting.set('Comfy.Graph.CanvasMenu', false)")
+    nodes = "LLM4GENTextEncode KSampler KSamplerAdvanced"
+    picture = take(canvas, [530, 110, 860, 860], nodes=nodes).crop((510, 90, 1410, 990))
+    thumbnail = TARGET / "workflows" / f"{workflow.stem}.jpg"
     thumbnail.parent.mkdir(exist_ok=True)
     picture.resize((512, 512), Image.Resampling.LANCZOS).save(thumbnail, quality=85, optimize=True)
     assert thumbnail.stat().st_size < 100_000
+    canvas.page.close()

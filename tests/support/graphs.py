@@ -122,7 +122,7 @@ def plain_clip(nodes):
     return nodes
 
 
-def beside(*changes, mode=None, strength=0.6, patch_first=False, size=64, **options):
+def beside(*changes, mode=None, strength=0.6, patch_first=False, size=64, adapter="projector.pth", **options):
     """The usual graph with other nodes: each change puts some in. Patch Model stands behind theirs, or before them."""
 
     def patch(nodes):
@@ -130,6 +130,7 @@ def beside(*changes, mode=None, strength=0.6, patch_first=False, size=64, **opti
 
     patches = [patch] if mode else []
     nodes = to_latents(graph(**options), size)
+    nodes["adapter"]["inputs"]["adapter_name"] = adapter
     for change in [*patches, *changes] if patch_first else [*changes, *patches]:
         change(nodes)
     return nodes

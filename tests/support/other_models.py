@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 
 import torch
-from host_models import random_state, save_half
+from host_models import LLM_WIDTH, random_state, save_half
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -113,3 +113,18 @@ def fill(models: Path) -> None:
     save_half(controlnet_state(60), models / "controlnet" / "other.safetensors")
     save_file(ip_adapter_state(70), models / "ipadapter" / "other.safetensors")
     torch.save(hypernetwork_state(80), models / "hypernetworks" / "other.pt")
+
+
+def save_short_adapter(path: Path, seed: int = 90) -> None:
+    """An LLM4GEN adapter whose LLM gives 33 tokens.
+
+    Beside plain CLIP in one tensor, as attention couple puts them, 77 + 33 and 77 tokens are repeated to 770; with the
+    usual 256 it would be to 25641.
+    """
+    from llm4gen_core import AdapterMetadata, CrossAdapter, CrossAdapterConfig, LLMSpec, save_adapter
+
+    with torch.device("meta"):
+        module = CrossAdapter(CrossAdapterConfig(TEXT, LLM_WIDTH))
+    module.load_state_dict(random_state(module, seed), assign=True)
+    spec = LLMSpec(model="", architecture="t5", layers=3, width=LLM_WIDTH, prefix="pre ", max_length=33)
+    save_adapter(module, path, AdapterMetadata("sd15", spec))
