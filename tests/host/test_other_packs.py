@@ -55,10 +55,11 @@ def write_ppm_without_anima(base):
 
     ppm imports names of it that hosts before Anima do not have yet, and that 0.33 does not have any more.
     """
-    if pack_folder("ComfyUI-ppm").is_dir():
-        (base / "custom_nodes" / "ppm").mkdir()
-        text = f"FOLDER = {str(pack_folder('ComfyUI-ppm'))!r}\n{PPM}"
-        (base / "custom_nodes" / "ppm" / "__init__.py").write_text(text, encoding="utf-8")
+    source = pack_folder("ComfyUI-ppm")
+    if source.is_dir():
+        folder = base / "custom_nodes" / source.name
+        folder.mkdir()
+        (folder / "__init__.py").write_text(f"FOLDER = {str(source)!r}\n{PPM}", encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -78,25 +79,27 @@ def packs(tmp_path_factory, models):
         yield server
 
 
-def needs(pack):
-    """The server, where it runs this pack."""
+def needs(pack, node):
+    """The server, where it runs this node of a pack."""
 
     @pytest.fixture(scope="module")
     def server(request):
         if not pack_folder(pack).is_dir():
             pytest.skip(f"{pack} is not at {pack_folder(pack)}")
         server = request.getfixturevalue("packs")
-        if OTHER_PACKS[pack] not in server.get("/object_info"):
-            lines = [line for line in server.log.read_text().splitlines() if "Error:" in line or pack in line]
-            pytest.skip(f"{pack} cannot be imported by this host: {' | '.join(lines)[:300]}")
+        if node not in server.get("/object_info"):
+            lines = [line for line in server.log.read_text().splitlines() if f"/{pack}: " in line and "rror" in line]
+            pytest.skip(f"this host does not load {node} of {pack}: {' | '.join(lines)}")
         return server
 
     return server
 
 
-ip_adapter_server = needs("ComfyUI_IPAdapter_plus")
-ppm_server = needs("ComfyUI-ppm")
-prompt_control_server = needs("comfyui-prompt-control")
+ip_adapter_server = needs("ComfyUI_IPAdapter_plus", "IPAdapterEmbeds")
+couple_server = needs("ComfyUI-ppm", "AttentionCouplePPM")
+negpip_server = needs("ComfyUI-ppm", "CLIPNegPip")
+prompt_control_server = needs("comfyui-prompt-control", "PCTextEncode")
+prompt_schedules_server = needs("comfyui-prompt-control", "PCLazyTextEncode")
 
 
 def canvas(*changes, **options):
@@ -217,15 +220,14 @@ def couple(base, region, region_text=OTHER, region_is_fused=True):
 
 
 def plain_positive(nodes):
-    """The host's own encoding on the positive side alone."""
-    text = nodes["text"]["inputs"]
-    nodes["plain"] = {"class_type": "CLIPTextEncode", "inputs": {"clip": text["clip"], "text": text["positive"]}}
+    """The host's own encoding of the other prompt on the positive side alone."""
+    nodes["plain"] = {"class_type": "CLIPTextEncode", "inputs": {"clip": ["ckpt", 1], "text": OTHER}}
     nodes["sampler"]["inputs"]["positive"] = ["plain", 0]
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_couple_paints_a_region_as_its_prompt_alone(ppm_server, mode):
-    server = ppm_server
+def test_couple_paints_a_region_as_its_prompt_alone(couple_server, mode):
+    server = couple_server
     alone = {text: server.latents(canvas(mode=mode, positive=text)) for text in (DENSE, OTHER)}
     assert error(alone[OTHER], alone[DENSE]) > 1e-3
     for change, text in ((couple(1, 0), DENSE), (couple(0, 1), OTHER)):
@@ -235,22 +237,22 @@ def test_couple_paints_a_region_as_its_prompt_alone(ppm_server, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_region_of_plain_clip_stays_plain(ppm_server, mode):
+def test_a_region_of_plain_clip_stays_plain(couple_server, mode):
     change = couple(0, 1, region_is_fused=False)
-    expected = ppm_server.latents(canvas(plain_positive, mode=mode, positive=OTHER))
-    assert error(assert_order_does_not_matter(ppm_server, mode, change), expected) < 1e-4
+    expected = couple_server.latents(canvas(plain_positive, mode=mode))
+    assert error(assert_order_does_not_matter(couple_server, mode, change), expected) < 1e-4
 
 
-def test_couple_without_llm4gen_is_couple(ppm_server):
+def test_couple_without_llm4gen_is_couple(couple_server):
     """λ = 0 is to the bit attention couple with plain CLIP."""
 
     def plain(nodes):
         couple(1, 1, region_is_fused=False)(nodes)
         plain_clip(nodes)
 
-    expected = ppm_server.latents(canvas(plain))
+    expected = couple_server.latents(canvas(plain))
     for mode in MODES:
-        assert torch.equal(ppm_server.latents(canvas(couple(1, 1), mode=mode, strength=0.0)), expected)
+        assert torch.equal(couple_server.latents(canvas(couple(1, 1), mode=mode, strength=0.0)), expected)
 
 
 # NegPip, of ppm
@@ -262,15 +264,21 @@ def negpip(nodes):
 
 
 @pytest.mark.parametrize("mode", [None, *MODES])
-def test_negpip_without_negative_weights_changes_nothing(ppm_server, mode):
-    expected = ppm_server.latents(canvas(mode=mode))
-    assert error(ppm_server.latents(canvas(negpip, mode=mode)), expected) < 1e-4
+def test_negpip_without_negative_weights_changes_nothing(negpip_server, mode):
+    expected = negpip_server.latents(canvas(mode=mode))
+    assert error(negpip_server.latents(canvas(negpip, mode=mode)), expected) < 1e-4
     if mode:
-        assert_order_does_not_matter(ppm_server, mode, negpip)
+        assert_order_does_not_matter(negpip_server, mode, negpip)
 
 
-def test_negpip_and_llm4gen_are_both_seen(ppm_server):
-    server, text = ppm_server, "a ginger cat on a (red:-1.2) woven rug"
+def test_negpip_and_couple_and_llm4gen(negpip_server, couple_server):
+    expected = negpip_server.latents(canvas(mode="decoupled", positive=OTHER))
+    found = assert_order_does_not_matter(negpip_server, "decoupled", negpip, couple(0, 1))
+    assert error(found, expected) < 1e-4
+
+
+def test_negpip_and_llm4gen_are_both_seen(negpip_server):
+    server, text = negpip_server, "a ginger cat on a (red:-1.2) woven rug"
     both = assert_order_does_not_matter(server, "decoupled", negpip, positive=text)
     negpip_alone = server.latents(canvas(negpip, plain_clip, positive=text))
     assert error(both, negpip_alone) > 1e-3
@@ -298,7 +306,7 @@ def test_coupled_prompts(prompt_control_server, mode):
     """Fuse changes the base prompt; a region is encoded by Prompt Control, and stays plain CLIP."""
     server = prompt_control_server
     base = server.latents(canvas(encoded_by("CLIPTextEncode", "a cat"), mode=mode))
-    region = server.latents(canvas(encoded_by("CLIPTextEncode", "a cat"), plain_positive_of(OTHER), mode=mode))
+    region = server.latents(canvas(encoded_by("CLIPTextEncode", "a cat"), plain_positive, mode=mode))
     assert error(region, base) > 1e-3
     for prompt, expected in (
         (f"a cat COUPLE MASK(0 0) {OTHER}", base),
@@ -308,15 +316,7 @@ def test_coupled_prompts(prompt_control_server, mode):
         assert error(found, expected) < 1e-4, prompt
 
 
-def plain_positive_of(text):
-    def change(nodes):
-        nodes["plain"] = {"class_type": "CLIPTextEncode", "inputs": {"clip": ["ckpt", 1], "text": text}}
-        nodes["sampler"]["inputs"]["positive"] = ["plain", 0]
-
-    return change
-
-
-def test_a_scheduled_prompt_is_entries_with_ranges(prompt_control_server):
+def test_a_scheduled_prompt_is_entries_with_ranges(prompt_schedules_server):
     def by_hand(nodes):
         encoded_by("CLIPTextEncode", "a cat")(nodes)
         nodes["first"] = nodes.pop("clip_positive")
@@ -330,16 +330,16 @@ def test_a_scheduled_prompt_is_entries_with_ranges(prompt_control_server):
     scheduled = encoded_by("PCLazyTextEncode", "a [cat:dog:0.5]")
     for mode in (None, "decoupled"):
         found, expected, one = (
-            prompt_control_server.latents(canvas(change, mode=mode))
+            prompt_schedules_server.latents(canvas(change, mode=mode))
             for change in (scheduled, by_hand, encoded_by("CLIPTextEncode", "a cat"))
         )
         assert torch.equal(found, expected)
         assert error(found, one) > 1e-3
 
 
-def test_a_scheduled_lora(prompt_control_server):
+def test_a_scheduled_lora(prompt_schedules_server):
     """Its hooks are on CLIP's conditioning, and go through Fuse."""
-    server = prompt_control_server
+    server = prompt_schedules_server
 
     def lora(nodes):
         on_the_model(nodes, "lora", "PCLazyLoraLoader", clip=["ckpt", 1], text="[<lora:other_kohya:1.0>::0.5]")

@@ -34,12 +34,8 @@ NODES = [
     "LLM4GENPatch",
 ]
 """Ids of the pack's nodes; workflows of users depend on them."""
-OTHER_PACKS = {
-    "ComfyUI_IPAdapter_plus": "IPAdapterEmbeds",
-    "ComfyUI-ppm": "CLIPNegPip",
-    "comfyui-prompt-control": "PCTextEncode",
-}
-"""Packs of others that LLM4GEN is tested beside, with one node of each."""
+OTHER_PACKS = ("ComfyUI_IPAdapter_plus", "ComfyUI-ppm", "comfyui-prompt-control")
+"""Packs of others that LLM4GEN is tested beside."""
 
 
 def host_is_here() -> bool:
