@@ -27,7 +27,8 @@ OTHER = "a blue glass sphere on wet sand"
 SIZE = 64
 
 
-PPM = """
+NEED_ANIMA = ("ComfyUI-ppm", "comfyui-prompt-control")
+WITHOUT_ANIMA = """
 import importlib, importlib.util, sys, types
 
 def blank(module, *names):
@@ -43,31 +44,35 @@ blank("comfy.ldm.anima")
 blank("comfy.ldm.anima.model", "Anima")
 blank("comfy.ldm.cosmos.predict2", "Attention", "apply_rotary_pos_emb")
 blank("comfy.model_base", "Anima")
-spec = importlib.util.spec_from_file_location("ppm", FOLDER + "/__init__.py", submodule_search_locations=[FOLDER])
-module = sys.modules["ppm"] = importlib.util.module_from_spec(spec)
+spec = importlib.util.spec_from_file_location(NAME, FOLDER + "/__init__.py", submodule_search_locations=[FOLDER])
+module = sys.modules[NAME] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 comfy_entrypoint = module.comfy_entrypoint
 """
 
 
-def write_ppm_without_anima(base):
-    """Install a pack that runs ppm as it is, with blanks for what this host lacks of the model family Anima.
+def install_without_anima(source, base):
+    """Install a pack that runs another one as it is, with blanks for what this host lacks of the model family Anima.
 
-    ppm imports names of it that hosts before Anima do not have yet, and that 0.33 does not have any more.
+    ppm and Prompt Control import names of it that hosts before Anima do not have yet, and ppm one that 0.33 does not
+    have any more. Nothing of it is used for UNets.
     """
-    source = pack_folder("ComfyUI-ppm")
-    if source.is_dir():
-        folder = base / "custom_nodes" / source.name
-        folder.mkdir()
-        (folder / "__init__.py").write_text(f"FOLDER = {str(source)!r}\n{PPM}", encoding="utf-8")
+    folder = base / "custom_nodes" / source.name
+    folder.mkdir()
+    name = source.name.replace("-", "_")
+    head = f"FOLDER = {str(source)!r}\nNAME = {name!r}\n"
+    (folder / "__init__.py").write_text(head + WITHOUT_ANIMA, encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def packs(tmp_path_factory, models):
     """A server with every pack that is here."""
     base = tmp_path_factory.mktemp("packs") / "base"
-    make_base(base, [pack_folder(name) for name in OTHER_PACKS if pack_folder(name).is_dir() and name != "ComfyUI-ppm"])
-    write_ppm_without_anima(base)
+    here = [folder for folder in map(pack_folder, OTHER_PACKS) if folder.is_dir()]
+    make_base(base, [folder for folder in here if folder.name not in NEED_ANIMA])
+    for folder in here:
+        if folder.name in NEED_ANIMA:
+            install_without_anima(folder, base)
     other_models.fill(models)
     other_models.save_short_adapter(models / "llm4gen" / "short.safetensors")
     shutil.rmtree(base / "models")
@@ -88,8 +93,8 @@ def needs(pack, node):
             pytest.skip(f"{pack} is not at {pack_folder(pack)}")
         server = request.getfixturevalue("packs")
         if node not in server.get("/object_info"):
-            lines = [line for line in server.log.read_text().splitlines() if f"/{pack}: " in line and "rror" in line]
-            pytest.skip(f"this host does not load {node} of {pack}: {' | '.join(lines)}")
+            lines = [line for line in server.log.read_text().splitlines() if f"/{pack}" in line and ": " in line]
+            pytest.skip(f"this host does not load {node} of {pack}: {' | '.join(lines[-2:])}")
         return server
 
     return server
