@@ -105,8 +105,8 @@ class LLM4GENPatch(io.ComfyNode):
             if config.context_layout[0] != "text":
                 raise LLM4GENError(
                     f"Adapter {adapter.name} has the fusion {config.fusion!r}, which puts the LLM's tokens in the "
-                    "place of CLIP's; λ's modes and its schedule need both. Set lambda_mode to 'as trained', both λ to 1 "
-                    "and the range from 0 to 1; the strength is set at Fuse or Text Encode."
+                    "place of CLIP's; λ's modes and its schedule need both. Set lambda_mode to 'as trained', both λ "
+                    "to 1 and the range from 0 to 1; the strength is set at Fuse or Text Encode."
                 )
             patched = patch_attention(patched, mode, schedule)
             said.append(f"λ mode {mode}, {schedule.label}")
