@@ -1,7 +1,8 @@
 """The README's two commands, on a machine that has nothing but Python.
 
     python tools/dev.py demo    paints with the shipped miniature, and trains another
-    python tools/dev.py test    linters, type checker and every test
+    python tools/dev.py test    linters, type checker and every test; on the oldest host without the slow ones
+    python tools/dev.py test --oldest    all tests of the nodes on the oldest host
 
 Both run in a virtual environment outside the clone, under a name that is a hash of the files that say what
 belongs into it: complete on a new machine, ready at once on a used one.
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import threading
 import venv
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TextIO
 
@@ -27,6 +29,8 @@ HOSTS = [
     Path(os.environ.get("COMFYUI_OLDEST_PATH", Path.home() / "ComfyUI-0.3.64")).expanduser(),
 ]
 """The host that is developed against, and the oldest that is supported; tests run on those that are there."""
+NO_SLOW = ["-m", "not slow"]
+"""For the oldest host beside the newer one: a whole run would take half as long again."""
 NOTHING_TO_DO = 5
 """pytest's exit code where no test was chosen."""
 
@@ -88,10 +92,11 @@ def demo(arguments: list[str]) -> None:
 
 
 def test(arguments: list[str]) -> None:
-    """Two lanes at once, each with half of the cores: what needs no host, and the hosts one after the other.
+    """Linters, types, then two sessions of pytest at a time, each with half of the cores, the longest ones first.
 
     Args:
-        arguments: for pytest. With files or folders among them, these alone are tested, with the newer host.
+        arguments: for pytest. With files or folders among them, these alone are tested, with the newer host; with
+            `--oldest`, all tests of the nodes with the oldest one.
     """
     python = environment()
     run(python, "-m", "ruff", "check", ".")
@@ -99,40 +104,50 @@ def test(arguments: list[str]) -> None:
     run(python, "-m", "mypy")
     if any((REPOSITORY / argument.split("::")[0]).exists() for argument in arguments):
         sys.exit(pytest(python, arguments, COMFYUI_PATH=str(HOSTS[0])))
-    threads = str(max(1, (os.cpu_count() or 1) // 2))
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
-        failures: list[int] = []
-        hosts = threading.Thread(target=test_hosts, args=(python, arguments, threads, output, failures))
-        hosts.start()
-        ours = pytest(python, ["tests/core", "tests/miniature", "tests/train", *arguments], OMP_NUM_THREADS=threads)
-        hosts.join()
-        output.seek(0)
-        sys.stdout.write(output.read())
-    if ours or failures:
-        sys.exit(ours or failures[0])
-
-
-def test_hosts(python: Path, arguments: list[str], threads: str, output: TextIO, failures: list[int]) -> None:
-    """Both hosts; what they print is kept for later, and exit codes of those that fail are appended."""
     main, oldest = HOSTS
-    folders = ["tests/host", "tests/browser", *arguments]
-    code = pytest(python, folders, output, COMFYUI_PATH=str(main), OMP_NUM_THREADS=threads)
-    failures += [code] * bool(code)
-    if not (oldest / "main.py").is_file():
-        print(f"TESTS ON THE OLDEST HOST SKIPPED: there is no ComfyUI at {oldest}.", file=output)
-        return
-    site = os.pathsep.join(filter(None, [str(host_site(oldest, python)), os.environ.get("PYTHONPATH")]))
-    code = pytest(python, folders, output, COMFYUI_PATH=str(oldest), PYTHONPATH=site, OMP_NUM_THREADS=threads)
-    failures += [code] * bool(code)
+    of_main, of_oldest = {"COMFYUI_PATH": str(main)}, {"COMFYUI_PATH": str(oldest)}
+    if has_oldest := (oldest / "main.py").is_file():
+        site = [str(host_site(oldest, python)), os.environ.get("PYTHONPATH")]
+        of_oldest["PYTHONPATH"] = os.pathsep.join(filter(None, site))
+    sessions = [
+        (["tests/train"], of_main),
+        (["tests/host"], of_main),
+        (["tests/host", *NO_SLOW], of_oldest),
+        (["tests/core", "tests/miniature"], of_main),
+        (["tests/browser"], of_main),
+        (["tests/browser", *NO_SLOW], of_oldest),
+    ]
+    if "--oldest" in arguments:
+        arguments = [argument for argument in arguments if argument != "--oldest"]
+        sessions = [(["tests/host"], of_oldest), (["tests/browser"], of_oldest)]
+    threads = str(max(1, (os.cpu_count() or 1) // 2))
+
+    def session(folders: list[str], variables: dict[str, str]) -> int:
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
+            code = pytest(python, [*folders, *arguments], output, OMP_NUM_THREADS=threads, **variables)
+            output.seek(0)
+            with printing:
+                sys.stdout.write(output.read())
+                sys.stdout.flush()
+        return code
+
+    printing = threading.Lock()
+    with ThreadPoolExecutor(2) as pool:
+        codes = list(pool.map(lambda one: session(*one), [one for one in sessions if has_oldest or one[1] is of_main]))
+    if not has_oldest:
+        print(f"TESTS ON THE OLDEST HOST SKIPPED: there is no ComfyUI at {oldest}.")
+    if failures := [code for code in codes if code]:
+        sys.exit(failures[0])
 
 
 def pytest(python: Path, arguments: list[str], output: TextIO | None = None, **variables: str) -> int:
-    """Its exit code; that of a run that had nothing to do counts as 0, since -k may choose from one lane alone."""
+    """Its exit code; that of a session that had nothing to do counts as 0: -k may choose from another one alone, and
+    where there is no host, or no browser, pytest says so loudly itself."""
     print("$ python -m pytest", *arguments, file=output, flush=True)
     command = [str(python), "-m", "pytest", *arguments]
     environ = {**os.environ, **variables}
     code = subprocess.run(command, cwd=REPOSITORY, env=environ, stdout=output, stderr=output, check=False).returncode
-    return 0 if code == NOTHING_TO_DO and "-k" in arguments else code
+    return 0 if code == NOTHING_TO_DO else code
 
 
 def main() -> None:

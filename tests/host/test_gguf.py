@@ -14,7 +14,10 @@ from comfy_server import pack_folder
 from host_models import random_state
 
 PACK = pack_folder("ComfyUI-GGUF")
-pytestmark = pytest.mark.skipif(not PACK.is_dir(), reason=f"there is no ComfyUI-GGUF at {PACK}")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not PACK.is_dir(), reason=f"there is no ComfyUI-GGUF at {PACK}"),
+]
 
 HEADS, KEYS, WIDTH, LAYERS = 32, 8, 64, 2
 """Of Llama 3, but for width and layers: the pack's loader knows no other numbers of heads."""

@@ -21,6 +21,8 @@ from diffusers_folder import diffusers_unet
 from graphs import DENSE, beside, on_the_model, plain_clip, separate
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.slow
+
 MODES = ("embedding", "value", "decoupled")
 LAMBDA = 0.6
 OTHER = "a blue glass sphere on wet sand"
