@@ -227,7 +227,7 @@ def test_an_adapter_of_sdxl_loads(server, models, train, tmp_path):
     result, said = server.run_and_listen(nodes)
     assert said["adapter"].startswith("Adapter for sdxl and t5, 3 layers, width 64")
     assert "UNet part (LoRA of" in said["adapter"]
-    assert result.error is not None and "changes the UNet of sdxl" in result.error
+    assert result.error is not None and "is for sdxl, whose UNet reads text of width" in result.error
 
 
 @pytest.mark.slow
