@@ -132,6 +132,12 @@ class ForeignModel(HostModel):
     def hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
         transformer = self._encoder[0].transformer
         check_token_ids(ids, transformer)
+        is_t5 = isinstance(transformer, comfy.text_encoders.t5.T5)  # which counts from each token, not from the first
+        if not is_t5 and not bool(mask[:, 0].all()):
+            raise LLM4GENError(
+                f"The adapter pads prompts on the left, which ComfyUI's own {type(transformer).__name__} counts as "
+                "part of the prompt. Load the LLM from its Hugging Face folder."
+            )
         return host_hidden_states(transformer, ids, mask, self.layer)
 
 

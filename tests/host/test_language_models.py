@@ -197,6 +197,11 @@ def test_weights_reach_the_tokens_of_their_word(llm, kind):
     assert {*weighted.weights} == {1.0, 1.3}
 
 
+def test_padding_on_the_left_is_refused(llm):
+    with pytest.raises(Exception, match=r"pads prompts on the left.*Hugging Face folder"):
+        llm.encode(PROMPT, replace(llm.spec, max_length=MASK_LENGTH, padding_side="left"))
+
+
 def test_the_empty_prompt_has_a_token(llm):
     tokens = llm.tokenize("", replace(llm.spec, max_length=MASK_LENGTH))["prompt"]
     assert sum(tokens.mask) == 1 and llm.encode("", llm.spec).hidden.isfinite().all()
