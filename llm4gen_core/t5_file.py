@@ -160,6 +160,7 @@ def _what_else(shapes: Shapes, path: Path) -> str:
     advice = (
         "Put its whole Hugging Face folder (config.json, weights, tokenizer) into models/llm and choose the folder."
         if "decoder-only" in kind
-        else "Choose a T5 encoder (T5-v1.1-XL, flan-T5-XL, RankGen T5-XL), or a Hugging Face folder of another LLM."
+        else "Choose a T5 encoder (T5-v1.1-XL, flan-T5-XL, RankGen T5-XL), a file of another LLM that ComfyUI knows, "
+        "or a Hugging Face folder."
     )
-    return f"LLM {path} is {kind}; expected a T5 text encoder. {advice}"
+    return f"LLM {path} is {kind}; expected a T5 text encoder or another language model. {advice}"

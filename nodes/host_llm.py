@@ -173,7 +173,7 @@ def _load_host_file(
     except RuntimeError as error:
         raise LLM4GENError(
             f"LLM {path} looks like a language model that ComfyUI knows, but its tensors have other sizes "
-            f"({_first_line(error)}). Put its whole Hugging Face folder (config.json, weights, tokenizer) into "
+            f"({_first_mismatch(error)}). Put its whole Hugging Face folder (config.json, weights, tokenizer) into "
             "models/llm and choose the folder."
         ) from error
     own, spec = look_inside(clip, str(path))
@@ -187,7 +187,8 @@ def _load_host_file(
     return own, spec, f"{spec.label}, as ComfyUI reads it"
 
 
-def _first_line(error: Exception) -> str:
+def _first_mismatch(error: RuntimeError) -> str:
+    """The first tensor that does not fit; torch begins its list of them with a line that names the module."""
     return next((line.strip() for line in str(error).splitlines()[1:] if line.strip()), str(error))
 
 

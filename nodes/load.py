@@ -35,9 +35,9 @@ class LLM4GENLoadLLM(io.ComfyNode):
                 io.Combo.Input(
                     "llm_name",
                     options=list_llms(),
-                    tooltip="A T5 encoder in one file (T5-v1.1-XL, flan-T5-XL, RankGen T5-XL; fp16 and fp8 too), or a "
-                    "Hugging Face folder of any language model (names ending in a slash). Looked for in "
-                    "models/text_encoders and models/llm.",
+                    tooltip="A T5 encoder in one file (T5-v1.1-XL, flan-T5-XL, RankGen T5-XL; fp16 and fp8 too), a "
+                    "file of another language model that ComfyUI knows (Llama 3, Qwen, Gemma), or a Hugging Face "
+                    "folder of any (names ending in a slash). Looked for in models/text_encoders and models/llm.",
                 ),
                 io.Combo.Input(
                     "device",

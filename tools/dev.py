@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -141,13 +142,14 @@ def test(arguments: list[str]) -> None:
 
 
 def pytest(python: Path, arguments: list[str], output: TextIO | None = None, **variables: str) -> int:
-    """Its exit code; that of a session that had nothing to do counts as 0: -k may choose from another one alone, and
-    where there is no host, or no browser, pytest says so loudly itself."""
+    """Its exit code; that of a session that had nothing to do counts as 0 where -k may have chosen from another one
+    alone, and where the host or the browser is missing, which pytest says loudly itself."""
     print("$ python -m pytest", *arguments, file=output, flush=True)
     command = [str(python), "-m", "pytest", *arguments]
     environ = {**os.environ, **variables}
     code = subprocess.run(command, cwd=REPOSITORY, env=environ, stdout=output, stderr=output, check=False).returncode
-    return 0 if code == NOTHING_TO_DO else code
+    incomplete = shutil.which("chromium") is None or not (HOSTS[0] / "main.py").is_file()
+    return 0 if code == NOTHING_TO_DO and ("-k" in arguments or incomplete) else code
 
 
 def main() -> None:

@@ -60,6 +60,18 @@ def pack(comfy: ModuleType) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def attention(pack: ModuleType) -> ModuleType:
+    """The pack's λ inside the UNet."""
+    return importlib.import_module(f"{pack.__name__}.nodes.host_attention")
+
+
+@pytest.fixture(scope="session")
+def schedule(pack: ModuleType) -> type:
+    """The pack's StrengthSchedule."""
+    return importlib.import_module(f"{pack.__name__}.llm4gen_core.strength").StrengthSchedule
+
+
+@pytest.fixture(scope="session")
 def models(base: Path, comfy: ModuleType) -> Path:
     """The host's model folders, filled: SD1.5 checkpoint and UNet, RankGen-like LLM, official adapter."""
     folder = base / "models"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 import host_models
 import pytest
 import torch
@@ -22,16 +20,6 @@ def twin(models):
     """diffusers' UNet with the checkpoint's weights."""
     state = load_file(models / "checkpoints" / "sd15.safetensors")
     return diffusers_unet({name: tensor.float() for name, tensor in state.items()})
-
-
-@pytest.fixture(scope="module")
-def attention(pack):
-    return importlib.import_module(f"{pack.__name__}.nodes.host_attention")
-
-
-@pytest.fixture(scope="module")
-def schedule(pack):
-    return importlib.import_module(f"{pack.__name__}.llm4gen_core.strength").StrengthSchedule
 
 
 @pytest.fixture(scope="module")

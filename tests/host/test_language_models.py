@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from host_models import random_state
+from host_models import T5_CONFIG, random_state
 from safetensors.torch import save_file
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
@@ -230,6 +230,27 @@ def test_a_clip_wire_is_looked_into_and_stays_as_it_is(host_llm, llm, kind, mode
     assert torch.equal(wired.encode(PROMPT, spec).hidden, llm.encode(PROMPT, spec).hidden)
     assert before == (clip.cond_stage_model, clip.tokenizer, clip.layer_idx)
     assert wired.clip.patcher.model is clip.patcher.model  # one set of weights, managed once
+
+
+def test_a_t5_on_a_clip_wire_gives_what_its_file_gives(host_llm, models, comfy):
+    """What Load CLIP makes of a T5-XXL for PixArt, with the sizes of the small T5 of these tests."""
+    import comfy.sd
+    import comfy.supported_models_base
+    import comfy.text_encoders.pixart_t5 as pixart
+
+    native = host_llm.load_llm("rankgen.safetensors", {"dtype": torch.float32})
+    encoder = native.clip.cond_stage_model.text_encoder.transformer
+    small = {"t5xxl_model_config": {**T5_CONFIG, "is_gated_act": True, "dense_act_fn": "gelu_pytorch_tanh"}}
+    clip = comfy.sd.CLIP(
+        comfy.supported_models_base.ClipTarget(pixart.PixArtTokenizer, pixart.pixart_te()),
+        model_options={"dtype": torch.float32, **small},
+    )
+    clip.cond_stage_model.t5xxl.transformer.load_state_dict(encoder.state_dict())
+    wired = host_llm.wired_llm(clip)
+    assert (wired.spec.architecture, wired.spec.layers, wired.spec.width) == ("t5", 3, 64)
+    for layer in ("last", -2):
+        spec = replace(native.spec, layer=layer)
+        assert torch.equal(wired.encode(PROMPT, spec).hidden, native.encode(PROMPT, spec).hidden)
 
 
 def test_an_llm_wire_is_taken_as_it_is(host_llm, llm):

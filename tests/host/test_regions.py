@@ -36,31 +36,7 @@ def host(pack):
 
 @pytest.fixture(scope="module")
 def base_model(comfy):
-    """The host's SD1.5 model with a UNet of two narrow levels, which predicts in milliseconds."""
-    import comfy.model_patcher
-    import comfy.supported_models
-
-    layout = {
-        "image_size": 32,
-        "in_channels": 4,
-        "out_channels": 4,
-        "model_channels": 32,
-        "num_res_blocks": [1, 1],
-        "channel_mult": [1, 2],
-        "transformer_depth": [1, 1],
-        "transformer_depth_output": [1, 1, 1, 1],
-        "transformer_depth_middle": 1,
-        "num_heads": 8,
-        "num_head_channels": -1,
-        "use_spatial_transformer": True,
-        "legacy": False,
-        "dtype": torch.float32,
-    }
-    config = comfy.supported_models.SD15({**comfy.supported_models.SD15.unet_config, **layout})
-    model = config.get_model({}, "", device=torch.device("cpu"))
-    model.diffusion_model.load_state_dict(host_models.random_state(model.diffusion_model, 0))
-    device = torch.device("cpu")
-    return comfy.model_patcher.ModelPatcher(model.eval(), load_device=device, offload_device=device)
+    return host_models.narrow_sd15(levels=2)
 
 
 @pytest.fixture(scope="module", params=MODES)

@@ -35,42 +35,8 @@ SCHEDULERS = names_in_the_host("SCHEDULER_HANDLERS")
 
 
 @pytest.fixture(scope="module")
-def attention(pack):
-    return importlib.import_module(f"{pack.__name__}.nodes.host_attention")
-
-
-@pytest.fixture(scope="module")
-def schedule(pack):
-    return importlib.import_module(f"{pack.__name__}.llm4gen_core.strength").StrengthSchedule
-
-
-@pytest.fixture(scope="module")
 def model(comfy):
-    """The host's SD1.5 model."""
-    import comfy.model_patcher
-    import comfy.supported_models
-
-    layout = {
-        "image_size": 32,
-        "in_channels": 4,
-        "out_channels": 4,
-        "model_channels": 32,
-        "num_res_blocks": [1],
-        "channel_mult": [1],
-        "transformer_depth": [1],
-        "transformer_depth_output": [1, 1],
-        "transformer_depth_middle": 1,
-        "num_heads": 4,
-        "num_head_channels": -1,
-        "use_spatial_transformer": True,
-        "legacy": False,
-        "dtype": torch.float32,
-    }
-    config = comfy.supported_models.SD15({**comfy.supported_models.SD15.unet_config, **layout})
-    found = config.get_model({}, "", device=torch.device("cpu"))
-    found.diffusion_model.load_state_dict(host_models.random_state(found.diffusion_model, 0))
-    device = torch.device("cpu")
-    return comfy.model_patcher.ModelPatcher(found.eval(), load_device=device, offload_device=device)
+    return host_models.narrow_sd15(levels=1)
 
 
 @pytest.fixture(scope="module")

@@ -80,6 +80,34 @@ def unet_state(seed: int, full: bool = False) -> dict[str, Tensor]:
     return random_state(unet, seed)
 
 
+def narrow_sd15(levels: int) -> Any:
+    """The host's SD1.5 model under its patcher, with a UNet of few narrow levels, which predicts in milliseconds."""
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    layout = {
+        "image_size": 32,
+        "in_channels": 4,
+        "out_channels": 4,
+        "model_channels": 32,
+        "num_res_blocks": [1] * levels,
+        "channel_mult": [2**level for level in range(levels)],
+        "transformer_depth": [1] * levels,
+        "transformer_depth_output": [1] * (2 * levels),
+        "transformer_depth_middle": 1,
+        "num_heads": 8,
+        "num_head_channels": -1,
+        "use_spatial_transformer": True,
+        "legacy": False,
+        "dtype": torch.float32,
+    }
+    config = comfy.supported_models.SD15({**comfy.supported_models.SD15.unet_config, **layout})
+    device = torch.device("cpu")
+    model = config.get_model({}, "", device=device)
+    model.diffusion_model.load_state_dict(random_state(model.diffusion_model, 0))
+    return comfy.model_patcher.ModelPatcher(model.eval(), load_device=device, offload_device=device)
+
+
 def checkpoint_state(seed: int) -> dict[str, Tensor]:
     """SD1.5's checkpoint format: UNet, CLIP-L and VAE under their prefixes."""
     import comfy.clip_model
