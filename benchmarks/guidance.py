@@ -108,10 +108,10 @@ class Step:
     def __init__(self, options: argparse.Namespace, alpha: float) -> None:
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
+        from llm4gen_headless.families import FAMILIES
+        from llm4gen_headless.schedule import NoiseSchedule
         from train.denoising import Denoising
-        from train.families import FAMILIES
         from train.objective import Objective
-        from train.schedule import NoiseSchedule
 
         device = torch.device(options.device)
         config = UNETS[options.unet]

@@ -3,38 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib
-import logging
-import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one sentence.
-
-    Args:
-        configured_by: module of this package whose `configure(parser)` adds the arguments and the default `run`. It
-            is imported when the command is used, so that the help of others stays quick.
-    """
-
-    def __init__(self, *args: Any, configured_by: str | None = None, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.configured_by = configured_by
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        if self.configured_by is not None:
-            module, self.configured_by = self.configured_by, None
-            importlib.import_module(f".{module}", __package__).configure(self)
-        return super().parse_known_args(args, namespace)
-
-    def error(self, message: str) -> NoReturn:
-        if _process() == 0:
-            self._print_message(f"error: {message} (see {self.prog} --help)\n", sys.stderr)
-        self.exit(2)
+from llm4gen_headless.command_line import Parser, quiet_libraries, read_prompts, run_command, same_everywhere
 
 
 def build_parser() -> Parser:
@@ -55,7 +29,7 @@ def build_parser() -> Parser:
         ".jsonl rows are kept, so that what is written can be a source of a recipe. A run does this by itself for what "
         "has no pairs; here they can be looked at and corrected.",
         epilog="example: python -m train parse photos/captions.jsonl --output photos/captions.parsed.jsonl",
-        configured_by="parse",
+        configured_by="train.parse",
     )
     _add_export(commands)
     _add_convert(commands)
@@ -68,7 +42,7 @@ def build_parser() -> Parser:
         "captions, all small enough to train with on a CPU. The recipe `miniature` reads them from the folder "
         "`miniature`.",
         epilog="example: python -m train miniature miniature",
-        configured_by="miniature_world",
+        configured_by="train.miniature_world",
     )
     commands.add_parser(
         "reproduce",
@@ -77,7 +51,7 @@ def build_parser() -> Parser:
         "then the base with and without LLM4GEN and its ablations, paint sets of prompts, let an exact judge score "
         "them, and write a report. The set can be finished over several sittings: what is there is not made again.",
         epilog="example: python -m train reproduce reproduction --experiment all",
-        configured_by="reproduce.command",
+        configured_by="train.reproduce.command",
     )
     _add_demo(commands)
     return parser
@@ -313,14 +287,14 @@ def _run(args: argparse.Namespace) -> None:
     recipe = _recipe(args)
     from .loop import run
 
-    _quiet_libraries()
+    quiet_libraries()
     run(recipe)
 
 
 def _resume(args: argparse.Namespace) -> None:
     from .loop import resume
 
-    _quiet_libraries()
+    quiet_libraries()
     resume(Path(args.folder))
 
 
@@ -328,21 +302,21 @@ def _plan(args: argparse.Namespace) -> None:
     recipe = _recipe(args)
     from .plan import plan
 
-    _quiet_libraries()
+    quiet_libraries()
     plan(recipe)
 
 
 def _export(args: argparse.Namespace) -> None:
     from .export import ExportSettings, export
 
-    _quiet_libraries()
+    quiet_libraries()
     export(ExportSettings(**vars(args)))
 
 
 def _recipe(args: argparse.Namespace) -> Any:
     from .recipe_file import load_recipe
 
-    with _same_everywhere():
+    with same_everywhere():
         return load_recipe(args.recipe, args.overrides)
 
 
@@ -355,7 +329,7 @@ def _generate(args: argparse.Namespace) -> None:
 
     settings = vars(args)
     prompt, prompt_file = settings.pop("prompt"), settings.pop("prompt_file")
-    _quiet_libraries()
+    quiet_libraries()
     generate(GenerateSettings(prompts=prompt or read_prompts(prompt_file), **settings))
 
 
@@ -365,7 +339,7 @@ def _attention(args: argparse.Namespace) -> None:
 
     settings = vars(args)
     prompt, words, tokens = settings.pop("prompt"), settings.pop("word"), settings.pop("tokens")
-    _quiet_libraries()
+    quiet_libraries()
     attention(GenerateSettings(prompts=[prompt], **settings), words, tokens)
 
 
@@ -378,95 +352,13 @@ def _convert(args: argparse.Namespace) -> None:
 def _demo(args: argparse.Namespace) -> None:
     from .demo import demo
 
-    _quiet_libraries()
+    quiet_libraries()
     demo(args.output)
 
 
-def read_prompts(path: str) -> list[str]:
-    """The lines of a UTF-8 text file that are not blank.
-
-    Raises:
-        LLM4GENError: the file cannot be read or holds no prompt.
-    """
-    from llm4gen_core import LLM4GENError
-
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise LLM4GENError(
-            f"Prompt file {path} cannot be read ({error.strerror}); expected a text file with one prompt a line."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise LLM4GENError(f"Prompt file {path} is not UTF-8 text ({error.reason}); save it as UTF-8.") from error
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise LLM4GENError(f"Prompt file {path} holds no prompt; expected one a line.")
-    return prompts
-
-
-def _quiet_libraries() -> None:
-    """Progress bars and hints of the libraries: an error of ours has to be the only line that a script sees."""
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
-
-
-def _process() -> int:
-    """Number of this process among those that `accelerate launch` started; 0 prints."""
-    number = os.environ.get("RANK", "0")
-    return int(number) if number.isdigit() else 0
-
-
-@contextlib.contextmanager
-def _same_everywhere() -> Iterator[None]:
-    """Errors in here come in all processes alike: the first one tells."""
-    from llm4gen_core import LLM4GENError
-
-    try:
-        yield
-    except (LLM4GENError, OSError):
-        if _process() == 0:
-            raise
-        raise SystemExit(2) from None
-
-
-def _report(message: str) -> None:
-    process = _process()
-    where = f" in process {process}" if process else ""
-    print(f"error{where}: {' '.join(message.split())}", file=sys.stderr)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command.
-
-    Returns:
-        Exit code: 0, 2 after an error of one line on stderr, 130 when it was broken off from the keyboard (SIGINT),
-        143 by SIGTERM.
-    """
-    args = build_parser().parse_args(arguments)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # diffusers imports it, and it hints at kernels then
-    run = args.run
-    del args.run, args.command
-    try:
-        from llm4gen_core import LLM4GENError
-
-        try:
-            run(args)
-        except (LLM4GENError, OSError) as error:
-            _report(str(error))
-            return 2
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package in ("", "train", "llm4gen_core"):
-            raise
-        _report(f"The package {package} is not installed; install what training needs: pip install 'llm4gen[train]'")
-        return 2
-    except KeyboardInterrupt as interrupt:
-        return 143 if getattr(interrupt, "signal", None) == "SIGTERM" else 130
-    return 0
+    """Run a command; see `run_command`."""
+    return run_command(build_parser, "train", arguments)
 
 
 if __name__ == "__main__":

@@ -26,12 +26,13 @@ from torch.utils.hooks import RemovableHandle
 
 from llm4gen_core import EntityPair, GuidanceOptions, LLM4GENError, Span
 from llm4gen_core.lambda_modes import LLMTokens, attended_columns
+from llm4gen_headless.attention import cross_attention_layers
+from llm4gen_headless.devices import DTYPES, choose_device
+from llm4gen_headless.images import save_png
+from llm4gen_headless.painter import Painter
 
-from .attention import cross_attention_layers
 from .conditioning import Conditioner, Drop
-from .generate import DTYPES, GenerateSettings, choose_device
-from .images import save_png
-from .painter import Painter
+from .generate import GenerateSettings
 
 PANEL = 256
 """Pixels that a side of a panel of `strip` has at least; smaller images are enlarged by a whole number."""

@@ -20,8 +20,7 @@ from llm4gen_core.entity_guidance import (
     pair_positions,
 )
 from llm4gen_core.prompt_tokens import prompt_offsets
-
-from .families import Family
+from llm4gen_headless.families import Family
 
 _KEPT_CAPTIONS = 32_768
 """Whose token positions are remembered: 8 KB of a short caption of the miniature, 19 KB of a paragraph."""

@@ -12,11 +12,11 @@ import threading
 from itertools import count
 from pathlib import Path
 
+from llm4gen_headless.images import check_output
 from miniature.scenes import CELL, GRID
 
 from .export import ExportSettings, export
 from .generate import GenerateSettings, generate
-from .images import check_output
 from .loop import Stopped, resume, run
 from .miniature_world import make_world
 from .recipe_file import load_recipe

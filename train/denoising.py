@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .schedule import NoiseSchedule
+from llm4gen_headless.schedule import NoiseSchedule
 
 
 class Denoising:

@@ -9,11 +9,12 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from llm4gen_core import LLM4GENError
+from llm4gen_headless.devices import DTYPES
 
 from .checkpoints import Checkpoints
 from .parts import exported_names
 from .run_folder import RunFolder
-from .setup import DTYPES, adapter_metadata, open_models
+from .setup import adapter_metadata, open_models
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,13 @@ from transformers import PreTrainedModel
 
 from llm4gen_core import CrossAdapter
 from llm4gen_core.entity_guidance import GuidanceTargets
+from llm4gen_headless.devices import DTYPES
+from llm4gen_headless.families import Family
 
 from .denoising import Denoising
-from .families import Family
 from .objective import Objective, StepInputs
 from .optimizers import optimizer_state_bytes
-from .setup import DTYPES, Models
+from .setup import Models
 
 DEVICE = "cuda"
 """Of the fake tensors: memory is estimated for an accelerator, which need not be there."""

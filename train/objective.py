@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from llm4gen_core import CrossAdapter
 from llm4gen_core.entity_guidance import GuidanceOptions, GuidanceTargets, time_weights
 from llm4gen_core.lambda_modes import LLMTokens
+from llm4gen_headless.attention import install_cross_attention, unknown_cross_attention
+from llm4gen_headless.families import Family
 
-from .attention import install_cross_attention, unknown_cross_attention
 from .denoising import Denoising
-from .families import Family
 
 
 @dataclass

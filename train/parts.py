@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from llm4gen_core import AdapterMetadata, CrossAdapter, LLM4GENError, save_adapter
 from llm4gen_core.unet_part import UNetPart
+from llm4gen_headless.attention import cross_attention_layers
+from llm4gen_headless.painter import add_unet_part, check_unet_part
+from llm4gen_headless.schedule import NoiseSchedule
 
-from .attention import cross_attention_layers
 from .optimizers import ParameterGroup
-from .painter import add_unet_part, check_unet_part
 from .recipe import WHOLE_UNET, Parts, Trainable, has_adapter
-from .schedule import NoiseSchedule
 
 LORA_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
 """Of every attention of the UNet, self-attention too: where LoRAs for SD1.5 and SDXL usually are."""

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import subprocess
-import sys
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from llm4gen_core import LLM4GENError
+from llm4gen_headless.provenance import machine
 
 from .recipe import Recipe
 from .recipe_file import load_recipe
-
-_PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "peft", "safetensors", "spacy", "bitsandbytes")
 
 
 class RunFolder:
@@ -83,42 +78,6 @@ class RunFolder:
         """Append a line to `metrics.jsonl`."""
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
-
-
-def machine() -> dict[str, Any]:
-    """Versions and devices: what a number depends on beside the recipe."""
-    import torch
-
-    return {
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "llm4gen": _revision(),
-        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _revision() -> str | None:
-    """Commit of the clone, with "+changes" where it differs from it; None outside of one."""
-    folder = Path(__file__).resolve().parent
-    try:
-        revision = _git(folder, "rev-parse", "HEAD")
-        return revision + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
 
 def _write(path: Path, text: str) -> None:

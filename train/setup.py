@@ -20,14 +20,13 @@ from llm4gen_core import (
 )
 from llm4gen_core.encoder import folder_spec, load_tokenizer
 from llm4gen_core.prompt_tokens import pad_id
+from llm4gen_headless.devices import DTYPES
+from llm4gen_headless.families import FAMILIES, Family
+from llm4gen_headless.families.base import PARTS
 
 from .draws import draw_seed
-from .families import FAMILIES, Family
-from .families.base import PARTS
 from .parts import TrainedParts
 from .recipe import Recipe
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from llm4gen_core import CrossAdapter, CrossAdapterConfig
-
-from .schedule import BETA_END, BETA_START
+from llm4gen_headless.schedule import BETA_END, BETA_START
 
 PathLike = str | os.PathLike[str]
 
@@ -142,7 +141,7 @@ def make_miniature_folder(
     vae = {"_class_name": "PixelUnshuffle", "factor": factor, "latent_channels": 3 * factor**2}
     write_json(path / "vae" / "config.json", vae)
     write_scheduler(path / "scheduler")
-    write_model_index(path, "LLM4GENMiniaturePipeline", vae=("train.families.miniature", "PixelUnshuffle"))
+    write_model_index(path, "LLM4GENMiniaturePipeline", vae=("llm4gen_headless.families.miniature", "PixelUnshuffle"))
     return path
 
 

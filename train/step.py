@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from llm4gen_core import LLM4GENError
 from llm4gen_core.entity_guidance import GuidanceTargets
+from llm4gen_headless.families import Family
 
 from .alpha import Alpha, GradientRatio
 from .conditioning import Conditioner, Drop, choose_drop
 from .data.batches import Batch
 from .draws import generator, uniform
-from .families import Family
 from .objective import Objective, StepInputs
 from .recipe import Recipe
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from llm4gen_core.entities import entity_backend
+from llm4gen_headless.families import Family
 
 from .conditioning import Conditioner
 from .data.batches import Batch, micro_batches
@@ -23,7 +24,6 @@ from .data.fingerprints import model_fingerprint
 from .data.manifest import Manifest, Problem
 from .data.report import ProblemLog, describe, write_report
 from .data.scan import scan
-from .families import Family
 from .recipe import Recipe
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from llm4gen_core import CrossAdapter, LLMEncoder
+from llm4gen_headless.families import Family
+from llm4gen_headless.images import save_png
+from llm4gen_headless.painter import Painter
 
-from .families import Family
-from .images import save_png
-from .painter import Painter
 from .recipe import Recipe
 
 

@@ -20,7 +20,7 @@ LONG = "a red cube and a blue sphere beside a green pyramid, " * 12
 @pytest.fixture(scope="module")
 def twin(models, comfy, tmp_path_factory):
     """The command line's SD1.5 from the checkpoint's weights, with the same adapter and LLM."""
-    from train.painter import Painter
+    from llm4gen_headless.painter import Painter
 
     folder = write_diffusers_folder(
         models / "checkpoints" / "sd15.safetensors",
@@ -67,7 +67,7 @@ def test_same_context(twin, host_side, prompt, negative):
 
 def test_the_checkpoint_itself_is_the_same_model(twin, models):
     """Read as the host reads it, in place of a folder that diffusers wrote."""
-    from train.families import load_family
+    from llm4gen_headless.families import load_family
 
     file = load_family(None, models / "checkpoints" / "sd15.safetensors", tokenizer=COMFYUI / "comfy" / "sd1_tokenizer")
     for ours, theirs in (

@@ -41,7 +41,7 @@ def folder(comfy, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ours(folder, tmp_path_factory):
-    from train.families import load_family
+    from llm4gen_headless.families import load_family
 
     file = write_checkpoint(folder, tmp_path_factory.mktemp("checkpoint") / "sdxl.safetensors")
     return load_family("sdxl", file, tokenizer=COMFYUI / "comfy" / "sd1_tokenizer")

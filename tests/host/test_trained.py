@@ -44,7 +44,7 @@ class Trained:
     painter: Mapping[str, Any]
 
     def painted(self) -> torch.Tensor:
-        from train.painter import Painter
+        from llm4gen_headless.painter import Painter
 
         painter = Painter.from_files(**self.painter)
         return painter.predict_noise(self.latents, self.timesteps, painter.encode([PROMPT, NEGATIVE]))

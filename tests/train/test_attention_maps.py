@@ -16,11 +16,11 @@ from torch import Tensor
 
 from llm4gen_core import LLM4GENError, Span, token_indices
 from llm4gen_core.prompt_tokens import prompt_offsets
+from llm4gen_headless.attention import cross_attention_layers
+from llm4gen_headless.families import load_family
+from llm4gen_headless.painter import Painter
 from train.__main__ import main
-from train.attention import cross_attention_layers
 from train.attention_maps import AttentionMaps, attention_maps, find_words, overlay, strip
-from train.families import load_family
-from train.painter import Painter
 
 PROMPT = "a red circle and a blue square"
 WORDS = find_words(PROMPT, ["red", "circle", "blue square"])

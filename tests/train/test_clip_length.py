@@ -16,11 +16,11 @@ from transformers import CLIPTextModel
 from llm4gen_core import EntityPair, LLM4GENError, Span
 from llm4gen_core.entity_guidance import GuidanceOptions
 from llm4gen_core.prompt_tokens import tokenize_prompt
+from llm4gen_headless.families import SDXL, Family, load_family
+from llm4gen_headless.painter import Painter
 from train.conditioning import Conditioner, Drop
-from train.families import SDXL, Family, load_family
 from train.memory import FakeRun, Shapes, text_form
 from train.miniature_world import make_world
-from train.painter import Painter
 from train.recipe import Recipe
 from train.recipe_file import parse_recipe
 from train.setup import open_models

@@ -10,8 +10,8 @@ import torch
 from llm4gen_core import EntityPair, LLMEncoder, LLMSpec
 from llm4gen_core.encoder import folder_spec
 from llm4gen_core.entity_guidance import GuidanceOptions
+from llm4gen_headless.families import Family, load_family
 from train.conditioning import Conditioner, Drop, choose_drop
-from train.families import Family, load_family
 from train.miniature_world import make_world
 
 CAPTION = "a Red  circle, a red square and a red circle"

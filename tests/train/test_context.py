@@ -7,8 +7,8 @@ import torch
 from transformers import AutoTokenizer, CLIPTextModel, T5Config, T5EncoderModel
 
 from llm4gen_core import fuse, load_adapter, save_adapter
-from train.clip_text import clip_tokens
-from train.painter import Painter
+from llm4gen_headless.clip_text import clip_tokens
+from llm4gen_headless.painter import Painter
 
 PROMPT = "a red cat and two black dogs on a chair"
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from llm4gen_core import LLM4GENError
+from llm4gen_headless.schedule import NoiseSchedule
 from train.denoising import Denoising
-from train.schedule import NoiseSchedule
 
 TIMESTEPS = torch.tensor([0, 250, 700, 999])
 

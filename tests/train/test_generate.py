@@ -7,8 +7,8 @@ import pytest
 from checkpoint import write_checkpoint
 from PIL import Image
 
+from llm4gen_headless.images import save_png
 from train.generate import GenerateSettings, generate
-from train.images import save_png
 from train.small_models import make_diffusers_folder
 
 

@@ -15,11 +15,11 @@ from short_runs import losses, prediction, recipe_content, relative_error, train
 from torch import Tensor
 
 from llm4gen_core import AdapterMetadata, LLM4GENError, Span, load_adapter, save_adapter
-from train.attention import cross_attention_layers
+from llm4gen_headless.attention import cross_attention_layers
+from llm4gen_headless.painter import Painter
 from train.attention_maps import attention_maps
 from train.loop import Trainer
 from train.miniature_world import make_world
-from train.painter import Painter
 from train.recipe_file import parse_recipe
 from train.run_folder import RunFolder
 from train.validation import paint_validation

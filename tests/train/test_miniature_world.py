@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import AutoTokenizer, CLIPTokenizer
 
 from llm4gen_core import LLM4GENError, LLMEncoder
-from train.families import load_family
+from llm4gen_headless.families import load_family
 from train.miniature_world import COLORS, SHAPES, Scene, configure, draw_scene, make_world, render
 
 

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from short_runs import forget_accelerate, losses, metrics, prediction, relative_error, start_process
 
 from llm4gen_core import load_adapter
+from llm4gen_headless.painter import Painter
 from train.generate import GenerateSettings, generate
 from train.loop import Trainer, run
-from train.painter import Painter
 from train.recipe import Parts, Recipe
 from train.recipe_file import RECIPES, load_recipe
 from train.run_folder import RunFolder

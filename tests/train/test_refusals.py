@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from llm4gen_core import LLM4GENError, LLMSpec, load_adapter, save_adapter
 from llm4gen_core.adapter_file import AdapterMetadata
-from train.generate import GenerateSettings, choose_device
-from train.painter import Painter
+from llm4gen_headless.devices import choose_device
+from llm4gen_headless.painter import Painter
+from train.generate import GenerateSettings
 from train.small_models import make_projector, make_t5_folder, make_unet_folder
 
 

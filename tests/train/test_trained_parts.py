@@ -26,16 +26,16 @@ from torch import Tensor, nn
 
 from llm4gen_core import AdapterMetadata, LLM4GENError, UNetPart, load_adapter
 from llm4gen_core.adapter import FUSIONS
+from llm4gen_headless.families import load_family
+from llm4gen_headless.painter import Painter, add_unet_part
+from llm4gen_headless.schedule import NoiseSchedule
 from train.export import ExportSettings, export
-from train.families import load_family
 from train.loop import Trainer
 from train.miniature_world import make_world
-from train.painter import Painter, add_unet_part
 from train.parts import LORA_LAYERS, TrainedParts
 from train.recipe import Loss, Recipe, Trainable
 from train.recipe_file import parse_recipe
 from train.run_folder import RunFolder
-from train.schedule import NoiseSchedule
 from train.setup import open_models
 
 WITH_ADAPTER = ("cam", "cam+cross_attention_kv", "cam+lora", "cam+unet")

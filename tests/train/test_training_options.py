@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from short_runs import losses, metrics, recipe_content, train
 
 from llm4gen_core import LLM4GENError
+from llm4gen_headless.painter import Painter
 from train.data.images import to_model
 from train.data.samples import cut_of, load_pixels
 from train.data.scan import scan
 from train.miniature_world import make_world
-from train.painter import Painter
 from train.recipe_file import parse_recipe
 
 TRAIN = {"steps": 4, "batch_size": 4, "micro_batch": 2, "precision": "float32"}

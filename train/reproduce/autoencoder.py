@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from llm4gen_headless.families.patch_autoencoder import PatchAutoencoder
 from miniature.dataset import pairs
 from miniature.judge import read
 from miniature.scenes import CELL, render
 
-from ..families.patch_autoencoder import PatchAutoencoder
 from .clip import warm_cosine
 
 LATENT_CHANNELS = 16

@@ -14,11 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llm4gen_core import LLMEncoder
+from llm4gen_headless.families import family_class
 from miniature.captions import ADJECTIVES, Caption
 from miniature.dataset import SETS
 from miniature.scenes import COLORS
-
-from ..families import family_class
 
 PROBES = {"short prompts": "color", "dense prompts": "dense"}
 """Sets of prompts in which colours are to be found, by what the report calls them."""

@@ -14,11 +14,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from llm4gen_headless.page import ONE_SEED, Cell, Page, markdown_table, plain
+from llm4gen_headless.statistics import Difference, Estimate, kendall
 from miniature.captions import CATEGORIES
 from miniature.dataset import SETS
 
 from .arms import ARMS, CORE, STRENGTH_ARMS, STRENGTHS
-from .page import ONE_SEED, Cell, Page, markdown_table, plain
 from .report_data import (
     ATTRIBUTES,
     CALLED,
@@ -35,7 +36,6 @@ from .report_data import (
     mean_of,
 )
 from .results import Result
-from .statistics import Difference, Estimate, kendall
 
 TITLE = "LLM4GEN in miniature"
 ENCODERS = {"clip": "CLIP", "t5": "T5-like encoder", "llama": "Llama-like decoder", "chance": "Chance"}

@@ -14,13 +14,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from llm4gen_headless.page import Cell
+from llm4gen_headless.statistics import Difference, Estimate, estimate, holm, paired
 from miniature.captions import CATEGORIES
 from miniature.dataset import SETS
 
 from .arms import ARMS, BASE_PAPER, CORE
-from .page import Cell
 from .results import Result, Results, matched, stack
-from .statistics import Difference, Estimate, estimate, holm, paired
 
 PAPER = {"base": BASE_PAPER} | {name: arm.paper for name, arm in ARMS.items() if arm.paper}
 PAPER_MEANS = {name: fmean(scores) for name, scores in PAPER.items()}

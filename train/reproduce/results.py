@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from filelock import FileLock
@@ -60,12 +59,6 @@ class Result(BaseModel):
     def key(self) -> Key:
         """A later result with the same one replaces an earlier."""
         return (self.arm, self.seed, self.set, self.step, self.strength, self.prompts)
-
-
-def fingerprint(content: Any) -> str:
-    """Sixteen hexadecimal digits of JSON values; the order of keys does not matter."""
-    text = json.dumps(content, sort_keys=True, ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Results:

@@ -23,23 +23,24 @@ from filelock import FileLock
 from pydantic import JsonValue
 
 from llm4gen_core import GuidanceOptions, LLM4GENError
+from llm4gen_headless.attention import install_cross_attention
+from llm4gen_headless.devices import choose_device
+from llm4gen_headless.painter import Painter
+from llm4gen_headless.provenance import fingerprint, machine
 from miniature.captions import Caption
 from miniature.dataset import SETS, SINGLE
 from miniature.judge import accuracy, blurred, noisy
 
-from ..attention import install_cross_attention
 from ..export import ExportSettings, export
-from ..generate import choose_device
 from ..loop import Trainer, resume, run
-from ..painter import Painter
 from ..recipe_file import load_recipe
-from ..run_folder import RunFolder, machine
+from ..run_folder import RunFolder
 from .arms import STRENGTH_ARMS, STRENGTHS, Arm
 from .autoencoder import train_autoencoder
 from .clip import train_clip
 from .language import train_decoder, train_encoder
 from .probe import probe_encoders
-from .results import Result, Results, fingerprint
+from .results import Result, Results
 from .scoring import paint, prompt_set, sample_maps, scores, to_bytes
 from .world import first_pairs, write_pairs, write_untrained_base
 

@@ -14,9 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from llm4gen_core import LLM4GENError
+from llm4gen_headless.provenance import machine
 
 from ..export import ExportSettings, export
-from ..run_folder import machine
 from .run import Reproduction
 
 ARM, SEED, LLM = "llm4gen", 0, "t5"

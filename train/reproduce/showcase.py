@@ -15,14 +15,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 import miniature
 from llm4gen_core import LLM4GENError, Span
+from llm4gen_headless.images import save_png
+from llm4gen_headless.painter import Painter
 from miniature.captions import Caption
 from miniature.dataset import draw_pair
 from miniature.judge import Score, read, score
 from miniature.scenes import COLORS, Scene, render
 
 from ..attention_maps import attention_maps, strip
-from ..images import save_png
-from ..painter import Painter
 from .scoring import GUIDANCE, STEPS, paint, to_bytes
 from .ship import ARM, LLM
 

@@ -11,10 +11,10 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
 
+from llm4gen_headless.schedule import BETA_END, BETA_START, NoiseSchedule
 from miniature.dataset import pairs
 from miniature.scenes import GRID, render
 
-from ..schedule import BETA_END, BETA_START, NoiseSchedule
 from ..small_models import write_model_index
 from .autoencoder import LATENT_CHANNELS
 from .clip import WIDTH
@@ -80,4 +80,6 @@ def write_untrained_base(folder: Path, seed: int = 0) -> None:
     unet.save_pretrained(folder / "unet")
     schedule = NoiseSchedule(BETA_START, BETA_END, "scaled_linear", "v_prediction", zero_terminal_snr=True)
     schedule.to_diffusers().save_pretrained(folder / "scheduler")
-    write_model_index(folder, "LLM4GENMiniaturePipeline", vae=("train.families.patch_autoencoder", "PatchAutoencoder"))
+    write_model_index(
+        folder, "LLM4GENMiniaturePipeline", vae=("llm4gen_headless.families.patch_autoencoder", "PatchAutoencoder")
+    )

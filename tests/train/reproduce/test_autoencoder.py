@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from llm4gen_core import LLM4GENError
+from llm4gen_headless.families import family_class
+from llm4gen_headless.families.patch_autoencoder import PatchAutoencoder
 from miniature.dataset import pairs
 from miniature.scenes import GRID, Object, line_up, render
-from train.families import family_class
-from train.families.patch_autoencoder import PatchAutoencoder
 from train.reproduce import clip
 from train.reproduce.autoencoder import LATENT_CHANNELS, train_autoencoder
 from train.reproduce.world import write_untrained_base

@@ -10,9 +10,9 @@ import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import train.reproduce.clip as clip
+from llm4gen_headless.families import family_class
+from llm4gen_headless.families.patch_autoencoder import PatchAutoencoder
 from miniature.scenes import COLORS
-from train.families import family_class
-from train.families.patch_autoencoder import PatchAutoencoder
 from train.reproduce.autoencoder import LATENT_CHANNELS
 from train.reproduce.world import write_untrained_base
 

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from short_runs import REPOSITORY, losses
 
 from llm4gen_core import LLM4GENError
+from llm4gen_headless.painter import Painter
 from miniature.dataset import SETS
 from miniature.judge import read
 from train.__main__ import main
-from train.painter import Painter
 from train.recipe_file import load_recipe
 from train.reproduce import command, run
 from train.reproduce.arms import ARMS, CORE, EXPERIMENTS, find_arm

@@ -13,7 +13,8 @@ import pytest
 from pydantic import ValidationError
 
 from llm4gen_core import LLM4GENError
-from train.reproduce.results import Result, Results, fingerprint, matched, stack
+from llm4gen_headless.provenance import fingerprint
+from train.reproduce.results import Result, Results, matched, stack
 
 
 def result(**changes: Any) -> Result:

@@ -9,9 +9,9 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel
 
 from llm4gen_core import AdapterMetadata, LLM4GENError, UNetPart, load_adapter, save_adapter
-from train.families import load_family
-from train.painter import Painter, add_unet_part
-from train.schedule import DDIMUniformScheduler, NoiseSchedule, unit_noise
+from llm4gen_headless.families import load_family
+from llm4gen_headless.painter import Painter, add_unet_part
+from llm4gen_headless.schedule import DDIMUniformScheduler, NoiseSchedule, unit_noise
 
 SMALL = {"width": 64, "height": 64, "steps": 4}
 

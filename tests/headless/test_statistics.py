@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from llm4gen_core import LLM4GENError
-from train.reproduce.statistics import Difference, Estimate, estimate, holm, kendall, paired
+from llm4gen_headless.statistics import Difference, Estimate, estimate, holm, kendall, paired
 
 
 class World:

@@ -9,8 +9,8 @@ from checkpoint import checkpoint_state, write_checkpoint
 from safetensors.torch import load_file, save_file
 
 from llm4gen_core import LLM4GENError
-from train.families import SD15, SDXL, family_of, load_family
-from train.families import single_file as module
+from llm4gen_headless.families import SD15, SDXL, family_of, load_family
+from llm4gen_headless.families import single_file as module
 
 UNET = "model.diffusion_model."
 

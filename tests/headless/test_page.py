@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from llm4gen_core import LLM4GENError
-from train.reproduce.page import Page, markdown_table
-from train.reproduce.statistics import Difference, Estimate
+from llm4gen_headless.page import Page, markdown_table
+from llm4gen_headless.statistics import Difference, Estimate
 
 HALF = Estimate(0.5, 0.4, 0.6, 3, 150)
 HIGH = Estimate(0.734, 0.7117, 0.7613, 3, 150)

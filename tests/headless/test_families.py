@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 
 from llm4gen_core import LLM4GENError
-from train.families import FAMILIES, SD15, SDXL, Miniature, family_class, load_family
-from train.schedule import NoiseSchedule, rescale_zero_terminal_snr
+from llm4gen_headless.families import FAMILIES, SD15, SDXL, Miniature, family_class, load_family
+from llm4gen_headless.schedule import NoiseSchedule, rescale_zero_terminal_snr
 
 PROMPT = "a red cat and two black dogs on a chair"
 UNICODE = "A  RED\tcat, İstanbul e\u0301té 猫 👩\u200d🚀 ﬁx <|endoftext|> 3x10,000 it's tail"
