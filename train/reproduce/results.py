@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
 from llm4gen_core import LLM4GENError
+from llm4gen_headless.json_lines import JSONLines
 
 Key: TypeAlias = tuple[str, int, str, int, float, str]
 """arm, seed, set, step, strength, prompts."""
@@ -70,23 +67,13 @@ class Results:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self._file = JSONLines(path, "Results")
         self._seen: tuple[int, int] | None = None
         self._results: dict[Key, Result] = {}
 
     def append(self, result: Result) -> None:
-        """Add a line, and have it on the disk.
-
-        A process that is killed here leaves at most a torn last line, which the next `append` takes away. That it
-        shortens the file is why writers take turns: without a lock it might cut what another has just begun to write.
-        """
-        line = json.dumps(result.model_dump(), ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path.with_name(self.path.name + ".lock")), open(self.path, "a+b", buffering=0) as file:
-            self._mend(file)
-            written = file.write(line)
-            if written != len(line):
-                raise OSError(f"{self.path}: only {written} of {len(line)} bytes could be written; is the disk full?")
-            os.fsync(file.fileno())
+        """Add a line, and have it on the disk."""
+        self._file.append(result.model_dump())
 
     def load(self) -> list[Result]:
         """All results in the order of their first lines; of those with the same key the last.
@@ -103,7 +90,8 @@ class Results:
             return []
         if self._seen != (state.st_size, state.st_mtime_ns):
             results: dict[Key, Result] = {}
-            for result in self._read():
+            for number, line in self._file.lines():
+                result = self._parse(line, number)
                 results[result.key] = result
             self._results, self._seen = results, (state.st_size, state.st_mtime_ns)
         return list(self._results.values())
@@ -145,17 +133,6 @@ class Results:
         self.load()
         return (arm, seed, set, step, strength, prompts) in self._results
 
-    def _read(self) -> Iterator[Result]:
-        *lines, rest = self.path.read_bytes().split(b"\n")
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield self._parse(line, number)
-        if rest.strip():
-            if _is_torn(rest):
-                warnings.warn(_torn(self.path, len(lines) + 1), stacklevel=4)
-            else:
-                yield self._parse(rest, len(lines) + 1)
-
     def _parse(self, line: bytes, number: int) -> Result:
         try:
             return Result.model_validate_json(line)
@@ -168,17 +145,6 @@ class Results:
                 f"Results {self.path}, line {number}, is no result: {problems}. Expected a JSON object with "
                 f"{', '.join(Result.model_fields)}. Delete the line, or give another file."
             ) from error
-
-    def _mend(self, file: io.FileIO) -> None:
-        """Let the file end after a whole line."""
-        file.seek(0)
-        content = file.read()
-        rest = content.rpartition(b"\n")[2]
-        if rest and _is_torn(rest):
-            warnings.warn(_torn(self.path, content.count(b"\n") + 1), stacklevel=3)
-            file.truncate(len(content) - len(rest))
-        elif rest:
-            file.write(b"\n")
 
 
 def stack(results: Sequence[Result], measure: str) -> tuple[list[int], NDArray[np.float64]]:
@@ -248,16 +214,3 @@ def matched(
 
 def _place(result: Result) -> tuple[str, str, str, float]:
     return (result.arm, result.set, result.prompts, result.strength)
-
-
-def _is_torn(line: bytes) -> bool:
-    """Whether a line without an end was cut; the beginning of a JSON object is never JSON itself."""
-    try:
-        json.loads(line)
-    except ValueError:
-        return True
-    return False
-
-
-def _torn(path: Path, number: int) -> str:
-    return f"Results {path}, line {number}, is torn (a process ended while it wrote it) and is left out."

@@ -1,0 +1,1 @@
+"""The paper's benchmarks, for any model that paints: `python -m evaluation --help`."""

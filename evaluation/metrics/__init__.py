@@ -1,0 +1,1 @@
+"""Metrics: a class each, with what it needs to judge and what it says of an image or of a set."""
