@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ class ImageRow(BaseModel):
         prompt: id of the prompt.
         text: of the prompt, so that a row says by itself what it shows.
         category: of the prompt.
-        seed: of the noise.
+        seed: of the set's seeds; see `noise_seed`.
         width, height: pixels.
         settings: `ImageSettings.fingerprint`, that of everything in `settings.json` that changes pixels.
         seconds: that painting took, its share of a batch.
@@ -164,13 +165,15 @@ class ImageSet:
             (row for row in found.values() if row.prompt in order), key=lambda row: (order[row.prompt], row.seed)
         )
 
-    def missing(self) -> Iterator[tuple[Prompt, int]]:
-        """Prompt and seed of images that are asked for and not there; a file that has gone is not there either."""
+    def missing(self) -> Iterator[tuple[int, tuple[Prompt, int]]]:
+        """Number, prompt and seed of images that are asked for and not there; a file that has gone is not there either.
+
+        The number is that among all images that are asked for, so that it stays the same while others are painted.
+        """
         have = {row.id for row in self.rows() if (self.path / row.file).is_file()}
-        for prompt in self.prompts:
-            for seed in self.settings.seeds:
-                if image_id(prompt.id, seed) not in have:
-                    yield prompt, seed
+        for number, (prompt, seed) in enumerate(itertools.product(self.prompts, self.settings.seeds)):
+            if image_id(prompt.id, seed) not in have:
+                yield number, (prompt, seed)
 
     def open(self, row: ImageRow) -> Image.Image:
         """The image in RGB.
@@ -188,7 +191,10 @@ class ImageSet:
             ) from error
 
     def score_file(self, metric: str) -> JSONLines:
-        """Scores of single images by one metric: rows of {"image": id, "scores": {...}, "judge": fingerprint}."""
+        """Scores of single images by one metric.
+
+        Rows of {"image": id, "sha256": of its file, "scores": {"score": x, ...}, "judge": fingerprint}.
+        """
         return JSONLines(self.scores / f"{metric}.jsonl", "Scores")
 
 
@@ -197,16 +203,25 @@ def image_id(prompt: str, seed: int) -> str:
     return f"{prompt}.{seed}"
 
 
-def read_scores(images: ImageSet, metric: str, judge: str | None = None) -> dict[str, Mapping[str, Any]]:
+def noise_seed(prompt: Prompt, seed: int) -> int:
+    """Seed of the noise: that of the set, and of a prompt that has one of its own (`about["seed"]`, as MS-COCO's
+    captions do) the sum of both."""
+    own = prompt.about.get("seed", 0)
+    if not isinstance(own, int) or own < 0:
+        raise LLM4GENError(f"Prompt {prompt.id} has the seed {own!r}; expected a whole number of at least 0.")
+    return own + seed
+
+
+def read_scores(images: ImageSet, metric: str, judge: str | None = None) -> dict[tuple[str, str], Mapping[str, Any]]:
     """Scores by image.
 
     Args:
         judge: fingerprint of the judge and its settings; None for that of the last row.
 
     Returns:
-        For each image id the values of the metric.
+        For each id and SHA-256 of an image the values of the metric. An image that was painted anew has another one.
     """
     rows = [json.loads(line) for _, line in images.score_file(metric).lines()]
     if judge is None and rows:
         judge = rows[-1]["judge"]
-    return {row["image"]: row["scores"] for row in rows if row["judge"] == judge}
+    return {(row["image"], row["sha256"]): row["scores"] for row in rows if row["judge"] == judge}

@@ -44,8 +44,6 @@ def save_png(image: Tensor, output: str | os.PathLike[str], settings: Mapping[st
     Returns:
         The file.
     """
-    # Cut, not rounded, as ComfyUI's SaveImage does: both write the same bytes.
-    pixels = (image.permute(1, 2, 0).numpy() * 255.0).clip(0, 255).astype(np.uint8)
     text = PngInfo()
     text.add_itxt("Description", str(settings["prompt"]))
     text.add_itxt("Software", "LLM4GEN")
@@ -58,9 +56,14 @@ def save_png(image: Tensor, output: str | os.PathLike[str], settings: Mapping[st
         except FileExistsError:
             continue
         with file:
-            Image.fromarray(pixels).save(file, format="PNG", pnginfo=text)
+            to_image(image).save(file, format="PNG", pnginfo=text)
         return name
     raise AssertionError("the numbers never end")
+
+
+def to_image(image: Tensor) -> Image.Image:
+    """An image [3, H, W] from 0 to 1 in RGB; cut, not rounded, as ComfyUI's SaveImage does, so that both are equal."""
+    return Image.fromarray((image.permute(1, 2, 0).numpy() * 255.0).clip(0, 255).astype(np.uint8))
 
 
 def _is_png(path: Path) -> bool:

@@ -23,6 +23,8 @@ _PACKAGES = (
     "torch-fidelity",
 )
 
+_MEBIBYTE = 1 << 20
+
 
 def machine() -> dict[str, Any]:
     """Versions and devices: what a number depends on beside the recipe."""
@@ -64,3 +66,24 @@ def fingerprint(content: Any) -> str:
     """Sixteen hexadecimal digits of JSON values; the order of keys does not matter."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def content_hash(path: Path) -> str:
+    """Sixteen hexadecimal digits of names and contents, of a file or of all files of a folder but hidden ones.
+
+    Large files count by their size and their first and last mebibyte: to read some gigabytes at every start would cost
+    more than it could show.
+    """
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        name = file.relative_to(path).as_posix() if path.is_dir() else ""
+        if any(part.startswith(".") for part in name.split("/")):
+            continue
+        size = file.stat().st_size
+        digest.update(json.dumps([name, size]).encode())
+        with open(file, "rb") as content:
+            digest.update(content.read(_MEBIBYTE))
+            content.seek(max(_MEBIBYTE, size - _MEBIBYTE))
+            digest.update(content.read())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,324 @@
+"""What paints: a base with or without LLM4GEN, any other pipeline of diffusers, or a ComfyUI with any workflow."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from llm4gen_core import LLM4GENError
+from llm4gen_core.lambda_modes import LAMBDA_MODES
+from llm4gen_headless.devices import DTYPES, choose_device
+from llm4gen_headless.images import to_image
+from llm4gen_headless.painter import Painter
+from llm4gen_headless.provenance import content_hash
+
+from .prompts import Prompt
+
+
+class Painting(BaseModel):
+    """How a model paints; what a preset says.
+
+    Attributes:
+        steps: of DDIM, or of the pipeline's own sampler.
+        guidance: scale of classifier-free guidance; 1 is off.
+        negative: prompt.
+        width, height: pixels; None for the model's own size.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(default=50, ge=1, le=1000)
+    guidance: float = Field(default=7.5, ge=1, allow_inf_nan=False)
+    negative: str = ""
+    width: int | None = Field(default=None, ge=16, multiple_of=8)
+    height: int | None = Field(default=None, ge=16, multiple_of=8)
+
+
+class ModelFiles(BaseModel):
+    """A model by its files; exactly one of `base`, `pipeline` and `workflow` says which kind it is.
+
+    Attributes:
+        base, unet, adapter, llm, clip, tokenizer, family, lambda_mode: see `Painter.from_files`.
+        strength: λ; None for the adapter's default.
+        chunks: of 77 CLIP tokens that a prompt may have. 1, as in the paper and in diffusers' pipelines, cuts it; None
+            takes as many as it needs, as ComfyUI does.
+        pipeline: folder of any text-to-image pipeline of diffusers.
+        sampler: of a pipeline: "ddim" in place of its own, if it is a diffusion with a noise schedule like SD's.
+        workflow: file in ComfyUI's API format.
+        server: address of the ComfyUI that runs it.
+        prompt_inputs, seed_inputs, output_node: where the workflow does not say itself what they are; see
+            `ComfyUIPainter.connect`.
+        dtype: of the models; None is float16 on a GPU and float32 elsewhere.
+        batch: images that are painted at once. What shares a batch may change the last bits of a float.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: str | None = None
+    unet: str | None = None
+    adapter: str | None = None
+    llm: str | None = None
+    clip: str | None = None
+    tokenizer: str | None = None
+    family: str | None = None
+    strength: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    lambda_mode: Literal[LAMBDA_MODES] | None = None  # type: ignore[valid-type]
+    chunks: int | None = Field(default=1, ge=1)
+    pipeline: str | None = None
+    sampler: Literal["ddim"] | None = None
+    workflow: str | None = None
+    server: str = "http://127.0.0.1:8188"
+    prompt_inputs: tuple[str, ...] = ()
+    seed_inputs: tuple[str, ...] = ()
+    output_node: str | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    batch: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> ModelFiles:
+        given = [name for name in ("base", "pipeline", "workflow") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"{' and '.join(given) or 'none'} of base, pipeline and workflow given; expected one")
+        if (self.adapter is None) != (self.llm is None):
+            raise ValueError("adapter and llm belong together; give both or neither")
+        if self.strength is not None and self.adapter is None:
+            raise ValueError("strength is that of an adapter; give one, or leave it out")
+        return self
+
+
+class Model(ABC):
+    """Paints prompts."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Everything that changes pixels, beside prompt and seed; JSON values."""
+
+    @abstractmethod
+    def paint(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Image.Image]:
+        """One image in RGB for each prompt, with the noise of its seed."""
+
+
+def open_model(files: ModelFiles, painting: Painting, device: str | None = None) -> Model:
+    """Load a model.
+
+    Args:
+        device: such as "cuda:1"; None takes a GPU if there is one.
+
+    Raises:
+        LLM4GENError: something is missing or does not fit together.
+    """
+    if files.workflow is not None:
+        return _Workflow(files, painting)
+    return (_Base if files.base is not None else _Pipeline)(files, painting, choose_device(device))
+
+
+def read_models(path: Path) -> dict[str, ModelFiles]:
+    """The models of a YAML file: name -> fields of `ModelFiles`; relative paths are taken from the file's folder.
+
+    Raises:
+        LLM4GENError: it cannot be read, or a model of it is none.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise LLM4GENError(f"Models {path} cannot be read ({' '.join(str(error).split())}).") from error
+    if not isinstance(content, dict) or not content:
+        raise LLM4GENError(f"Models {path} holds {type(content).__name__}; expected NAME: {{base: ..., adapter: ...}}.")
+    return {
+        str(name): model_files(f"Model {name!r} of {path}", fields, path.parent) for name, fields in content.items()
+    }
+
+
+_PATHS = ("base", "unet", "adapter", "llm", "clip", "tokenizer", "pipeline", "workflow")
+
+
+def model_files(what: str, fields: Any, folder: Path | None = None) -> ModelFiles:
+    """`ModelFiles` of plain values.
+
+    Args:
+        what: begins the error message.
+        fields: by name.
+        folder: that relative paths are taken from; None for the working directory.
+    """
+    if isinstance(fields, dict) and folder is not None:
+        fields = {
+            name: str(folder / value) if name in _PATHS and isinstance(value, str) else value
+            for name, value in fields.items()
+        }
+    try:
+        return ModelFiles.model_validate(fields)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise LLM4GENError(
+            f"{what}: {where + ': ' if where else ''}{problem['msg'].removeprefix('Value error, ')}."
+        ) from error
+
+
+class _Base(Model):
+    """A base of one of the project's families, alone or with LLM4GEN."""
+
+    def __init__(self, files: ModelFiles, painting: Painting, device: torch.device) -> None:
+        assert files.base is not None
+        self.files, self.painting = files, painting
+        self.dtype = _dtype(files, device)
+        self.painter = Painter.from_files(
+            files.base,
+            family=files.family,
+            unet=files.unet,
+            adapter=files.adapter,
+            llm=files.llm,
+            clip=files.clip,
+            tokenizer=files.tokenizer,
+            lambda_mode=files.lambda_mode,
+            dtype=DTYPES[self.dtype],
+            device=device,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        size = self.painter.family.native_size
+        record: dict[str, Any] = {
+            "kind": "llm4gen" if self.files.adapter else "base",
+            "family": self.painter.family.name,
+            "sampler": "ddim",
+            "scheduler": "ddim_uniform",
+            "noise": "of the CPU, one generator for each image, as ComfyUI draws it",
+            "dtype": self.dtype,
+            **self.painting.model_dump(),
+            "width": self.painting.width or size,
+            "height": self.painting.height or size,
+            "chunks": self.files.chunks,
+        }
+        if self.painter.llm is not None:
+            record["strength"] = self.painter.default_strength() if self.files.strength is None else self.files.strength
+            record["lambda_mode"] = self.painter.lambda_mode
+            record["llm_spec"] = self.painter.llm.spec.label
+        return {**record, **_hashes(self.files)}
+
+    def paint(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Image.Image]:
+        images = self.painter.paint_prompts(
+            [prompt.text for prompt in prompts],
+            seeds=seeds,
+            **self.painting.model_dump(),
+            strength=self.files.strength,
+            chunks=self.files.chunks,
+            batch=self.files.batch,
+            progress=False,
+        )
+        return [to_image(image) for image in images]
+
+
+class _Pipeline(Model):
+    """Any text-to-image pipeline of diffusers, with its own settings where the preset says nothing."""
+
+    def __init__(self, files: ModelFiles, painting: Painting, device: torch.device) -> None:
+        from diffusers import DDIMScheduler
+        from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+        assert files.pipeline is not None
+        self.files, self.painting, self.device = files, painting, device
+        self.dtype = _dtype(files, device)
+        if not (Path(files.pipeline) / "model_index.json").is_file():
+            raise LLM4GENError(
+                f"Pipeline {files.pipeline} has no model_index.json; expected a folder that diffusers saved or that "
+                "Hugging Face shows as a diffusers model."
+            )
+        try:
+            self.pipeline: Any = DiffusionPipeline.from_pretrained(
+                files.pipeline, torch_dtype=DTYPES[self.dtype], local_files_only=True
+            ).to(device)
+        except (OSError, ValueError, AttributeError, ImportError) as error:
+            raise LLM4GENError(
+                f"Pipeline {files.pipeline} cannot be loaded by diffusers ({' '.join(str(error).split()):.300})."
+            ) from error
+        if not callable(self.pipeline) or "prompt" not in inspect.signature(self.pipeline.__call__).parameters:
+            raise LLM4GENError(
+                f"Pipeline {files.pipeline} is a {type(self.pipeline).__name__}, which paints no prompts; expected a "
+                "text-to-image pipeline."
+            )
+        if files.sampler == "ddim":
+            self.pipeline.scheduler = DDIMScheduler.from_config(self.pipeline.scheduler.config)
+        self.pipeline.set_progress_bar_config(disable=True)
+        if getattr(self.pipeline, "safety_checker", None) is not None:
+            # It would paint black what it takes for unsafe, and a score of that says nothing about the model.
+            self.pipeline.safety_checker = None
+        self.takes = inspect.signature(self.pipeline.__call__).parameters
+
+    def describe(self) -> dict[str, Any]:
+        scheduler = getattr(self.pipeline, "scheduler", None)
+        return {
+            "kind": "diffusers pipeline",
+            "family": type(self.pipeline).__name__,
+            "sampler": type(scheduler).__name__,
+            "scheduler": {
+                key: value
+                for key, value in sorted(dict(getattr(scheduler, "config", {})).items())
+                if isinstance(value, (str, int, float, bool)) and not key.startswith("_")
+            },
+            "noise": "of the CPU, one torch.Generator for each image",
+            "dtype": self.dtype,
+            **self.painting.model_dump(),
+            **_hashes(self.files),
+        }
+
+    def paint(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Image.Image]:
+        settings = {
+            "num_inference_steps": self.painting.steps,
+            "guidance_scale": self.painting.guidance,
+            "negative_prompt": [self.painting.negative] * len(prompts) if self.painting.negative else None,
+            "width": self.painting.width,
+            "height": self.painting.height,
+            "output_type": "pil",
+        }
+        known = {name: value for name, value in settings.items() if name in self.takes and value is not None}
+        images: list[Image.Image] = []
+        for first in range(0, len(prompts), self.files.batch):
+            part = slice(first, first + self.files.batch)
+            generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[part]]
+            texts = [prompt.text for prompt in prompts[part]]
+            images += self.pipeline(prompt=texts, generator=generators, **known).images
+        return [image.convert("RGB") for image in images]
+
+
+class _Workflow(Model):
+    """A workflow of ComfyUI, which holds its own settings."""
+
+    def __init__(self, files: ModelFiles, painting: Painting) -> None:
+        from .comfyui import ComfyUIPainter
+
+        assert files.workflow is not None
+        self.painter = ComfyUIPainter.connect(
+            files.server,
+            Path(files.workflow),
+            prompt_inputs=files.prompt_inputs,
+            seed_inputs=files.seed_inputs,
+            output_node=files.output_node,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "comfyui workflow", **self.painter.describe()}
+
+    def paint(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Image.Image]:
+        return list(self.painter.paint(prompts, seeds))
+
+
+def _dtype(files: ModelFiles, device: torch.device) -> str:
+    return files.dtype or ("float32" if device.type == "cpu" else "float16")
+
+
+def _hashes(files: ModelFiles) -> dict[str, Any]:
+    """Name and hash of every file and folder; no paths, since settings are shared."""
+    record: dict[str, Any] = {}
+    for name in _PATHS:
+        if (value := getattr(files, name)) is not None:
+            path = Path(value).resolve()
+            record[name] = {"name": path.name, "hash": content_hash(path)}
+    return record
