@@ -126,8 +126,8 @@ def noise(batch=1, width=8):
 
 
 @torch.inference_mode()
-def predict(model, conditioning, x=None, percent=0.5):
-    """The noise that the host's sampling predicts, at a place of the sampling range."""
+def predict(model, conditioning, x=None, percent=0.5, negative=None, guidance=1.0):
+    """The noise that the host's sampling predicts, at a place of the sampling range; guided above a guidance of 1."""
     import comfy.sample
     import comfy.samplers
 
@@ -142,11 +142,11 @@ def predict(model, conditioning, x=None, percent=0.5):
     comfy.sample.sample_custom(
         model,
         x,
-        1.0,
+        guidance,
         comfy.samplers.KSAMPLER(first_step),
         torch.tensor([sigma, 0.0]),
         conditioning,
-        plain(0),
+        plain(0) if negative is None else negative,
         torch.zeros_like(x),
         disable_pbar=True,
     )
@@ -191,6 +191,18 @@ def test_masks_weigh_what_prompts_of_different_lengths_predict(patch, fused, hos
     weights = 0.7 * left, 1 - left
     expected = (weights[0] * predict(model, first) + weights[1] * predict(model, second)) / sum(weights)
     assert error(predict(model, regions), expected) < 1e-5
+
+
+def test_guidance_between_regions_and_a_negative_prompt_of_another_length(patch, fused, host):
+    """Masked prompts with λs of their own on one side, a longer fused prompt on the other: each keeps its λ."""
+    model, first, second = patch(), fused(1, strength=0.3), fused(2)
+    negative = fused(3, chunks=2, strength=1.75)
+    left = torch.linspace(1, 0, 8).clamp(0.2, 0.8).expand(1, 8, 8)
+    set_mask = host.ConditioningSetMask().append
+    regions = set_mask(first, left, "default", 1.0)[0] + set_mask(second, 1 - left, "default", 1.0)[0]
+    away = predict(model, negative)
+    expected = away + 5.0 * (left * predict(model, first) + (1 - left) * predict(model, second) - away)
+    assert error(predict(model, regions, negative=negative, guidance=5.0), expected) < 1e-5
 
 
 def test_an_area_is_painted_by_itself_and_weighs_less_at_its_edge(patch, fused, host):
