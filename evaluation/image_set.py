@@ -126,22 +126,27 @@ class ImageSet:
 
     @property
     def settings(self) -> ImageSettings:
-        """
+        """What all images are made with.
+
         Raises:
             LLM4GENError: the folder is no set of images, or its settings are damaged.
         """
         try:
             return ImageSettings.model_validate_json(self._settings.read_bytes())
         except FileNotFoundError:
-            raise LLM4GENError(
-                f"{self.path} is no set of images (it has no settings.json); expected a folder that "
-                "`python -m evaluation generate` made."
-            ) from None
+            raise self._no_set() from None
         except ValidationError as error:
             raise LLM4GENError(f"{self._settings} is damaged ({error.errors()[0]['msg']}).") from error
 
     @property
     def prompts(self) -> list[Prompt]:
+        """All that is asked for.
+
+        Raises:
+            LLM4GENError: the folder is no set of images, or its prompts are damaged.
+        """
+        if not self._prompts.is_file():
+            raise self._no_set()
         return read_prompts(self._prompts)
 
     def rows(self) -> list[ImageRow]:
@@ -189,6 +194,12 @@ class ImageSet:
                 f"Image {self.path / row.file} cannot be read ({error}); `generate` with the same settings paints what "
                 "is missing."
             ) from error
+
+    def _no_set(self) -> LLM4GENError:
+        return LLM4GENError(
+            f"{self.path} is no set of images (it lacks settings.json or prompts.jsonl); expected a folder that "
+            "`python -m evaluation generate` made."
+        )
 
     def score_file(self, metric: str) -> JSONLines:
         """Scores of single images by one metric.

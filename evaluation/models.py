@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -226,16 +228,15 @@ class _Pipeline(Model):
         assert files.pipeline is not None
         self.files, self.painting, self.device = files, painting, device
         self.dtype = _dtype(files, device)
-        if not (Path(files.pipeline) / "model_index.json").is_file():
-            raise LLM4GENError(
-                f"Pipeline {files.pipeline} has no model_index.json; expected a folder that diffusers saved or that "
-                "Hugging Face shows as a diffusers model."
-            )
+        _check_pipeline(Path(files.pipeline))
         try:
-            self.pipeline: Any = DiffusionPipeline.from_pretrained(
-                files.pipeline, torch_dtype=DTYPES[self.dtype], local_files_only=True
-            ).to(device)
-        except (OSError, ValueError, AttributeError, ImportError) as error:
+            with warnings.catch_warnings():
+                # diffusers 0.42 would rather have "dtype", which 0.35 does not know.
+                warnings.filterwarnings("ignore", ".*torch_dtype.*", FutureWarning)
+                self.pipeline: Any = DiffusionPipeline.from_pretrained(
+                    files.pipeline, torch_dtype=DTYPES[self.dtype], local_files_only=True
+                ).to(device)
+        except (OSError, ValueError, TypeError, AttributeError, ImportError) as error:
             raise LLM4GENError(
                 f"Pipeline {files.pipeline} cannot be loaded by diffusers ({' '.join(str(error).split()):.300})."
             ) from error
@@ -308,6 +309,25 @@ class _Workflow(Model):
 
     def paint(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Image.Image]:
         return list(self.painter.paint(prompts, seeds))
+
+
+def _check_pipeline(folder: Path) -> None:
+    """Raise LLM4GENError unless the folder is a pipeline that consists of diffusers' and transformers' own classes."""
+    try:
+        index = json.loads((folder / "model_index.json").read_bytes())
+        name = index["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LLM4GENError(
+            f"Pipeline {folder} has no model_index.json that names a pipeline; expected a folder that diffusers saved "
+            "or that Hugging Face shows as a diffusers model."
+        ) from error
+    parts = {part: value[0] for part, value in index.items() if isinstance(value, list) and len(value) == 2}
+    own = [part for part, library in parts.items() if any((folder / part).glob(f"{library}.py"))]
+    if not isinstance(name, str) or own:
+        raise LLM4GENError(
+            f"Pipeline {folder} brings code of its own ({', '.join(own) or name[0]}), which is not executed; expected "
+            "one of diffusers' own classes."
+        )
 
 
 def _dtype(files: ModelFiles, device: torch.device) -> str:

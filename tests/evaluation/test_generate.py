@@ -1,0 +1,182 @@
+"""Painting prompt sets: every image once, none missing, whatever happens in between."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation import generate as module
+from evaluation.generate import generate
+from evaluation.image_set import ImageSet, image_id
+from evaluation.models import Model, ModelFiles, Painting, open_model
+from evaluation.prompts import Prompt, write_prompts
+from llm4gen_core import LLM4GENError
+from llm4gen_headless.painter import Painter
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Flat(Model):
+    """Paints a colour that prompt and seed decide, and keeps account."""
+
+    def __init__(self, fail_after: int | None = None, style: str = "flat") -> None:
+        self.painted: list[tuple[str, int]] = []
+        self.fail_after = fail_after
+        self.style = style
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "flat", "style": self.style}
+
+    def paint(self, prompts, seeds):
+        if self.fail_after is not None and len(self.painted) >= self.fail_after:
+            raise KeyboardInterrupt
+        self.painted += [(prompt.id, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+        colors = [
+            tuple(hashlib.sha256(f"{p.text}{s}".encode()).digest()[:3]) for p, s in zip(prompts, seeds, strict=True)
+        ]
+        return [Image.new("RGB", (16, 16), color) for color in colors]
+
+
+@pytest.fixture
+def paint(monkeypatch, tmp_path, base, quick):
+    """Call `generate` with a model of the test's."""
+
+    def run(model: Model, prompts: list[Prompt], seeds: list[int], folder: str = "set") -> ImageSet:
+        monkeypatch.setattr(module, "open_model", lambda *args: model)
+        return generate(tmp_path / folder, "flat", base, quick, prompts, seeds)
+
+    return run
+
+
+def test_every_prompt_is_painted_with_every_seed_and_has_a_row(paint, prompts: list[Prompt]) -> None:
+    model = Flat()
+    images = paint(model, prompts, [7, 3])
+    rows = images.rows()
+    assert [(row.prompt, row.seed) for row in rows] == [(prompt.id, seed) for prompt in prompts for seed in (3, 7)]
+    assert sorted(model.painted) == sorted((row.prompt, row.seed) for row in rows)
+    for row in rows:
+        content = (images.path / row.file).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == row.sha256
+        assert images.open(row).size == (row.width, row.height) == (16, 16)
+    assert {row.text for row in rows} == {prompt.text for prompt in prompts}
+
+
+def test_what_was_interrupted_goes_on_where_it_stopped(paint, prompts: list[Prompt]) -> None:
+    first = Flat(fail_after=8)
+    with pytest.raises(KeyboardInterrupt):
+        paint(first, prompts, [0, 1, 2])
+    second = Flat()
+    images = paint(second, prompts, [0, 1, 2])
+    assert len(first.painted) == 8 and not {*first.painted} & {*second.painted}
+    assert len(images.rows()) == len(prompts) * 3
+
+
+def test_a_file_that_has_gone_is_painted_again(paint, prompts: list[Prompt]) -> None:
+    images = paint(Flat(), prompts, [0])
+    row = images.rows()[2]
+    (images.path / row.file).unlink()
+    again = Flat()
+    assert len(paint(again, prompts, [0]).rows()) == len(prompts)
+    assert again.painted == [(row.prompt, 0)] and (images.path / row.file).is_file()
+
+
+def test_seeds_and_prompts_may_be_added(paint, prompts: list[Prompt]) -> None:
+    paint(Flat(), prompts[:2], [0])
+    more = Flat()
+    images = paint(more, prompts[1:3], [1])
+    assert {(row.prompt, row.seed) for row in images.rows()} == {(p.id, s) for p in prompts[:3] for s in (0, 1)}
+    assert (prompts[0].id, 0) not in more.painted
+
+
+def test_other_settings_and_other_prompts_are_refused(paint, prompts: list[Prompt]) -> None:
+    images = paint(Flat(), prompts[:1], [0])
+    before = images.manifest.path.read_bytes()
+    with pytest.raises(LLM4GENError, match=r"other settings \(style\)"):
+        paint(Flat(style="other"), prompts[:1], [0])
+    with pytest.raises(LLM4GENError, match="another prompt with the id"):
+        paint(Flat(), [prompts[0].model_copy(update={"text": "something else"})], [0])
+    assert images.manifest.path.read_bytes() == before
+
+
+def test_a_prompt_with_a_seed_of_its_own_adds_it(paint) -> None:
+    model = Flat()
+    paint(model, [Prompt(id="caption", text="x", about={"seed": 500})], [0, 1])
+    assert model.painted == [("caption", 500), ("caption", 501)]
+
+
+def test_the_images_are_those_of_the_painter(tmp_path: Path, prompts, llm4gen: ModelFiles, quick: Painting) -> None:
+    images = generate(tmp_path / "set", "LLM4GEN", llm4gen, quick, prompts, [5])
+    painter = Painter.from_files(llm4gen.base, unet=llm4gen.unet, adapter=llm4gen.adapter, llm=llm4gen.llm)
+    for row, prompt in zip(images.rows(), prompts, strict=True):
+        expected = painter.paint(prompt.text, seed=5, steps=2, guidance=3.0, chunks=1, progress=False)[0]
+        expected = (expected.permute(1, 2, 0).numpy() * 255).clip(0, 255).astype(int)
+        assert np.abs(np.asarray(images.open(row), int) - expected).max() <= 1, "batches of four change the last bits"
+    painting = images.settings.painting
+    assert painting["adapter"]["name"] == "adapter.safetensors" and painting["strength"] == 1.0
+    assert painting["steps"] == 2 and "/" not in json.dumps(painting["base"]), "no paths of this machine"
+
+
+def test_another_adapter_under_the_same_name_has_another_hash(tmp_path: Path, llm4gen: ModelFiles, quick) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    other = tmp_path / "adapter.safetensors"
+    with safe_open(llm4gen.adapter, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(llm4gen.adapter)
+    name = sorted(tensors)[0]
+    save_file({**tensors, name: tensors[name] + 1e-3}, other, metadata)
+    one, two = (
+        open_model(llm4gen.model_copy(update={"adapter": str(path)}), quick, "cpu").describe()
+        for path in (llm4gen.adapter, other)
+    )
+    assert one["adapter"]["name"] == two["adapter"]["name"] and one["adapter"]["hash"] != two["adapter"]["hash"]
+
+
+@pytest.mark.slow
+def test_killed_at_a_random_moment_and_started_again(tmp_path: Path, prompts, base: ModelFiles) -> None:
+    write_prompts(tmp_path / "prompts.jsonl", prompts)
+    command = [sys.executable, "-m", "evaluation", "generate", str(tmp_path / "set"), "--prompts"]
+    command += [str(tmp_path / "prompts.jsonl"), "--base", base.base, "--seeds", "0-9", "--steps", "10", "--batch", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    images = ImageSet(tmp_path / "set")
+    until = time.monotonic() + 120
+    while not (images.manifest.path.is_file() and len(images.rows()) > 5):
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    half = {row.id: row.sha256 for row in images.rows()}
+    assert 5 < len(half) < 60
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, stderr=subprocess.DEVNULL)
+    rows = images.rows()
+    assert [row.id for row in rows] == [image_id(prompt.id, seed) for prompt in prompts for seed in range(10)]
+    assert all({row.id: row.sha256 for row in rows}[name] == digest for name, digest in half.items())
+    written = [json.loads(line)["id"] for _, line in images.manifest.lines()]
+    assert len(written) == len({*written}), "no image twice"
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_images(tmp_path: Path, prompts, base: ModelFiles) -> None:
+    write_prompts(tmp_path / "prompts.jsonl", prompts)
+    arguments = ["--prompts", str(tmp_path / "prompts.jsonl"), "--base", base.base, "--seeds", "0-2", "--steps", "2"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines"]
+    launch += ["1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29641"]
+    command = [*launch, "-m", "evaluation", "generate", str(tmp_path / "set"), *arguments]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
+    rows = ImageSet(tmp_path / "set").rows()
+    assert len(rows) == 18
+    shares = {process: {row.id for row in rows if row.made["process"] == process} for process in (0, 1)}
+    assert len(shares[0]) == len(shares[1]) == 9 and not shares[0] & shares[1]

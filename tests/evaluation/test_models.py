@@ -1,0 +1,119 @@
+"""What paints: files of a model, YAML files of several, pipelines of diffusers; and what each refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from evaluation.models import ModelFiles, Painting, model_files, open_model, read_models
+from evaluation.prompts import Prompt
+from llm4gen_core import LLM4GENError
+from train.small_models import make_diffusers_folder
+
+CAT, DOG = Prompt(id="cat", text="a cat"), Prompt(id="dog", text="a dog on a hat")
+
+
+@pytest.fixture(scope="module")
+def sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_diffusers_folder(tmp_path_factory.mktemp("models") / "sd15")
+
+
+@pytest.fixture(scope="module")
+def settings() -> Painting:
+    return Painting(steps=2, guidance=3.0, width=64, height=64)
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image, int)
+
+
+def test_a_pipeline_paints_what_diffusers_paints(sd15: Path, settings: Painting) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    model = open_model(ModelFiles(pipeline=str(sd15), batch=2), settings, "cpu")
+    images = model.paint([CAT, DOG, CAT], [3, 4, 5])
+    pipeline = StableDiffusionPipeline.from_pretrained(sd15, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    for image, prompt, seed in zip(images, (CAT, DOG, CAT), (3, 4, 5), strict=True):
+        expected = pipeline(
+            prompt.text,
+            num_inference_steps=2,
+            guidance_scale=3.0,
+            width=64,
+            height=64,
+            generator=torch.Generator().manual_seed(seed),
+        ).images[0]
+        assert np.abs(pixels(image) - pixels(expected)).max() <= 1
+    assert np.abs(pixels(images[0]) - pixels(images[2])).max() > 1, "the seed counts"
+    assert model.describe()["sampler"] == type(pipeline.scheduler).__name__
+
+
+def test_the_sampler_of_a_pipeline_can_be_ddim(sd15: Path, settings: Painting) -> None:
+    model = open_model(ModelFiles(pipeline=str(sd15), sampler="ddim"), settings, "cpu")
+    assert model.describe()["sampler"] == "DDIMScheduler"
+
+
+def test_settings_change_the_description(sd15: Path, settings: Painting) -> None:
+    files = ModelFiles(base=str(sd15))
+    other = settings.model_copy(update={"guidance": 4.0})
+    assert open_model(files, settings, "cpu").describe() != open_model(files, other, "cpu").describe()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "has no model_index.json that names a pipeline"),
+        ("{}", "has no model_index.json that names a pipeline"),
+        ('{"_class_name": "NoSuchPipeline"}', "cannot be loaded by diffusers"),
+        ('{"_class_name": ["mine", "Mine"]}', r"brings code of its own \(mine\)"),
+        ('{"_class_name": "StableDiffusionPipeline", "unet": ["mine", "Mine"]}', r"brings code of its own \(unet\)"),
+    ],
+)
+def test_what_is_no_pipeline_is_refused(tmp_path: Path, settings: Painting, content: str | None, says: str) -> None:
+    for name in (".", "unet"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "mine.py").write_text("raise SystemExit('executed')")
+    if content is not None:
+        (tmp_path / "model_index.json").write_text(content)
+    with pytest.raises(LLM4GENError, match=says):
+        open_model(ModelFiles(pipeline=str(tmp_path)), settings, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({}, "none of base, pipeline and workflow given"),
+        ({"base": "a", "pipeline": "b"}, "base and pipeline of base"),
+        ({"base": "a", "adapter": "b"}, "adapter and llm belong together"),
+        ({"base": "a", "strength": 1}, "strength is that of an adapter"),
+        ({"base": "a", "lambda_mode": "embeding"}, "lambda_mode"),
+        ({"base": "a", "unett": "b"}, "unett: Extra inputs"),
+        ("models/sd15", "valid dictionary"),
+    ],
+)
+def test_a_model_that_is_none_is_refused_by_name(fields: object, says: str) -> None:
+    with pytest.raises(LLM4GENError, match=f"Model 'x'.*{says}"):
+        model_files("Model 'x'", fields)
+
+
+def test_paths_of_a_file_of_models_are_taken_from_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "models.yaml").write_text(
+        "SD1.5: {base: sd15, chunks: null}\nLLM4GEN: {base: sd15, adapter: /abs/a.safetensors, llm: t5, batch: 4}\n"
+    )
+    models = read_models(tmp_path / "models.yaml")
+    assert [*models] == ["SD1.5", "LLM4GEN"]
+    assert models["SD1.5"].base == str(tmp_path / "sd15") and models["SD1.5"].chunks is None
+    assert models["LLM4GEN"].adapter == "/abs/a.safetensors" and models["LLM4GEN"].llm == str(tmp_path / "t5")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("[1, 2]", "holds list"), ("a: {b: [}", "cannot be read"), ("", "NoneType")]
+)
+def test_a_file_that_holds_no_models_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "models.yaml").write_text(text)
+    with pytest.raises(LLM4GENError, match=says):
+        read_models(tmp_path / "models.yaml")
