@@ -31,7 +31,7 @@ def build_parser() -> Parser:
         help="paint a set of prompts with one model",
         description="Paint every prompt with every seed, as PNG files with a manifest of what each was made with. "
         "Images that are there are not painted again. With several GPUs: accelerate launch -m evaluation generate ...",
-        epilog="example: python -m evaluation generate sets/sd15 --benchmark dense-prompts --base models/sd15 --seeds 42",
+        epilog="example: python -m evaluation generate sets/sd15 --benchmark dense-prompts --base models/sd15",
         configured_by="evaluation.generate_command",
     )
     commands.add_parser(

@@ -30,6 +30,7 @@ def generate(
     prompts: Sequence[Prompt],
     seeds: Sequence[int],
     benchmark: str = "",
+    notes: Sequence[str] = (),
     device: str | None = None,
 ) -> ImageSet:
     """Paint every prompt with every seed into a folder, or go on with it.
@@ -41,7 +42,7 @@ def generate(
         name: of the model, for tables.
         files, painting: see `open_model`.
         prompts, seeds: what is asked for; a folder that has more keeps it.
-        benchmark: see `ImageSettings`.
+        benchmark, notes: see `ImageSettings`.
         device: of this process; None for its own GPU, or the CPU.
 
     Raises:
@@ -50,7 +51,9 @@ def generate(
     state = PartialState()
     model = open_model(files, painting, device or _own_device(state))
     images = ImageSet(path)
-    settings = ImageSettings(name=name, benchmark=benchmark, seeds=list(seeds), painting=model.describe())
+    settings = ImageSettings(
+        name=name, benchmark=benchmark, seeds=list(seeds), painting=model.describe(), notes=list(notes)
+    )
     with state.main_process_first():
         if state.is_main_process:
             images.create(settings, prompts)

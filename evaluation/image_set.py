@@ -61,6 +61,7 @@ class ImageSettings(BaseModel):
         seeds: of every prompt, one image each.
         painting: everything that changes pixels: model, adapter and LLM with their hashes, sampler, steps, guidance,
             size, precision; or a workflow and the hash of its models' names. JSON values.
+        notes: sentences that a reader of the scores should know, such as where the painting differs from a protocol.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -69,6 +70,7 @@ class ImageSettings(BaseModel):
     benchmark: str = ""
     seeds: list[int] = Field(min_length=1)
     painting: dict[str, JsonValue]
+    notes: list[str] = Field(default_factory=list)
 
     @property
     def fingerprint(self) -> str:
