@@ -11,9 +11,8 @@ from llm4gen_core import LLM4GENError
 
 from .models import ModelFiles, Painting
 from .prompts import Prompt
-from .sources import find_source, load_prompts
+from .sources import choose, find_source, load_prompts
 from .sources.presets import Preset, find_preset
-from .sources.source import first_of_each
 
 MINIATURE, DENSE = "miniature", "dense-prompts"
 MINIATURE_PROMPTS = 32
@@ -95,11 +94,11 @@ def benchmark_prompts(
         LLM4GENError: see `load_prompts`; or there is no path where one is needed.
     """
     if name == MINIATURE:
-        return first_of_each(_miniature(count or MINIATURE_PROMPTS), categories, count, "The miniature")
+        return choose(_miniature(count or MINIATURE_PROMPTS), "The miniature", categories)
     if name == DENSE and path is None:
         from .dense import shipped_prompts
 
-        return first_of_each(shipped_prompts(), categories, count, "DensePrompts")
+        return choose(shipped_prompts(), "DensePrompts", categories, count)
     source = "jsonl" if name == DENSE else name
     if path is None:
         raise LLM4GENError(f"{find_source(source).title} needs its prompts (--prompts): {find_source(source).get}.")

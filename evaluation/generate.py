@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from PIL import Image
 from tqdm import tqdm
 
@@ -19,6 +18,7 @@ from llm4gen_headless.provenance import machine
 
 from .image_set import ImageRow, ImageSet, ImageSettings, image_id, noise_seed
 from .models import Model, ModelFiles, Painting, open_model
+from .processes import PartialState, process_state
 from .prompts import Prompt
 
 
@@ -48,7 +48,7 @@ def generate(
     Raises:
         LLM4GENError: see `open_model` and `ImageSet.create`.
     """
-    state = PartialState()
+    state = process_state()
     model = open_model(files, painting, device or _own_device(state))
     images = ImageSet(path)
     settings = ImageSettings(

@@ -29,15 +29,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from accelerate import PartialState
-
     from llm4gen_headless.command_line import quiet_libraries
 
     from .benchmarks import MINIATURE, find_benchmark, miniature_models
     from .generate import generate
     from .models import read_models
+    from .processes import process_state
     from .report.command import write_report
-    from .score import check_judges, score
+    from .score import check_metrics, score
 
     benchmark = find_benchmark(args.benchmark)
     if args.models is None and args.benchmark != MINIATURE:
@@ -51,7 +50,7 @@ def _run(args: argparse.Namespace) -> None:
         raise LLM4GENError(f"Models {', '.join(folders)} would share a folder; give them names that differ in letters.")
     metrics = args.metrics or benchmark.metrics
     judging = context(args)
-    check_judges(metrics, judging.judges)
+    check_metrics(metrics, judging)
     asked = prompts_and_painting(benchmark.name, args)
     quiet_libraries()
     sets = [
@@ -60,7 +59,7 @@ def _run(args: argparse.Namespace) -> None:
     ]
     for images in sets:
         score(images, metrics, judging, args.score_batch)
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         write_report([images.path for images in sets], Path(args.output) / "report")
 
 

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from tqdm import tqdm
 
 from llm4gen_core import LLM4GENError
@@ -17,9 +16,9 @@ from llm4gen_headless.json_lines import write_text
 from llm4gen_headless.provenance import fingerprint
 
 from .image_set import ImageRow, ImageSet, read_scores
-from .judges import judge_folder
 from .metrics import METRICS
 from .metrics.base import Context, ImageMetric, SetMetric
+from .processes import PartialState, process_state
 
 
 def metric_class(name: str) -> type[ImageMetric] | type[SetMetric]:
@@ -37,15 +36,18 @@ def metric_class(name: str) -> type[ImageMetric] | type[SetMetric]:
     return found
 
 
-def check_judges(metrics: Iterable[str], judges: Path) -> None:
-    """Raise LLM4GENError with everything that is missing at once, before hours of painting."""
+def check_metrics(metrics: Iterable[str], context: Context) -> None:
+    """Raise LLM4GENError if a metric, a judge or an option is missing, before hours of painting; all judges at once."""
+    from .metrics.judge_model import chosen_folder
+
     missing: dict[str, str] = {}
     for name in metrics:
         for judge in metric_class(name).judges_needed:
             try:
-                judge_folder(judges, judge)
+                chosen_folder(context, judge)
             except LLM4GENError as error:
                 missing[judge.folder] = str(error)
+        metric_class(name).check(context)
     if missing:
         raise LLM4GENError(" ".join(missing.values()))
 
@@ -66,7 +68,7 @@ def score(images: ImageSet, metrics: Sequence[str], context: Context, batch: int
     Raises:
         LLM4GENError: a judge is missing, or no image can be scored.
     """
-    state = PartialState()
+    state = process_state()
     for name in metrics:
         kind = metric_class(name)
         rows = _scorable(images, kind, name)

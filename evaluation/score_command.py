@@ -48,12 +48,11 @@ def context(args: argparse.Namespace) -> Context:
     Raises:
         LLM4GENError: an option is not NAME=VALUE, or the device is not there.
     """
-    from accelerate import PartialState
-
     from llm4gen_core import LLM4GENError
     from llm4gen_headless.devices import choose_device
 
     from .metrics.base import Context
+    from .processes import process_state
 
     options: dict[str, str] = {}
     for text in args.option:
@@ -61,7 +60,7 @@ def context(args: argparse.Namespace) -> Context:
         if not is_there or not name:
             raise LLM4GENError(f"Option {text!r} is not NAME=VALUE; expected such as reference=coco/val2014.")
         options[name] = value
-    state = PartialState()
+    state = process_state()
     device = args.device or (str(state.device) if state.num_processes > 1 else None)
     return Context(Path(args.judges), str(choose_device(device)), options)
 
@@ -71,12 +70,12 @@ def _score(args: argparse.Namespace) -> None:
 
     from .benchmarks import metrics_of
     from .image_set import ImageSet
-    from .score import check_judges, score
+    from .score import check_metrics, score
 
     quiet_libraries()
     sets = [ImageSet(path) for path in args.sets]
     wanted = [args.metrics or metrics_of(images.settings.benchmark) for images in sets]
     about = context(args)
-    check_judges({name for names in wanted for name in names}, about.judges)
+    check_metrics({name for names in wanted for name in names}, about)
     for images, names in zip(sets, wanted, strict=True):
         score(images, names, about, args.score_batch)

@@ -12,7 +12,6 @@ METRICS = {
     "dpg": "dpg:DPG",
     "geneval": "geneval:GenEval",
     "fid": "fid:FID",
-    "kid": "fid:KID",
     "inception_score": "inception_score:InceptionScore",
     "miniature": "miniature:MiniatureJudge",
 }

@@ -47,6 +47,10 @@ class ImageMetric(ABC):
     share: ClassVar[bool]
     judges_needed: ClassVar[tuple[Judge, ...]] = ()
 
+    @classmethod  # noqa: B027
+    def check(cls, context: Context) -> None:
+        """Raise LLM4GENError if an option that it needs is missing; judges are checked for every metric alike."""
+
     @classmethod
     @abstractmethod
     def load(cls, context: Context) -> ImageMetric:
@@ -87,6 +91,10 @@ class SetMetric(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     judges_needed: ClassVar[tuple[Judge, ...]] = ()
+
+    @classmethod  # noqa: B027
+    def check(cls, context: Context) -> None:
+        """Raise LLM4GENError if an option that it needs is missing; judges are checked for every metric alike."""
 
     @classmethod
     @abstractmethod

@@ -53,7 +53,27 @@ def load_prompts(
         prompts = check_prompts(known.read(Path(path)), what)
     except LLM4GENError as error:
         raise LLM4GENError(f"{error} For the source {source}, {known.get}.") from error
-    have = known.categories or tuple(dict.fromkeys(prompt.category for prompt in prompts))
+    return choose(prompts, what, categories, count, known.categories)
+
+
+def choose(
+    prompts: list[Prompt],
+    what: str,
+    categories: Sequence[str] = (),
+    count: int | None = None,
+    known: Sequence[str] = (),
+) -> list[Prompt]:
+    """Some of a set's prompts.
+
+    Args:
+        what: the set, for errors.
+        categories, count: as of `load_prompts`.
+        known: all categories; () for those that the prompts have.
+
+    Raises:
+        LLM4GENError: there is no such category, or there are fewer prompts than asked for.
+    """
+    have = known or tuple(dict.fromkeys(prompt.category for prompt in prompts))
     if unknown := [name for name in categories if name not in have]:
         raise LLM4GENError(
             f"{what} has no category {unknown[0]!r}; expected some of {', '.join(filter(None, have)) or 'none'}."

@@ -15,7 +15,7 @@ from evaluation.generate import generate
 from evaluation.image_set import ImageSet, read_scores
 from evaluation.judges import Judge
 from evaluation.metrics.base import Context, ImageMetric, SetMetric, SetScore
-from evaluation.score import check_judges, metric_class, score
+from evaluation.score import check_metrics, metric_class, score
 from llm4gen_core import LLM4GENError
 from miniature.captions import Caption
 from miniature.dataset import SETS
@@ -136,13 +136,26 @@ def test_all_missing_judges_are_named_at_once(tmp_path: Path, monkeypatch) -> No
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "config.json").touch()
     with pytest.raises(LLM4GENError) as error:
-        check_judges(["red"], tmp_path)
+        check_metrics(["red"], Context(tmp_path))
     assert "one does not exist; download some/one (1 GB, MIT)" in str(error.value)
     assert "two lacks a.safetensors|b.bin; download some/two" in str(error.value)
     for name in ("one/config.json", "two/b.bin"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    check_judges(["red"], tmp_path)
+    check_metrics(["red"], Context(tmp_path))
+    (tmp_path / "one").rename(tmp_path / "another")
+    check_metrics(["red"], Context(tmp_path, options={"one": "another"}))
+
+
+def test_options_are_checked_before_anything_is_painted(tmp_path: Path, monkeypatch) -> None:
+    from evaluation.metrics.fid import FID
+
+    monkeypatch.setattr(FID, "judges_needed", ())
+    with pytest.raises(LLM4GENError, match="give the option reference=FOLDER"):
+        check_metrics(["fid"], Context(tmp_path))
+    with pytest.raises(LLM4GENError, match="nowhere does not exist"):
+        check_metrics(["fid"], Context(tmp_path, options={"reference": str(tmp_path / "nowhere")}))
+    check_metrics(["fid"], Context(tmp_path, options={"reference": str(tmp_path)}))
 
 
 def test_an_unknown_metric_is_refused_with_the_known_ones() -> None:
