@@ -35,7 +35,9 @@ def test_a_pipeline_paints_what_diffusers_paints(sd15: Path, settings: Painting)
     from diffusers import StableDiffusionPipeline
 
     model = open_model(ModelFiles(pipeline=str(sd15), batch=2), settings, "cpu")
-    images = model.paint([CAT, DOG, CAT], [3, 4, 5])
+    batches = [*model.paint([CAT, DOG, CAT], [3, 4, 5])]
+    assert [len(batch) for batch in batches] == [2, 1]
+    images = [image for batch in batches for image in batch]
     pipeline = StableDiffusionPipeline.from_pretrained(sd15, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     for image, prompt, seed in zip(images, (CAT, DOG, CAT), (3, 4, 5), strict=True):

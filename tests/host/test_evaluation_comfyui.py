@@ -1,0 +1,205 @@
+"""`evaluation` paints a set of prompts through a real server: what a person would get who typed each of them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import threading
+import time
+
+import pytest
+from comfy_server import REPOSITORY, to_api_format
+from graphs import graph as usual_graph
+from graphs import plain_clip, separate
+from host_models import adapter_state
+from PIL import Image
+from safetensors.torch import save_file
+
+from evaluation.comfyui import ComfyUIPainter
+from evaluation.comfyui.canvas import convert
+from evaluation.comfyui.server import Server
+from evaluation.prompts import Prompt
+from llm4gen_core import LLM4GENError
+
+PROMPTS = [Prompt(id="cube", text="a red cube left of a (blue) sphere"), Prompt(id="cat", text="a ginger cat")]
+PAIRS = [(prompt, seed) for prompt in PROMPTS for seed in (42, 43)]
+
+
+def graph(**options):
+    """The usual graph at 64 pixels."""
+    nodes = usual_graph(**options)
+    nodes["latent"]["inputs"].update(width=64, height=64)
+    return nodes
+
+
+@pytest.fixture
+def connect(server, tmp_path):
+    """A painter of a workflow of this host; its file holds `content`."""
+    painters = []
+
+    def connect(content, **options):
+        file = tmp_path / "workflow.json"
+        file.write_text(json.dumps(content), encoding="utf-8")
+        painters.append(ComfyUIPainter.connect(server.url, file, **options))
+        return painters[-1]
+
+    yield connect
+    for painter in painters:
+        painter.close()
+
+
+def by_hand(server, nodes):
+    result = server.run(nodes)
+    assert result.error is None, result.error
+    (name,) = result.images()
+    return Image.open(server.base / "output" / name).convert("RGB")
+
+
+def paint(painter, pairs):
+    return [image.tobytes() for image in painter.paint([prompt for prompt, _ in pairs], [seed for _, seed in pairs])]
+
+
+def small(content):
+    """The shipped SD1.5 canvas with the small models' names, two steps and 64 pixels."""
+    content = copy.deepcopy(content)
+    names = {
+        "CheckpointLoaderSimple": ["sd15.safetensors"],
+        "UNETLoader": ["llm4gen_unet.safetensors", "default"],
+        "LLM4GENLoadLLM": ["rankgen.safetensors", "default", "default"],
+        "EmptyLatentImage": [64, 64, 1],
+        "KSampler": [42, "fixed", 2, 7.5, "ddim", "ddim_uniform", 1.0],
+    }
+    for node in content["nodes"]:
+        node["widgets_values"] = names.get(node["type"], node.get("widgets_values"))
+    return content
+
+
+def test_paints_what_a_person_would_get(server, models, connect):
+    painter = connect(graph(positive="what stands in the file", seed=7))
+    saved = len(list((server.base / "output").glob("*")))
+    images = list(painter.paint([prompt for prompt, _ in PAIRS], [seed for _, seed in PAIRS]))
+    assert [image.mode for image in images] == ["RGB"] * 4 and images[0].size == (64, 64)
+    assert len({image.tobytes() for image in images}) == 4, "prompt and seed must both count"
+    assert len(list((server.base / "output").glob("*"))) == saved, "the user's output folder is left alone"
+    for (prompt, seed), image in zip(PAIRS, images, strict=True):
+        literal = prompt.text.replace("(", "\\(").replace(")", "\\)")
+        assert image.tobytes() == by_hand(server, graph(positive=literal, seed=seed)).tobytes()
+    again = [PAIRS[0], PAIRS[0], PAIRS[3]]  # the second comes out of the server's cache
+    assert paint(painter, again) == [images[place].tobytes() for place in (0, 0, 3)]
+    assert paint(connect(graph(), weights=True), PAIRS[:1]) != [images[0].tobytes()], "(blue) is a word, not a weight"
+
+
+def test_negative_prompt_takes_the_workflows_place(server, models, connect):
+    (image,) = connect(graph(negative="blurry"), negative="ugly").paint(PROMPTS[1:], [3])
+    assert image.tobytes() == by_hand(server, graph(positive="a ginger cat", negative="ugly", seed=3)).tobytes()
+
+
+def test_the_shipped_canvas_is_the_graph_that_run_sends(server, models, connect):
+    content = json.loads((REPOSITORY / "workflows" / "llm4gen_sd15.json").read_text(encoding="utf-8"))
+    nodes = to_api_format(small(content), server.get("/object_info"))
+    painter = connect(small(content))
+    assert painter.describe()["prompt_inputs"] == ["5.positive"]
+    assert painter.describe()["models"] == [
+        "llm4gen_unet.safetensors",
+        "projector.pth",
+        "rankgen.safetensors",
+        "sd15.safetensors",
+    ]
+    (image,) = painter.paint(PROMPTS[1:], [5])
+    nodes["5"]["inputs"]["positive"], nodes["7"]["inputs"]["seed"] = "a ginger cat", 5
+    assert image.tobytes() == by_hand(server, nodes).tobytes()
+
+
+@pytest.mark.parametrize("name", ["llm4gen_sd15", "llm4gen_sdxl", "llm4gen_sdxl_refine"])
+def test_every_shipped_canvas_is_converted(server, name, tmp_path, connect):
+    path = REPOSITORY / "workflows" / f"{name}.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    client = Server(server.url, 60)
+    assert convert(content, client.node_info) == (to_api_format(content, server.get("/object_info")), set())
+    client.close()
+    painter = ComfyUIPainter.connect(server.url, path)
+    assert painter.describe()["prompt_inputs"] == ["5.value" if name.endswith("refine") else "5.positive"]
+    seeds = {"llm4gen_sd15": 1, "llm4gen_sdxl": 1, "llm4gen_sdxl_refine": 2}
+    assert len(painter.describe()["seed_inputs"]) == seeds[name]
+    painter.close()
+
+
+def test_separate_and_stock_nodes_get_the_prompt(server, models, connect):
+    nodes = separate(graph())
+    assert connect(nodes).describe()["prompt_inputs"] == ["clip_positive.text", "llm_positive.text"]
+    (image,) = connect(plain_clip(graph())).paint(PROMPTS[1:], [8])
+    assert image.tobytes() == by_hand(server, plain_clip(graph(positive="a ginger cat", seed=8))).tobytes()
+
+
+def test_description_tells_the_host(server, models, connect):
+    about = connect(graph(seed=1)).describe()
+    assert about["comfyui"] == server.get("/system_stats")["system"]["comfyui_version"]
+    assert about["packs"] == ["renamed-by-the-user"] and about["comfyui_switches"] == ["--cpu"]
+    assert about == connect(graph(positive="another text", seed=2)).describe(), "both are replaced"
+    assert about["workflow_hash"] != connect(graph(strength=0.5)).describe()["workflow_hash"]
+
+
+def test_refusal_names_node_input_and_value(server, models, connect):
+    nodes = graph()
+    nodes["ckpt"]["inputs"]["ckpt_name"] = "missing.safetensors"
+    with pytest.raises(
+        LLM4GENError, match=r"node ckpt \(CheckpointLoaderSimple\), input ckpt_name: Value not in list.*'missing"
+    ):
+        list(connect(nodes).paint(PROMPTS[:1], [1]))
+    nodes["ckpt"]["class_type"] = "NoSuchNode"
+    with pytest.raises(LLM4GENError, match="node ckpt is a NoSuchNode, which the ComfyUI server does not know"):
+        connect(nodes)
+
+
+def test_a_failing_node_is_named(server, models, connect):
+    save_file(adapter_state(0, d_llm=48), models / "llm4gen" / "narrow.safetensors")
+    nodes = graph()
+    nodes["adapter"]["inputs"]["adapter_name"] = "narrow.safetensors"
+    with pytest.raises(
+        LLM4GENError, match=r"prompt 'cube' with seed 1 failed at node text \(LLM4GENTextEncode\): .*48"
+    ):
+        list(connect(nodes).paint(PROMPTS[:1], [1]))
+
+
+def until_idle(server):
+    deadline = time.monotonic() + 60
+    while any(server.get("/queue").values()):
+        assert time.monotonic() < deadline, "entries were left in the queue"
+        time.sleep(0.1)
+
+
+def long_graph():
+    nodes = graph(prefix="long")
+    nodes["sampler"]["inputs"]["steps"] = 999
+    return nodes
+
+
+def test_a_timeout_leaves_nothing_in_the_queue_but_what_others_put_there(server, models, connect):
+    painter = connect(long_graph(), timeout=2)
+    with pytest.raises(LLM4GENError, match="seed 1 is not ready after 2 s"):
+        list(painter.paint(PROMPTS * 2, [1, 2, 3, 4]))
+    until_idle(server)
+    assert paint(connect(graph()), PAIRS[:1]), "the server goes on"
+
+
+def test_an_interruption_in_the_browser_is_said(server, models, connect):
+    import urllib.request
+
+    painter = connect(long_graph())
+    stop = threading.Event()
+
+    def interrupt():
+        while not stop.wait(1):
+            if server.get("/queue")["queue_running"]:
+                urllib.request.urlopen(urllib.request.Request(f"{server.url}/interrupt", b"{}"), timeout=30).close()
+                return
+
+    person = threading.Thread(target=interrupt)
+    person.start()
+    try:
+        with pytest.raises(LLM4GENError, match=r"was interrupted in ComfyUI at node sampler \(KSampler\)"):
+            list(painter.paint(PROMPTS, [1, 2]))
+    finally:
+        stop.set()
+        person.join()
+    until_idle(server)
