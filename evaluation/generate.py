@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from tqdm import tqdm
 
 from llm4gen_core import LLM4GENError
-from llm4gen_headless.provenance import machine
 
 from .image_set import ImageRow, ImageSet, ImageSettings, image_id, noise_seed
 from .models import Model, ModelFiles, Painting, open_model
 from .processes import PartialState, process_state
 from .prompts import Prompt
+
+WORKFLOW_NOTE = "Painted with the settings of the workflow, whatever the benchmark or the paper says."
 
 
 def generate(
@@ -42,7 +45,7 @@ def generate(
         name: of the model, for tables.
         files, painting: see `open_model`.
         prompts, seeds: what is asked for; a folder that has more keeps it.
-        benchmark, notes: see `ImageSettings`.
+        benchmark, notes: see `ImageSettings`; the painting's own notes are added.
         device: of this process; None for its own GPU, or the CPU.
 
     Raises:
@@ -52,58 +55,70 @@ def generate(
     model = open_model(files, painting, device or _own_device(state))
     images = ImageSet(path)
     settings = ImageSettings(
-        name=name, benchmark=benchmark, seeds=list(seeds), painting=model.describe(), notes=list(notes)
+        name=name,
+        benchmark=benchmark,
+        seeds=list(seeds),
+        painting=model.describe(),
+        notes=[*notes, *([WORKFLOW_NOTE] if files.workflow else painting.notes)],
     )
     with state.main_process_first():
         if state.is_main_process:
             images.create(settings, prompts)
-    settings = images.settings
     missing = [work for number, work in images.missing() if number % state.num_processes == state.process_index]
-    made = _made(device or str(state.device), state.process_index, files)
-    with tqdm(total=len(missing), unit="image", desc=name, disable=None) as bar:
-        for first in range(0, len(missing), files.batch):
-            part = missing[first : first + files.batch]
-            try:
-                _paint(images, settings, model, part, made)
-            except MemoryError as error:
-                raise _too_large(files) from error
-            except RuntimeError as error:
-                if type(error).__name__ != "OutOfMemoryError":
-                    raise
-                raise _too_large(files) from error
-            bar.update(len(part))
+    made = {**model.made(), "process": state.process_index}
+    try:
+        _paint(images, settings.fingerprint, model, missing, made, name)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise LLM4GENError(
+            f"The device ran out of memory with {files.batch} images at once; choose a smaller batch, a smaller size, "
+            "or dtype float16. What has been painted is kept."
+        ) from error
     state.wait_for_everyone()
     return images
 
 
 def _paint(
-    images: ImageSet, settings: ImageSettings, model: Model, part: Sequence[tuple[Prompt, int]], made: dict[str, Any]
+    images: ImageSet,
+    fingerprint: str,
+    model: Model,
+    missing: Sequence[tuple[Prompt, int]],
+    made: Mapping[str, Any],
+    name: str,
 ) -> None:
-    """Paint some images and enter them into the manifest, each after its file is there."""
+    """Paint images and enter each into the manifest after its file is there."""
+    painted = model.paint([prompt for prompt, _ in missing], [noise_seed(prompt, seed) for prompt, seed in missing])
+    work = iter(missing)
+    with contextlib.closing(painted), tqdm(total=len(missing), unit="image", desc=name, disable=None) as bar:
+        for batch, seconds in _timed(painted):
+            rows = []
+            for image in batch:
+                prompt, seed = next(work)
+                found = image_id(prompt.id, seed)
+                row = ImageRow(
+                    id=found,
+                    file=f"images/{found}.png",
+                    prompt=prompt.id,
+                    text=prompt.text,
+                    category=prompt.category,
+                    seed=seed,
+                    width=image.width,
+                    height=image.height,
+                    settings=fingerprint,
+                    seconds=seconds / len(batch),
+                    made=dict(made),
+                    sha256=_write_png(image, images.images / f"{found}.png"),
+                )
+                rows.append(row.model_dump())
+            images.manifest.append(*rows)
+            bar.update(len(batch))
+
+
+def _timed(batches: Iterator[list[Image.Image]]) -> Iterator[tuple[list[Image.Image], float]]:
+    """Each with the seconds that were waited for it."""
     start = time.monotonic()
-    painted = model.paint([prompt for prompt, _ in part], [noise_seed(prompt, seed) for prompt, seed in part])
-    seconds = (time.monotonic() - start) / len(part)
-    rows = []
-    for (prompt, seed), image in zip(part, painted, strict=True):
-        name = image_id(prompt.id, seed)
-        file = f"images/{name}.png"
-        rows.append(
-            ImageRow(
-                id=name,
-                file=file,
-                prompt=prompt.id,
-                text=prompt.text,
-                category=prompt.category,
-                seed=seed,
-                width=image.width,
-                height=image.height,
-                settings=settings.fingerprint,
-                seconds=seconds,
-                made=made,
-                sha256=_write_png(image, images.path / file),
-            )
-        )
-    images.manifest.append(*(row.model_dump() for row in rows))
+    for batch in batches:
+        yield batch, time.monotonic() - start
+        start = time.monotonic()
 
 
 def _write_png(image: Image.Image, path: Path) -> str:
@@ -120,27 +135,3 @@ def _write_png(image: Image.Image, path: Path) -> str:
 def _own_device(state: PartialState) -> str | None:
     """The GPU that accelerate gave to this process; None lets the model choose."""
     return str(state.device) if state.num_processes > 1 else None
-
-
-def _made(device: str, process: int, files: ModelFiles) -> dict[str, Any]:
-    import torch
-
-    about = machine()
-    kind = files.server if files.workflow else device
-    gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") and not files.workflow else None
-    return {
-        "device": kind,
-        "gpu": gpu,
-        "process": process,
-        "llm4gen": about["llm4gen"],
-        "torch": about["packages"]["torch"],
-        "diffusers": about["packages"]["diffusers"],
-        "system": about["system"],
-    }
-
-
-def _too_large(files: ModelFiles) -> LLM4GENError:
-    return LLM4GENError(
-        f"The device ran out of memory with {files.batch} images at once; choose a smaller batch, a smaller size, or "
-        "dtype float16. What has been painted is kept."
-    )

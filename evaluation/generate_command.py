@@ -38,13 +38,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument("--pipeline", help="folder of any text-to-image pipeline of diffusers")
     model.add_argument("--sampler", choices=("ddim",), help="of a pipeline, in place of its own")
-    model.add_argument("--workflow", help="of ComfyUI, as Workflow > Export (API) writes it")
+    model.add_argument("--workflow", help="of ComfyUI, as Workflow > Export (API) or Save write it")
     model.add_argument("--server", help="ComfyUI's address (default: http://127.0.0.1:8188)")
     model.add_argument(
         "--prompt-input", action="append", metavar="NODE.INPUT", help="of the workflow, such as 6.text; repeatable"
     )
+    model.add_argument(
+        "--negative-input", action="append", metavar="NODE.INPUT", help="where --negative goes; repeatable"
+    )
     model.add_argument("--seed-input", action="append", metavar="NODE.INPUT", help="such as 3.seed; repeatable")
     model.add_argument("--output-node", metavar="NODE", help="whose image counts, if there are several")
+    model.add_argument(
+        "--weights", action="store_true", help="parentheses in prompts are weights for the workflow, not letters"
+    )
     model.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: float16 on a GPU")
     model.add_argument("--batch", type=int, default=1, metavar="N", help="images painted at once (default: 1)")
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
@@ -84,7 +90,7 @@ def add_prompts(parser: argparse.ArgumentParser) -> None:
 
 
 def prompts_and_painting(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """`prompts`, `painting`, `seeds` and `notes` of `generate`, for the arguments that `add_prompts` added.
+    """`prompts`, `painting`, `seeds` and `notes` for `generate`, for the arguments that `add_prompts` added.
 
     Raises:
         LLM4GENError: a value is impossible, or prompts are missing (what to download and where from).
@@ -97,13 +103,11 @@ def prompts_and_painting(name: str, args: argparse.Namespace) -> dict[str, Any]:
     notes = [f"Painted as {preset.title}.", *preset.differs]
     if changed:
         notes.append(f"Changed from that: {', '.join(changed)}.")
-    if args.count is not None:
-        notes.append(f"Only the first {args.count} prompts of each category.")
     return {
-        "painting": preset_painting(preset, **changes),
+        "painting": preset_painting(preset, notes=tuple(notes), **changes),
         "prompts": benchmark_prompts(name, args.prompts, args.categories, args.count),
         "seeds": args.seeds or list(preset.seeds),
-        "notes": notes,
+        "notes": [] if args.count is None else [f"Only the first {args.count} prompts of each category."],
     }
 
 
@@ -131,7 +135,7 @@ def _generate(args: argparse.Namespace) -> None:
     if args.benchmark is None and args.prompts is None:
         raise LLM4GENError("There are no prompts; give a benchmark (--benchmark) or a file of your own (--prompts).")
     source = args.benchmark or ("jsonl" if args.prompts.endswith(".jsonl") else "text")
-    named = {"prompt_input": "prompt_inputs", "seed_input": "seed_inputs"}
+    named = {f"{name}_input": f"{name}_inputs" for name in ("prompt", "negative", "seed")}
     fields = {
         name: value
         for name in ModelFiles.model_fields

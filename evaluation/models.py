@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from llm4gen_core.lambda_modes import LAMBDA_MODES
 from llm4gen_headless.devices import DTYPES, choose_device
 from llm4gen_headless.images import to_image
 from llm4gen_headless.painter import Painter
-from llm4gen_headless.provenance import content_hash
+from llm4gen_headless.provenance import content_hash, machine
 
 from .prompts import Prompt
 
@@ -33,6 +34,7 @@ class Painting(BaseModel):
         guidance: scale of classifier-free guidance; 1 is off.
         negative: prompt.
         width, height: pixels; None for the model's own size.
+        notes: sentences about how this differs from a protocol; they change no pixel.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +44,7 @@ class Painting(BaseModel):
     negative: str = ""
     width: int | None = Field(default=None, ge=16, multiple_of=8)
     height: int | None = Field(default=None, ge=16, multiple_of=8)
+    notes: tuple[str, ...] = Field(default=(), exclude=True)
 
 
 class ModelFiles(BaseModel):
@@ -54,10 +57,12 @@ class ModelFiles(BaseModel):
             takes as many as it needs, as ComfyUI does.
         pipeline: folder of any text-to-image pipeline of diffusers.
         sampler: of a pipeline: "ddim" in place of its own, if it is a diffusion with a noise schedule like SD's.
-        workflow: file in ComfyUI's API format.
+        workflow: file of ComfyUI's; it holds its own settings, of `Painting` it takes the negative prompt alone, if
+            that is not empty.
         server: address of the ComfyUI that runs it.
-        prompt_inputs, seed_inputs, output_node: where the workflow does not say itself what they are; see
-            `ComfyUIPainter.connect`.
+        prompt_inputs, negative_inputs, seed_inputs, output_node: where the workflow does not say itself what they are;
+            see `ComfyUIPainter.connect`.
+        weights: parentheses in prompts are weights for the workflow.
         dtype: of the models; None is float16 on a GPU and float32 elsewhere.
         batch: images that are painted at once. What shares a batch may change the last bits of a float.
     """
@@ -79,8 +84,10 @@ class ModelFiles(BaseModel):
     workflow: str | None = None
     server: str = "http://127.0.0.1:8188"
     prompt_inputs: tuple[str, ...] = ()
+    negative_inputs: tuple[str, ...] = ()
     seed_inputs: tuple[str, ...] = ()
     output_node: str | None = None
+    weights: bool = False
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     batch: int = Field(default=1, ge=1)
 
@@ -104,8 +111,16 @@ class Model(ABC):
         """Everything that changes pixels, beside prompt and seed; JSON values."""
 
     @abstractmethod
-    def paint(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Image.Image]:
-        """One image in RGB for each prompt, with the noise of its seed."""
+    def made(self) -> dict[str, Any]:
+        """What paints: device and program; JSON values. Another one may change the last bits of a float."""
+
+    @abstractmethod
+    def paint(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Generator[list[Image.Image], None, None]:
+        """Paint each prompt with the noise of its seed.
+
+        Yields:
+            Images in RGB in the order of the prompts, as many at a time as are painted together.
+        """
 
 
 def open_model(files: ModelFiles, painting: Painting, device: str | None = None) -> Model:
@@ -205,17 +220,21 @@ class _Base(Model):
             record["llm_spec"] = self.painter.llm.spec.label
         return {**record, **_hashes(self.files)}
 
-    def paint(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Image.Image]:
-        images = self.painter.paint_prompts(
-            [prompt.text for prompt in prompts],
-            seeds=seeds,
-            **self.painting.model_dump(),
-            strength=self.files.strength,
-            chunks=self.files.chunks,
-            batch=self.files.batch,
-            progress=False,
-        )
-        return [to_image(image) for image in images]
+    def made(self) -> dict[str, Any]:
+        return _made(self.painter.device)
+
+    def paint(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Generator[list[Image.Image], None, None]:
+        for part in _batches(len(prompts), self.files.batch):
+            images = self.painter.paint_prompts(
+                [prompt.text for prompt in prompts[part]],
+                seeds=seeds[part],
+                **self.painting.model_dump(),
+                strength=self.files.strength,
+                chunks=self.files.chunks,
+                batch=self.files.batch,
+                progress=False,
+            )
+            yield [to_image(image) for image in images]
 
 
 class _Pipeline(Model):
@@ -270,23 +289,27 @@ class _Pipeline(Model):
             **_hashes(self.files),
         }
 
-    def paint(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Image.Image]:
+    def made(self) -> dict[str, Any]:
+        return _made(self.device)
+
+    def paint(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Generator[list[Image.Image], None, None]:
         settings = {
             "num_inference_steps": self.painting.steps,
             "guidance_scale": self.painting.guidance,
-            "negative_prompt": [self.painting.negative] * len(prompts) if self.painting.negative else None,
             "width": self.painting.width,
             "height": self.painting.height,
             "output_type": "pil",
         }
-        known = {name: value for name, value in settings.items() if name in self.takes and value is not None}
-        images: list[Image.Image] = []
-        for first in range(0, len(prompts), self.files.batch):
-            part = slice(first, first + self.files.batch)
-            generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[part]]
+        known: dict[str, Any] = {
+            name: value for name, value in settings.items() if name in self.takes and value is not None
+        }
+        for part in _batches(len(prompts), self.files.batch):
             texts = [prompt.text for prompt in prompts[part]]
-            images += self.pipeline(prompt=texts, generator=generators, **known).images
-        return [image.convert("RGB") for image in images]
+            generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[part]]
+            if self.painting.negative and "negative_prompt" in self.takes:
+                known["negative_prompt"] = [self.painting.negative] * len(texts)
+            images = self.pipeline(prompt=texts, generator=generators, **known).images
+            yield [image.convert("RGB") for image in images]
 
 
 class _Workflow(Model):
@@ -302,13 +325,37 @@ class _Workflow(Model):
             prompt_inputs=files.prompt_inputs,
             seed_inputs=files.seed_inputs,
             output_node=files.output_node,
+            negative=painting.negative or None,
+            negative_inputs=files.negative_inputs,
+            weights=files.weights,
         )
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "comfyui workflow", **self.painter.describe()}
 
-    def paint(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Image.Image]:
-        return list(self.painter.paint(prompts, seeds))
+    def made(self) -> dict[str, Any]:
+        return self.painter.made()
+
+    def paint(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Generator[list[Image.Image], None, None]:
+        with contextlib.closing(self.painter.paint(prompts, seeds)) as images:
+            for image in images:
+                yield [image]
+
+
+def _batches(count: int, size: int) -> Iterator[slice]:
+    for first in range(0, count, size):
+        yield slice(first, first + size)
+
+
+def _made(device: torch.device) -> dict[str, Any]:
+    about = machine()
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "llm4gen": about["llm4gen"],
+        "torch": about["packages"]["torch"],
+        "diffusers": about["packages"]["diffusers"],
+        "system": about["system"],
+    }
 
 
 def _check_pipeline(folder: Path) -> None:

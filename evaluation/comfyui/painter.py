@@ -6,7 +6,7 @@ import re
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ class ComfyUIPainter:
             "devices": [device.get("name") for device in stats.get("devices", [])],
         }
 
-    def paint(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Iterator[Image.Image]:
+    def paint(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Generator[Image.Image, None, None]:
         """One image for each prompt with its seed, each an entry of its own in the queue, in the order that is given.
 
         While one is waited for, or looked at by whoever iterates, the next ones are in the queue already. What is
