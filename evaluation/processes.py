@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import torch
 from accelerate import PartialState
 
 __all__ = ["PartialState", "process_state"]
@@ -14,4 +15,5 @@ PATIENCE = timedelta(days=7)
 
 def process_state() -> PartialState:
     """Of this process; the first call joins it with the others."""
-    return PartialState(timeout=PATIENCE)
+    # Without being told, accelerate takes several processes on CPUs for single ones.
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)

@@ -73,14 +73,17 @@ def test_counts_and_preference_by_hand(folder):
         number = int(task.pair.prompt[1:])
         return "alpha" if number % 2 == 0 else "tie" if number % 3 == 0 else "beta"
 
-    found = results(study, [vote for rater in ("ada", "bob") for vote in cast(study, rater, choose)])
+    corrected = [vote.model_copy(update={"choice": "tie", "id": "ff"}) for vote in cast(study, "ada", choose)[:9]]
+    votes = corrected + [vote for rater in ("ada", "bob") for vote in cast(study, rater, choose)]
+    found = results(study, votes)
     quality, alignment = found.comparisons
     assert (quality.first, quality.second, quality.question) == ("alpha", "beta", "quality")
     # 12 prompts of two seeds, two raters: 6 even, 2 ties (3, 9), 4 losses (1, 5, 7, 11), each four times.
     assert (quality.wins, quality.ties, quality.losses) == (24, 8, 16)
     assert (quality.votes, quality.pairs, quality.prompts, quality.raters) == (48, 24, 12, 2)
     assert quality.preference.mean == pytest.approx((24 + 4) / 48)
-    assert quality.alpha.value == 1 and quality.alpha.units == 24
+    assert quality.alpha.value == 1 and (quality.alpha.units, quality.alpha.values) == (24, 48)
+    assert [rater.votes for rater in found.raters] == [30, 30]
     assert alignment.votes == 0 and alignment.preference is None and alignment.p is None
     by_category = {one.category: one for one in found.categories if one.question == "quality"}
     # Categories change with the number: "color" are the even ones.
