@@ -115,8 +115,8 @@ def _seeds(text: str) -> list[int]:
     """ "42-44,7" is 42, 43, 44 and 7."""
     seeds: list[int] = []
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        if not first.strip().isdigit() or (last and not last.strip().isdigit()):
+        first, dash, last = part.partition("-")
+        if not first.strip().isdigit() or (dash and not last.strip().isdigit()):
             raise argparse.ArgumentTypeError(f"{part!r} is neither a seed nor a range such as 42-51")
         seeds += range(int(first), int(last or first) + 1)
     if not seeds or len({*seeds}) < len(seeds):

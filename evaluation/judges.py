@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,20 +44,3 @@ def judge_folder(judges: Path, judge: Judge) -> Path:
             f"{judge.repository} ({judge.size}, {judge.licence}) into it, or give another folder of judges (--judges)."
         )
     return folder
-
-
-def folder_hash(folder: Path) -> str:
-    """Sixteen hexadecimal digits of names and contents of the files that decide what a model says.
-
-    Large weights count by their size and their first and last mebibyte: a whole read of some gigabytes a start would
-    cost more than it could show.
-    """
-    digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
-        digest.update(json.dumps([file.relative_to(folder).as_posix(), file.stat().st_size]).encode())
-        with open(file, "rb") as content:
-            digest.update(content.read(1 << 20))
-            if file.stat().st_size > 1 << 20:
-                content.seek(-min(1 << 20, file.stat().st_size - (1 << 20)), 2)
-                digest.update(content.read())
-    return digest.hexdigest()[:16]

@@ -13,8 +13,9 @@ from safetensors import SafetensorError
 
 from llm4gen_core import LLM4GENError
 from llm4gen_headless.devices import DTYPES
+from llm4gen_headless.provenance import content_hash
 
-from ..judges import Judge, folder_hash, judge_folder
+from ..judges import Judge, judge_folder
 from .base import Context
 
 Loaded = TypeVar("Loaded")
@@ -100,7 +101,7 @@ def description(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     """What `describe` says of every judge that is a model of transformers."""
     return {
         "judge": folder.name,
-        "hash": folder_hash(folder),
+        "hash": content_hash(folder),
         "dtype": str(dtype).removeprefix("torch."),
         "transformers": transformers.__version__,
     }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection
 from dataclasses import dataclass
 
 
@@ -12,9 +10,10 @@ class Wanted:
     """A column of the official table.
 
     Attributes:
-        metric: key of `METRICS_CALLED`.
+        metric: key of `METRICS`.
         title: of the column.
         category: of the prompts; "" for all of them.
+        part: which number of the metric.
         group: of the questions that the metric asks; "" for the score.
         percent: shown in percent, as the paper prints it, though it may fall below 0.
         macro: mean of the categories' means.
@@ -23,6 +22,7 @@ class Wanted:
     metric: str
     title: str
     category: str = ""
+    part: str = "score"
     group: str = ""
     percent: bool = False
     macro: bool = False
@@ -33,39 +33,21 @@ class Benchmark:
     """A benchmark.
 
     Attributes:
-        key: stable name.
+        key: its name in sets of images, a key of `evaluation.benchmarks.BENCHMARKS`.
         title: for people.
-        called: names that sets of images may give it, as `plain_name` makes them.
         columns: of the official table.
-        whole: metrics of whole sets that belong to it, keys of `METRICS_CALLED`.
+        whole: metrics of whole sets that belong to it, keys of `METRICS`.
         categories: how many an official set has; 0 where it does not matter.
         note: what a reader should know about the official protocol.
     """
 
     key: str
     title: str
-    called: tuple[str, ...]
     columns: tuple[Wanted, ...] = ()
     whole: tuple[str, ...] = ()
     categories: int = 0
     note: str = ""
 
-
-METRICS_CALLED: dict[str, tuple[str, ...]] = {
-    "blip_vqa": ("blipvqa",),
-    "spatial": ("spatial",),
-    "non_spatial": ("nonspatial",),
-    "clip_score": ("clipscore",),
-    "three_in_one": ("threeinone",),
-    "aesthetic": ("aesthetic",),
-    "long_clip": ("longclipscore", "longclip"),
-    "vqa_score": ("vqascore",),
-    "dpg": ("dpg",),
-    "geneval": ("geneval",),
-    "fid": ("fid",),
-    "inception_score": ("inceptionscore",),
-}
-"""Names that metrics have in files, as `plain_name` makes them."""
 
 METRIC_TITLES = {
     "blip_vqa": "BLIP-VQA",
@@ -74,32 +56,32 @@ METRIC_TITLES = {
     "clip_score": "CLIP score",
     "three_in_one": "3-in-1",
     "aesthetic": "aesthetic score",
-    "long_clip": "long-text CLIP score",
+    "long_clip_score": "long-text CLIP score",
     "vqa_score": "VQAScore",
     "dpg": "DPG-Bench judge",
     "geneval": "GenEval judge",
     "fid": "FID",
     "inception_score": "Inception score",
+    "miniature": "the exact judge",
 }
 
 _DENSE = (
     Wanted("clip_score", "CLIP score"),
     Wanted("aesthetic", "Aesthetic score"),
-    Wanted("long_clip", "Long-text CLIP score"),
+    Wanted("long_clip_score", "Long-text CLIP score"),
     Wanted("vqa_score", "VQAScore"),
 )
 
 BENCHMARKS = (
     Benchmark(
-        "t2i_compbench",
+        "t2i-compbench",
         "T2I-CompBench",
-        ("t2icompbench", "t2icompbenchval", "compbench"),
         (
             Wanted("blip_vqa", "Colour", "color"),
             Wanted("blip_vqa", "Shape", "shape"),
             Wanted("blip_vqa", "Texture", "texture"),
             Wanted("spatial", "Spatial", "spatial"),
-            Wanted("non_spatial", "Non-spatial", "nonspatial", percent=True),
+            Wanted("non_spatial", "Non-spatial", "non-spatial", percent=True),
             Wanted("three_in_one", "Complex", "complex", percent=True),
         ),
         note="Each category has its own judge: BLIP-VQA for colour, shape and texture, an object detector for spatial, "
@@ -107,9 +89,8 @@ BENCHMARKS = (
         "scales.",
     ),
     Benchmark(
-        "dense_prompts",
+        "dense-prompts",
         "DensePrompts",
-        ("denseprompts", "dense"),
         _DENSE,
         note="CLIP reads 77 tokens; the share of prompts that it cuts off stands in the table. Judges of the whole "
         "text stand beside it.",
@@ -117,14 +98,12 @@ BENCHMARKS = (
     Benchmark(
         "coco",
         "MS-COCO",
-        ("coco", "mscoco", "coco2014"),
         (Wanted("clip_score", "CLIP score"),),
         ("fid", "inception_score"),
     ),
     Benchmark(
-        "dpg",
+        "dpg-bench",
         "DPG-Bench",
-        ("dpg", "dpgbench"),
         (
             Wanted("dpg", "Overall"),
             *(
@@ -138,15 +117,14 @@ BENCHMARKS = (
     Benchmark(
         "geneval",
         "GenEval",
-        ("geneval",),
         (
             Wanted("geneval", "Overall", macro=True),
-            Wanted("geneval", "Single object", "singleobject"),
-            Wanted("geneval", "Two objects", "twoobject"),
+            Wanted("geneval", "Single object", "single_object"),
+            Wanted("geneval", "Two objects", "two_object"),
             Wanted("geneval", "Counting", "counting"),
             Wanted("geneval", "Colours", "colors"),
             Wanted("geneval", "Position", "position"),
-            Wanted("geneval", "Colour attribution", "colorattr"),
+            Wanted("geneval", "Colour attribution", "color_attr"),
         ),
         categories=6,
         note="Overall is the mean of the task means, as the official script has it, not the mean over images.",
@@ -154,7 +132,13 @@ BENCHMARKS = (
     Benchmark(
         "miniature",
         "Miniature world",
-        ("miniature",),
+        (
+            Wanted("miniature", "Two objects: what is asked for", "color"),
+            Wanted("miniature", "Complex: what is asked for", "complex"),
+            Wanted("miniature", "Dense: what is asked for", "dense"),
+            Wanted("miniature", "Dense: words", "dense", part="words"),
+            Wanted("miniature", "Dense: binding", "dense", part="binding"),
+        ),
         note="Small models on a synthetic world of small pictures, judged exactly: no statement about SD1.5 or SDXL.",
     ),
 )
@@ -162,18 +146,5 @@ BENCHMARKS = (
 
 def find_benchmark(name: str) -> Benchmark:
     """By the name that a set of images gives; another name, or none, makes a benchmark without official columns."""
-    plain = plain_name(name)
-    for benchmark in BENCHMARKS:
-        if plain in benchmark.called:
-            return benchmark
-    return Benchmark(f"other_{plain}" if plain else "own_prompts", name or "Prompts of one's own", (plain,))
-
-
-def find_metric(kind: str, names: Collection[str]) -> str | None:
-    """The metric of a set that is of this kind, by its name."""
-    return next((name for name in sorted(names) if plain_name(name) in METRICS_CALLED[kind]), None)
-
-
-def plain_name(name: str) -> str:
-    """Lower case letters and digits alone, and "color" however it is spelled."""
-    return re.sub(r"[^a-z0-9]", "", name.lower()).replace("colour", "color")
+    known = {benchmark.key: benchmark for benchmark in BENCHMARKS}
+    return known.get(name) or Benchmark(name or "own-prompts", name or "Prompts of one's own")

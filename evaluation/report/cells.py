@@ -51,7 +51,7 @@ def contrast_of(group: Group, one: EvaluatedSet, column: Column) -> Contrast | A
         return macro_difference(ours, baseline, column.share) if pairs else Absent("no categories")
     if column.group:
         return _contrast_of_answers(group, one, column)
-    pair = matched(group, one, column.metric, column.category)
+    pair = matched(group, one, column.metric, column.category, column.part)
     return difference(pair.ours, pair.baseline, column.share)
 
 
@@ -70,7 +70,7 @@ def _cell(group: Group, one: EvaluatedSet, column: Column) -> Cell:
         said = one.values(column.metric, column.part, prompts, seeds)
         known = said[np.isfinite(said).any(1)] if said.size else said
         return Count(int((known == 1).any(1).sum()), len(known)) if len(known) else Absent("not said")
-    values = one.values(column.metric, "score", prompts, seeds)
+    values = one.values(column.metric, column.part, prompts, seeds)
     return mean(values, column.share, asked=values.size)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .benchmarks import Wanted, find_metric, plain_name
+from .benchmarks import Wanted
 from .groups import Group
 from .read import EvaluatedSet, question_groups, says
 
@@ -21,7 +21,7 @@ class Column:
         title: for people.
         metric: name of the metric, as its files have it.
         category: as the prompts have it; "" for all prompts that the metric has scored.
-        part: which number of the metric beside its score.
+        part: which number of the metric.
         group: of the questions that the metric asks; their answers are pooled.
         macro: mean of the categories' means.
         share: from 0 to 1.
@@ -47,15 +47,12 @@ def official_columns(group: Group) -> list[Column]:
     """Those of the benchmark that any set has scores for, and what CLIP cuts off beside its score."""
     columns: list[Column] = []
     for wanted in group.benchmark.columns:
-        metric = find_metric(wanted.metric, group.metrics())
-        if metric is None:
-            continue
-        category = next((name for name in group.categories() if plain_name(name) == wanted.category), None)
-        if wanted.category and category is None:
+        metric = wanted.metric
+        if metric not in group.metrics() or (wanted.category and wanted.category not in group.categories()):
             continue
         if wanted.group and not any(wanted.group in question_groups(one.metrics.get(metric)) for one in group.sets):
             continue
-        column = column_of(group, metric, category or "", wanted)
+        column = column_of(group, metric, wanted.category, wanted)
         if any(_scored(one, metric, column.category) for one in group.sets):
             columns.append(column)
             columns += truncated(group, column)
@@ -64,7 +61,7 @@ def official_columns(group: Group) -> list[Column]:
 
 def truncated(group: Group, column: Column) -> list[Column]:
     """Prompts that the judge of a column's score cuts off, if it says so."""
-    if column.category or column.macro or column.group:
+    if column.category or column.macro or column.group or column.part != "score":
         return []
     if not any(says(one.metrics.get(column.metric), "truncated") for one in group.sets):
         return []
@@ -90,18 +87,21 @@ def column_of(group: Group, metric: str, category: str, wanted: Wanted | None = 
         wanted: what the official table says of it.
     """
     about = next(one.metrics[metric].about for one in group.sets if metric in one.metrics)
-    official = {plain_name(one.category): one.title for one in group.benchmark.columns if one.category}
-    title = official.get(plain_name(category), category.replace("_", " ").capitalize())
+    official = {one.category: one.title for one in group.benchmark.columns if one.category}
+    title = official.get(category, category.replace("_", " ").capitalize())
     if wanted is None:
-        key = f"{metric}:{plain_name(category)}" if category else metric
+        key = f"{metric}:{category}" if category else metric
         shown = title if category else f"{about.title}, all prompts"
         return Column(key, shown, metric, category, share=about.share, percent=about.share)
-    name = "macro" if wanted.macro else wanted.group or plain_name(category)
+    name = "macro" if wanted.macro else wanted.group or category
+    if wanted.part != "score":
+        name = f"{name}:{wanted.part}"
     return Column(
         f"{metric}:{name}" if name else metric,
         wanted.title,
         metric,
         category,
+        wanted.part,
         macro=wanted.macro,
         group=wanted.group,
         share=about.share,

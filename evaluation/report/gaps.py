@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..image_set import image_id
-from .benchmarks import METRIC_TITLES, find_metric
+from .benchmarks import METRIC_TITLES
 from .groups import Group, asked_prompts
 from .read import About, EvaluatedSet, SetScores, number_of
 
@@ -64,8 +64,8 @@ def notices(group: Group) -> list[Notice]:
 def _missing_metrics(group: Group, one: EvaluatedSet) -> list[str]:
     """Titles of the official metrics that a set lacks."""
     kinds = list(dict.fromkeys(wanted.metric for wanted in group.benchmark.columns))
-    lacking = [kind for kind in kinds if find_metric(kind, one.metrics) is None]
-    lacking += [kind for kind in group.benchmark.whole if find_metric(kind, one.set_metrics) is None]
+    lacking = [kind for kind in kinds if kind not in one.metrics]
+    lacking += [kind for kind in group.benchmark.whole if kind not in one.set_metrics]
     return [METRIC_TITLES[kind] for kind in lacking]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .benchmarks import Benchmark, find_benchmark, plain_name
+from .benchmarks import Benchmark, find_benchmark
 from .numbers import Values
 from .read import EvaluatedSet
 
@@ -31,9 +31,9 @@ class Group:
 
     def categories(self) -> list[str]:
         """Of all sets' prompts, in the order of the official table, then in the prompts' own."""
-        official = [plain_name(column.category) for column in self.benchmark.columns if column.category]
+        official = [column.category for column in self.benchmark.columns if column.category]
         found = list(dict.fromkeys(name for one in self.sets for name in one.categories()))
-        ranks = {name: official.index(plain_name(name)) for name in found if plain_name(name) in official}
+        ranks = {name: official.index(name) for name in found if name in official}
         return sorted(found, key=lambda name: ranks.get(name, len(official)))
 
     def same_judge(self, one: EvaluatedSet, metric: str) -> bool:
@@ -82,8 +82,8 @@ def shared(group: Group, one: EvaluatedSet, metric: str, category: str) -> tuple
     return [prompt for prompt in asked if one.known.get(prompt) == baseline.known[prompt]], seeds
 
 
-def matched(group: Group, one: EvaluatedSet, metric: str, category: str) -> Matched:
+def matched(group: Group, one: EvaluatedSet, metric: str, category: str, part: str = "score") -> Matched:
     """Scores of a set and the baseline, which both have been scored by the metric."""
     prompts, seeds = shared(group, one, metric, category)
-    ours, baseline = (images.values(metric, "score", prompts, seeds) for images in (one, group.baseline))
+    ours, baseline = (images.values(metric, part, prompts, seeds) for images in (one, group.baseline))
     return Matched(prompts, seeds, ours, baseline)

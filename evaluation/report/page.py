@@ -10,6 +10,7 @@ from .examples import Example, Picture, WinsAndLosses
 from .layout import ReportPage, card
 from .numbers import Count
 from .pictures import Pictures
+from .read import EvaluatedSet
 from .shown import number
 from .tables import WHOLE_SETS, Row, Table
 
@@ -69,6 +70,8 @@ def _benchmark(page: ReportPage, one: BenchmarkReport, pictures: Pictures) -> No
     )
     if group.benchmark.note:
         page.text(group.benchmark.note)
+    if notes := _notes(group.sets):
+        page.text("\n".join(f"- {note}" for note in notes))
     if not one.tables:
         page.text("Nothing has been scored yet.")
     for number_of, table in enumerate(one.tables):
@@ -91,6 +94,15 @@ def _benchmark(page: ReportPage, one: BenchmarkReport, pictures: Pictures) -> No
         )
         for found in one.wins_and_losses:
             _wins_and_losses(page, found, pictures)
+
+
+def _notes(sets: Sequence[EvaluatedSet]) -> list[str]:
+    """What the sets say of how they were painted, each sentence once, with the sets that say it unless all do."""
+    said: dict[str, list[str]] = {}
+    for images in sets:
+        for note in images.settings.notes:
+            said.setdefault(note, []).append(_plain(images.label))
+    return [note if len(labels) == len(sets) else f"{', '.join(labels)}: {note}" for note, labels in said.items()]
 
 
 def _table(page: ReportPage, one: BenchmarkReport, table: Table) -> None:

@@ -67,7 +67,7 @@ _CATEGORIES = ("Colour", "Shape", "Texture", "Spatial", "Non-spatial", "Complex"
 
 _T2I = QuotedTable(
     "llm4gen_table_1",
-    "t2i_compbench",
+    "t2i-compbench",
     "T2I-CompBench, as the LLM4GEN paper prints it (Table 1)",
     "%",
     _CATEGORIES,
@@ -102,7 +102,7 @@ _T2I = QuotedTable(
 
 _T2I_OTHERS = QuotedTable(
     "t2i_compbench_others",
-    "t2i_compbench",
+    "t2i-compbench",
     "T2I-CompBench in other papers",
     "%",
     _CATEGORIES,
@@ -159,7 +159,7 @@ _COCO = QuotedTable(
 
 _DENSE = QuotedTable(
     "llm4gen_figure_5",
-    "dense_prompts",
+    "dense-prompts",
     "DensePrompts, as the LLM4GEN paper shows it (Fig. 5)",
     "order only",
     ("Aesthetic score", "CLIP score"),
@@ -194,7 +194,7 @@ _STUDY = QuotedTable(
 
 _DPG = QuotedTable(
     "dpg_bench",
-    "dpg",
+    "dpg-bench",
     "DPG-Bench in print",
     "points of 100",
     ("Overall", "Global", "Entity", "Attribute", "Relation", "Other"),

@@ -9,8 +9,8 @@ Keys are stable; `schema` grows when one changes its meaning. Shares lie from 0 
     benchmarks        [{
         key, title
         baseline      label of the set that the others are compared with
-        sets          [{label, folder, benchmark, settings (everything that changes pixels), settings_hash, seeds,
-                       prompts, images_asked, images_there, images_missing (ids), images_hash, painted_by}]
+        sets          [{label, folder, benchmark, settings (everything that changes pixels), settings_hash, notes,
+                       seeds, prompts, images_asked, images_there, images_missing (ids), images_hash, painted_by}]
         judges        [{metric, title, judge (fingerprint), describe, sets: {label: scores that count}}]
         tables        [{key, title, notes,
                        columns: [{key, title, metric, category, part, macro, share, counted, lower_is_better}],
@@ -122,6 +122,7 @@ def _set(one: EvaluatedSet) -> dict[str, Any]:
         "benchmark": one.settings.benchmark,
         "settings": one.settings.painting,
         "settings_hash": one.settings.fingerprint,
+        "notes": one.settings.notes,
         "seeds": one.settings.seeds,
         "prompts": len(one.prompts),
         "images_asked": one.asked,

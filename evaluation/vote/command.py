@@ -1,0 +1,180 @@
+"""`python -m evaluation vote`: make a study, have people vote on it, and see what they said."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+EXAMPLE = """\
+a study from beginning to end:
+  python -m evaluation vote create study --images sets/llm4gen-sdxl sets/sdxl
+  python -m evaluation vote serve study      then open http://127.0.0.1:8090/
+  python -m evaluation vote results study
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the four commands of `vote`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLE
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    create = commands.add_parser(
+        "create",
+        help="choose the pairs, once",
+        description="Choose pairs of images of the same prompt and seed from the sets of two or more models, and write "
+        "them into STUDY/study.json. The same command chooses the same pairs.",
+    )
+    _add_study(create)
+    create.add_argument(
+        "--images",
+        nargs="+",
+        required=True,
+        metavar="[NAME=]SET",
+        help="folders that `generate` has made; each two of them are compared, and preferences are told for the one "
+        "that is named first. NAME= for another name of the model than the set has",
+    )
+    create.add_argument(
+        "--pairs",
+        type=int,
+        default=50,
+        metavar="N",
+        help="of each two models, every category by its share (default: %(default)s, or as many as there are)",
+    )
+    create.add_argument("--seed", type=int, default=0, help="of pairs, order and sides (default: %(default)s)")
+    create.add_argument(
+        "--repeat",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="of the pairs that each rater sees twice, with sides swapped, to see whether raters agree with "
+        "themselves; 0 to 0.5 (default: %(default)s)",
+    )
+    create.add_argument(
+        "--questions",
+        nargs="+",
+        choices=("quality", "alignment"),
+        default=["quality", "alignment"],
+        help="asked of every pair, in this order (default: both)",
+    )
+    create.set_defaults(run=_create)
+    serve = commands.add_parser(
+        "serve",
+        help="open the page for votes",
+        description="Serve the page where people vote, until Ctrl-C. Votes go to STUDY/votes.jsonl, each at once; who "
+        "comes back under the same name goes on where they were. The page never says which model an image is from.",
+    )
+    _add_study(serve)
+    serve.add_argument("--port", type=int, default=8090, help="default: %(default)s; 0 takes a free one")
+    serve.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; 0.0.0.0 lets other machines and phones in, without passwords or encryption "
+        "(default: %(default)s, this machine alone)",
+    )
+    serve.set_defaults(run=_serve)
+    results = commands.add_parser(
+        "results",
+        help="what the votes say",
+        description="Print preferences with intervals, agreement between raters and consistency of each, and write "
+        "them to STUDY/results.json and STUDY/results.html. Works while people vote, but look at the end: whoever "
+        "stops when the numbers please finds differences that are none.",
+    )
+    _add_study(results)
+    _add_names(results)
+    results.set_defaults(run=_results)
+    export = commands.add_parser(
+        "export",
+        help="pairs and votes as JSONL",
+        description="Write a row for each pair: prompt, image files with their models and hashes, and every vote with "
+        "sides, seconds and time.",
+    )
+    _add_study(export)
+    export.add_argument("output", metavar="FILE", help=".jsonl to write; replaced if it exists")
+    _add_names(export)
+    export.set_defaults(run=_export)
+
+
+def _add_study(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", metavar="STUDY", help="folder of the study")
+
+
+def _add_names(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--names", action="store_true", help='call raters by their names, not "rater 1" and so on')
+
+
+def _create(args: argparse.Namespace) -> None:
+    from llm4gen_core import LLM4GENError
+
+    from ..image_set import ImageSet
+    from .study import StudyFolder, make_study
+
+    sets: dict[str, ImageSet] = {}
+    for given in args.images:
+        name, found, path = given.rpartition("=")
+        named = bool(found) and not Path(given).exists()
+        images = ImageSet(path if named else given)
+        name = name if named else images.settings.name
+        if name in sets:
+            raise LLM4GENError(
+                f"Two sets are of a model named {name!r} ({sets[name].path}, {images.path}); tell them apart by "
+                "--images NAME=SET OTHER=SET."
+            )
+        sets[name] = images
+    study = make_study(
+        Path(args.study),
+        sets,
+        pairs=args.pairs,
+        seed=args.seed,
+        repeat=args.repeat,
+        questions=args.questions,
+    )
+    new = StudyFolder(args.study).create(study)
+    categories = len({pair.category for pair in study.pairs})
+    each = len(study.pairs) // len(study.comparisons)
+    print(
+        f"{'Made' if new else 'Was there already'}: {len(study.pairs)} pairs ({each} of each two of "
+        f"{', '.join(sets)}; {len({pair.prompt for pair in study.pairs})} prompts in {categories} categories)."
+    )
+    if each < args.pairs:
+        print(f"{args.pairs} were asked for; the sets have no more prompts and seeds in common.")
+    print(f"Next: python -m evaluation vote serve {args.study}")
+
+
+def _serve(args: argparse.Namespace) -> None:
+    from .server import serve
+    from .study import StudyFolder
+
+    serve(StudyFolder(args.study), args.host, args.port)
+
+
+def _results(args: argparse.Namespace) -> None:
+    from llm4gen_core import LLM4GENError
+    from llm4gen_headless.json_lines import write_text
+
+    from .results import results
+    from .results_page import page, printed
+    from .study import StudyFolder
+    from .votes import read_votes
+
+    folder = StudyFolder(args.study)
+    study = folder.study
+    votes = list(read_votes(study, folder.votes))
+    if not votes:
+        raise LLM4GENError(
+            f"{folder.votes.path} holds no vote yet; open the page with `python -m evaluation vote serve {args.study}`."
+        )
+    found = results(study, votes, names=args.names)
+    print(printed(found))
+    data, shown = folder.path / "results.json", folder.path / "results.html"
+    write_text(data, json.dumps(found.as_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    page(found).write(shown)
+    print(f"wrote {data} and {shown}")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from .export import export
+    from .study import StudyFolder
+
+    votes = export(StudyFolder(args.study), Path(args.output), names=args.names)
+    print(f"wrote {args.output} with {votes} votes")
