@@ -52,6 +52,14 @@ def build_parser() -> Parser:
         configured_by="evaluation.report.command",
     )
     commands.add_parser(
+        "judges",
+        help="what the metrics need, and what of it is there",
+        description="List the models that judge: which metric needs which, whether it is there, and where to download "
+        "what is not, with its size and licence.",
+        epilog="example: python -m evaluation judges t2i-compbench --judges judges",
+        configured_by="evaluation.judges_command",
+    )
+    commands.add_parser(
         "dense",
         help="DensePrompts: the shipped set, the builder, statistics",
         description="Dense prompts: the set that comes with the project and its generator, the paper's way to build "

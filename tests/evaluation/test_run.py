@@ -93,6 +93,16 @@ def test_a_missing_judge_is_said_before_anything_is_painted(tmp_path: Path, monk
     assert not (tmp_path / "out").exists()
 
 
+def test_judges_lists_what_is_there_and_what_is_missing(tmp_path: Path, capsys) -> None:
+    (tmp_path / "inception").mkdir()
+    (tmp_path / "inception" / "weights-inception-2015-12-05-6726825d.pth").touch()
+    assert main(["judges", "coco", "--judges", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert f"fid, inception_score\n    there: {tmp_path / 'inception'}" in said
+    assert f"clip_score\n    Judge {tmp_path / 'clip'} does not exist; download openai/clip-vit-large-patch14" in said
+    assert "blip" not in said
+
+
 def test_models_that_would_share_a_folder_are_refused(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models.yaml").write_text("SD 1.5: {base: a}\nsd-1.5: {base: b}\n")
@@ -100,7 +110,7 @@ def test_models_that_would_share_a_folder_are_refused(tmp_path: Path, monkeypatc
     assert "SD 1.5, sd-1.5 would share a folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["run", "generate", "score", "report", "dense", "vote"])
+@pytest.mark.parametrize("command", ["run", "generate", "score", "report", "judges", "dense", "vote"])
 def test_every_command_has_its_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
         build_parser().parse_args([command, "--help"])

@@ -1,0 +1,109 @@
+"""The endpoint: what is sent, what is tried again, what is an error, and that the key stays where it is."""
+
+from __future__ import annotations
+
+import pytest
+from chat_server import ChatServer, question_of, said
+from PIL import Image
+
+from evaluation.dense.endpoint import LONGEST_WAIT, Endpoint
+from evaluation.dense.writing import Request
+from llm4gen_core import LLM4GENError
+
+KEY = "sk-secret-of-the-test"
+REQUEST = Request("Say yes.", 3, 50, 0.7)
+
+
+@pytest.fixture
+def waits() -> list[float]:
+    return []
+
+
+@pytest.fixture
+def endpoint(server: ChatServer, waits: list[float], monkeypatch: pytest.MonkeyPatch) -> Endpoint:
+    monkeypatch.setenv("TEST_KEY", KEY)
+    return Endpoint(server.url, "tiny", "TEST_KEY", timeout=5, tries=4, sleep=waits.append)
+
+
+def test_what_is_sent(server: ChatServer, endpoint: Endpoint) -> None:
+    picture = Image.new("RGB", (3000, 1500), (250, 0, 0))
+    server.answers = lambda body, number: "A red field."
+    assert endpoint.write(Request("Describe this.", 3, 50, 0.0, picture)) == "A red field."
+    assert endpoint.write(REQUEST) == "A red field."
+    text, image = question_of(server.requests[0])
+    assert text == "Describe this." and image is not None
+    assert max(image.size) <= 1600 and image.size[0] == 2 * image.size[1]
+    assert image.convert("RGB").getpixel((10, 10))[0] > 240
+    settings = {key: server.requests[1][key] for key in ("model", "seed", "max_tokens", "temperature")}
+    assert settings == {"model": "tiny", "seed": 3, "max_tokens": 50, "temperature": 0.7}
+    assert question_of(server.requests[1]) == ("Say yes.", None)
+    assert server.authorizations == [f"Bearer {KEY}"] * 2
+    assert endpoint.describe == {"model": "tiny", "endpoint": server.url}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        (500, "out of memory"), (429, "slow down"), (503, ""), (200, "<html>proxy</html>"), (200, "{}"),
+        (200, '{"choices": []}'), (200, '{"choices": [{"message": {"content": null}}]}'), (200, "[1, 2]"),
+    ],
+)  # fmt: skip
+def test_is_tried_again(server: ChatServer, endpoint: Endpoint, waits: list[float], bad: tuple[int, str]) -> None:
+    server.answers = lambda body, number: bad if number < 2 else "fine"
+    assert endpoint.write(REQUEST) == "fine"
+    assert len(server.requests) == 3 and waits == [1.0, 2.0]
+
+
+def test_waits_as_long_as_the_server_asks(server: ChatServer, endpoint: Endpoint, waits: list[float]) -> None:
+    server.headers = {"Retry-After": "17"}
+    server.answers = lambda body, number: (429, "slow down") if number == 0 else "fine"
+    endpoint.write(REQUEST)
+    server.headers = {"Retry-After": "86400"}
+    server.answers = lambda body, number: (429, "slow down") if number == 2 else "fine"
+    endpoint.write(REQUEST)
+    assert waits == [17.0, LONGEST_WAIT]
+
+
+def test_gives_up(server: ChatServer, endpoint: Endpoint, waits: list[float]) -> None:
+    server.answers = lambda body, number: (500, "out of memory " * 100)
+    with pytest.raises(LLM4GENError, match=r"no answer in 4 tries; the last was status 500 \(out of memory") as error:
+        endpoint.write(REQUEST)
+    assert len(waits) == 3 and len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize(("status", "advice"), [(401, "TEST_KEY"), (404, "up to /v1"), (400, "does not take")])
+def test_refusals_are_not_tried_again(server: ChatServer, endpoint: Endpoint, status: int, advice: str) -> None:
+    server.answers = lambda body, number: (status, "no")
+    with pytest.raises(LLM4GENError, match=f"status {status}.*{advice}"):
+        endpoint.write(REQUEST)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [401, 500, 200])
+def test_a_key_that_the_server_repeats_is_not_shown(server: ChatServer, endpoint: Endpoint, status: int) -> None:
+    server.answers = lambda body, number: (status, f"bad key {KEY}")
+    with pytest.raises(LLM4GENError) as error:
+        endpoint.write(REQUEST)
+    assert KEY not in str(error.value) and "***" in str(error.value)
+
+
+def test_a_server_that_is_not_there(waits: list[float]) -> None:
+    with pytest.raises(LLM4GENError, match=r"no answer in 2 tries; the last was ConnectError"):
+        Endpoint("http://127.0.0.1:9/v1", "tiny", "", tries=2, sleep=waits.append).write(REQUEST)
+    assert waits == [1.0]
+
+
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8080", "ftp://host/v1", "http://name:password@host/v1", "http://host/v1?key=1"]
+)
+def test_addresses_that_are_none_or_hold_a_key(url: str) -> None:
+    with pytest.raises(LLM4GENError, match="expected an address") as error:
+        Endpoint(url, "tiny")
+    assert "password" not in str(error.value).replace("without name, password", "")
+
+
+def test_without_a_key_none_is_sent(server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TEST_KEY", raising=False)
+    server.answers = lambda body, number: (200, said("fine"))
+    assert Endpoint(server.url, "tiny", "TEST_KEY").write(REQUEST) == "fine"
+    assert server.authorizations == [None]
