@@ -15,12 +15,15 @@ from aiohttp import web
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from evaluation.__main__ import main
 from evaluation.comfyui import ComfyUIPainter
 from evaluation.comfyui import painter as painter_module
 from evaluation.comfyui.canvas import convert
 from evaluation.comfyui.graph import Graph
 from evaluation.comfyui.places import find_image, find_seeds, find_texts
-from evaluation.prompts import Prompt
+from evaluation.generate import WORKFLOW_NOTE
+from evaluation.image_set import ImageSet
+from evaluation.prompts import Prompt, write_prompts
 from llm4gen_core import LLM4GENError
 
 TEXT = ["STRING", {"multiline": True, "dynamicPrompts": True}]
@@ -323,6 +326,27 @@ def test_one_image_for_each_pair_in_order(comfy, connect):
     assert painted(images) == expected(5)
     assert {image.mode for image in images} == {"RGB"} and not any(image.info for image in images)
     assert [nodes["5"]["inputs"]["seed"] for nodes in comfy.got] == [0, 1, 2, 3, 4]
+
+
+def test_the_command_paints_a_set_and_goes_on_where_the_server_failed(comfy, tmp_path, capsys):
+    """`generate --workflow`: what is painted before a failure is kept, and painted once."""
+    (tmp_path / "flow.json").write_text(json.dumps(plain()))
+    write_prompts(tmp_path / "prompts.jsonl", prompts(3))
+    command = ["generate", str(tmp_path / "set"), "--prompts", str(tmp_path / "prompts.jsonl"), "--seeds", "1-2"]
+    command += ["--workflow", str(tmp_path / "flow.json"), "--server", comfy.url]
+    failed = [["execution_error", {"node_id": "5", "node_type": "KSampler", "exception_message": "out of memory"}]]
+    comfy.outcome = lambda entry: failed if len(comfy.history) >= 4 else None
+    assert main(command) == 2 and "The same command goes on there" in capsys.readouterr().err
+    images = ImageSet(tmp_path / "set")
+    assert len(images.rows()) == 4
+    comfy.outcome = lambda entry: None
+    assert main(command) == 0
+    rows = images.rows()
+    assert [(row.prompt, row.seed) for row in rows] == [(prompt.id, seed) for prompt in prompts(3) for seed in (1, 2)]
+    assert len([*images.manifest.lines()]) == 6, "no image twice"
+    assert [images.open(row).getpixel((0, 0)) for row in rows] == [colour(row.text, row.seed) for row in rows]
+    assert rows[0].made["server"] == comfy.url and "workflow" in json.dumps(images.settings.painting)
+    assert images.settings.notes == [WORKFLOW_NOTE]
 
 
 def test_the_workflow_itself_is_kept(comfy, connect):
