@@ -40,6 +40,8 @@ def test_counts_by_hand() -> None:
     attributes = found.attributes
     assert attributes.how == "gold" and attributes.pairs.mean == 1.5 and attributes.entities.mean == 1
     assert attributes.per_entity == 1.5 and attributes.share == 0.5
+    more = count_statistics("three", [*PROMPTS, Prompt(id="3", text=DOG, about={"pairs": []})]).attributes
+    assert more.per_entity == 1.5 and more.pairs.mean == 1 and more.share == pytest.approx(1 / 3)
     assert (attributes.distinct_attributes, attributes.distinct_entities) == (2, 2)
     assert found.questions is not None and found.questions.mean == 1.5
     assert found.clip is None and found.t5 is None

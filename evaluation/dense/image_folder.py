@@ -1,0 +1,95 @@
+"""A folder of images to build prompts from, and what is known of their licences."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from llm4gen_core import LLM4GENError
+from llm4gen_headless.json_lines import JSONLines
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """One image.
+
+    Attributes:
+        name: below the folder, with forward slashes.
+        path: of the file.
+        sha256: of the file, 64 hexadecimal digits.
+        licence, source: as the list of licences says; "" where it says nothing.
+    """
+
+    name: str
+    path: Path
+    sha256: str
+    licence: str = ""
+    source: str = ""
+
+    def open(self) -> Image.Image:
+        """In RGB.
+
+        Raises:
+            LLM4GENError: it cannot be read.
+        """
+        try:
+            with Image.open(self.path) as image:
+                return image.convert("RGB")
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise LLM4GENError(f"Image {self.path} cannot be read ({error}); repair it, or take it out.") from error
+
+
+def source_images(folder: Path, licences: Path | None = None) -> list[SourceImage]:
+    """The images of a folder and those below it, by name; a file that is there twice counts once.
+
+    Args:
+        licences: JSONL of {"image": name, "licence": text, "source": text}.
+
+    Raises:
+        LLM4GENError: there is no image, or the list of licences is damaged or names what is not there.
+    """
+    if not folder.is_dir():
+        raise LLM4GENError(f"Image folder {folder} does not exist.")
+    files = sorted(
+        (path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() in ENDINGS),
+        key=lambda path: path.relative_to(folder).as_posix(),
+    )
+    known = _licences(licences) if licences else {}
+    images: dict[str, SourceImage] = {}
+    for path in files:
+        name = path.relative_to(folder).as_posix()
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        images.setdefault(digest, SourceImage(name, path, digest, *known.pop(name, ("", ""))))
+    if not images:
+        raise LLM4GENError(f"Image folder {folder} holds no image; expected files that end in {', '.join(ENDINGS)}.")
+    if known:
+        raise LLM4GENError(f"List of licences {licences} names {next(iter(known))!r}, which is not in {folder}.")
+    return list(images.values())
+
+
+def _licences(path: Path) -> dict[str, tuple[str, str]]:
+    if not path.is_file():
+        raise LLM4GENError(f"List of licences {path} does not exist.")
+    found: dict[str, tuple[str, str]] = {}
+    for number, line in JSONLines(path, "List of licences").lines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if (
+            not isinstance(row, Mapping)
+            or not all(isinstance(row.get(key, ""), str) for key in ("image", "licence", "source"))
+            or not row.get("image")
+        ):
+            raise LLM4GENError(
+                f'List of licences {path}, line {number}: expected {{"image": NAME, "licence": TEXT, "source": TEXT}}.'
+            )
+        found[row["image"]] = (row.get("licence", ""), row.get("source", ""))
+    return found
