@@ -126,7 +126,7 @@ def preset_painting(preset: Preset, **changes: object) -> Painting:
     """
     from pydantic import ValidationError
 
-    wanted = {"steps": preset.steps, "guidance": preset.guidance}
+    wanted = {"steps": preset.steps, "guidance": preset.guidance, "sampler": preset.sampler}
     try:
         return Painting.model_validate(
             {**wanted, **{key: value for key, value in changes.items() if value is not None}}

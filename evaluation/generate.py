@@ -22,8 +22,6 @@ from .models import Model, ModelFiles, Painting, open_model
 from .processes import PartialState, process_state
 from .prompts import Prompt
 
-WORKFLOW_NOTE = "Painted with the settings of the workflow, whatever the benchmark or the paper says."
-
 
 def generate(
     path: str | os.PathLike[str],
@@ -45,7 +43,7 @@ def generate(
         name: of the model, for tables.
         files, painting: see `open_model`.
         prompts, seeds: what is asked for; a folder that has more keeps it.
-        benchmark, notes: see `ImageSettings`; the painting's own notes are added.
+        benchmark, notes: see `ImageSettings`; those of the model and of the painting are added.
         device: of this process; None for its own GPU, or the CPU.
 
     Raises:
@@ -59,7 +57,7 @@ def generate(
         benchmark=benchmark,
         seeds=list(seeds),
         painting=model.describe(),
-        notes=[*notes, *([WORKFLOW_NOTE] if files.workflow else painting.notes)],
+        notes=[*notes, *model.notes],
     )
     with state.main_process_first():
         if state.is_main_process:

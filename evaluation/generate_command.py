@@ -37,7 +37,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "prompt needs, as ComfyUI does (default: 1)",
     )
     model.add_argument("--pipeline", help="folder of any text-to-image pipeline of diffusers")
-    model.add_argument("--sampler", choices=("ddim",), help="of a pipeline, in place of its own")
+    model.add_argument(
+        "--sampler", choices=("ddim", "own"), help="of a pipeline (default: the preset's, where it can be)"
+    )
     model.add_argument("--workflow", help="of ComfyUI, as Workflow > Export (API) or Save write it")
     model.add_argument("--server", help="ComfyUI's address (default: http://127.0.0.1:8188)")
     model.add_argument(

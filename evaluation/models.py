@@ -25,12 +25,15 @@ from llm4gen_headless.provenance import content_hash, machine
 
 from .prompts import Prompt
 
+WORKFLOW_NOTE = "Painted with the settings of the workflow, whatever the benchmark or the paper says."
+
 
 class Painting(BaseModel):
     """How a model paints; what a preset says.
 
     Attributes:
-        steps: of DDIM, or of the pipeline's own sampler.
+        steps: of the sampler.
+        sampler: "ddim", or "" for a pipeline's own. The project's families paint with DDIM in either case.
         guidance: scale of classifier-free guidance; 1 is off.
         negative: prompt.
         width, height: pixels; None for the model's own size.
@@ -44,6 +47,7 @@ class Painting(BaseModel):
     negative: str = ""
     width: int | None = Field(default=None, ge=16, multiple_of=8)
     height: int | None = Field(default=None, ge=16, multiple_of=8)
+    sampler: Literal["ddim", ""] = Field(default="ddim", exclude=True)
     notes: tuple[str, ...] = Field(default=(), exclude=True)
 
 
@@ -56,7 +60,7 @@ class ModelFiles(BaseModel):
         chunks: of 77 CLIP tokens that a prompt may have. 1, as in the paper and in diffusers' pipelines, cuts it; None
             takes as many as it needs, as ComfyUI does.
         pipeline: folder of any text-to-image pipeline of diffusers.
-        sampler: of a pipeline: "ddim" in place of its own, if it is a diffusion with a noise schedule like SD's.
+        sampler: of a pipeline: "own" or "ddim"; None is what the preset says, if the pipeline's own can be exchanged.
         workflow: file of ComfyUI's; it holds its own settings, of `Painting` it takes the negative prompt alone, if
             that is not empty.
         server: address of the ComfyUI that runs it.
@@ -80,7 +84,7 @@ class ModelFiles(BaseModel):
     lambda_mode: Literal[LAMBDA_MODES] | None = None  # type: ignore[valid-type]
     chunks: int | None = Field(default=1, ge=1)
     pipeline: str | None = None
-    sampler: Literal["ddim"] | None = None
+    sampler: Literal["ddim", "own"] | None = None
     workflow: str | None = None
     server: str = "http://127.0.0.1:8188"
     prompt_inputs: tuple[str, ...] = ()
@@ -104,7 +108,13 @@ class ModelFiles(BaseModel):
 
 
 class Model(ABC):
-    """Paints prompts."""
+    """Paints prompts.
+
+    Attributes:
+        notes: sentences about how it paints that a reader of its scores should know.
+    """
+
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -185,7 +195,7 @@ class _Base(Model):
 
     def __init__(self, files: ModelFiles, painting: Painting, device: torch.device) -> None:
         assert files.base is not None
-        self.files, self.painting = files, painting
+        self.files, self.painting, self.notes = files, painting, painting.notes
         self.dtype = _dtype(files, device)
         self.painter = Painter.from_files(
             files.base,
@@ -241,7 +251,6 @@ class _Pipeline(Model):
     """Any text-to-image pipeline of diffusers, with its own settings where the preset says nothing."""
 
     def __init__(self, files: ModelFiles, painting: Painting, device: torch.device) -> None:
-        from diffusers import DDIMScheduler
         from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
         assert files.pipeline is not None
@@ -264,13 +273,32 @@ class _Pipeline(Model):
                 f"Pipeline {files.pipeline} is a {type(self.pipeline).__name__}, which paints no prompts; expected a "
                 "text-to-image pipeline."
             )
-        if files.sampler == "ddim":
-            self.pipeline.scheduler = DDIMScheduler.from_config(self.pipeline.scheduler.config)
+        self.notes = (*painting.notes, *self._choose_sampler(files.sampler))
         self.pipeline.set_progress_bar_config(disable=True)
         if getattr(self.pipeline, "safety_checker", None) is not None:
             # It would paint black what it takes for unsafe, and a score of that says nothing about the model.
             self.pipeline.safety_checker = None
         self.takes = inspect.signature(self.pipeline.__call__).parameters
+
+    def _choose_sampler(self, wanted: str | None) -> tuple[str, ...]:
+        """Exchange the sampler if it is wanted and possible; what a reader should know of it."""
+        from diffusers import DDIMScheduler
+
+        own = self.pipeline.scheduler
+        name = type(own).__name__
+        if wanted == "own" or (wanted is None and not self.painting.sampler) or name == "DDIMScheduler":
+            return ()
+        if DDIMScheduler not in own.compatibles:
+            if wanted is not None:
+                raise LLM4GENError(
+                    f"Pipeline {self.files.pipeline} paints with {name}, in whose place DDIM cannot stand; leave the "
+                    "sampler out."
+                )
+            return (f"Painted with the pipeline's own sampler, {name}, in whose place DDIM cannot stand.",)
+        # A latent must not be clipped; a configuration that was written for another sampler may not say so.
+        clip = own.config.get("clip_sample", False)
+        self.pipeline.scheduler = DDIMScheduler.from_config(own.config, clip_sample=clip)
+        return ()
 
     def describe(self) -> dict[str, Any]:
         scheduler = getattr(self.pipeline, "scheduler", None)
@@ -314,6 +342,8 @@ class _Pipeline(Model):
 
 class _Workflow(Model):
     """A workflow of ComfyUI, which holds its own settings."""
+
+    notes = (WORKFLOW_NOTE,)
 
     def __init__(self, files: ModelFiles, painting: Painting) -> None:
         from .comfyui import ComfyUIPainter

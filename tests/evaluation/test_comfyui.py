@@ -21,8 +21,8 @@ from evaluation.comfyui import painter as painter_module
 from evaluation.comfyui.canvas import convert
 from evaluation.comfyui.graph import Graph
 from evaluation.comfyui.places import find_image, find_seeds, find_texts
-from evaluation.generate import WORKFLOW_NOTE
 from evaluation.image_set import ImageSet
+from evaluation.models import WORKFLOW_NOTE
 from evaluation.prompts import Prompt, write_prompts
 from llm4gen_core import LLM4GENError
 

@@ -54,9 +54,47 @@ def test_a_pipeline_paints_what_diffusers_paints(sd15: Path, settings: Painting)
     assert model.describe()["sampler"] == type(pipeline.scheduler).__name__
 
 
-def test_the_sampler_of_a_pipeline_can_be_ddim(sd15: Path, settings: Painting) -> None:
-    model = open_model(ModelFiles(pipeline=str(sd15), sampler="ddim"), settings, "cpu")
-    assert model.describe()["sampler"] == "DDIMScheduler"
+def test_a_pipeline_paints_with_the_presets_sampler_or_its_own(sd15: Path, settings: Painting, monkeypatch) -> None:
+    from diffusers import PNDMScheduler
+
+    monkeypatch.setattr(
+        "diffusers.pipelines.pipeline_utils.DiffusionPipeline.from_pretrained",
+        _with_scheduler(sd15, PNDMScheduler(skip_prk_steps=True)),
+    )
+
+    def sampler(wanted: str | None, of_preset: str) -> str:
+        painting = settings.model_copy(update={"sampler": of_preset})
+        return open_model(ModelFiles(pipeline=str(sd15), sampler=wanted), painting, "cpu").describe()["sampler"]
+
+    assert sampler(None, "ddim") == sampler("ddim", "") == "DDIMScheduler"
+    assert sampler(None, "") == sampler("own", "ddim") == "PNDMScheduler"
+
+
+def test_a_sampler_that_ddim_cannot_stand_for_stays_and_is_said(sd15: Path, settings: Painting, monkeypatch) -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    monkeypatch.setattr(
+        "diffusers.pipelines.pipeline_utils.DiffusionPipeline.from_pretrained",
+        _with_scheduler(sd15, FlowMatchEulerDiscreteScheduler()),
+    )
+    model = open_model(ModelFiles(pipeline=str(sd15)), settings, "cpu")
+    assert model.describe()["sampler"] == "FlowMatchEulerDiscreteScheduler"
+    assert any("in whose place DDIM cannot stand" in note for note in model.notes)
+    with pytest.raises(LLM4GENError, match="in whose place DDIM cannot stand; leave the sampler out"):
+        open_model(ModelFiles(pipeline=str(sd15), sampler="ddim"), settings, "cpu")
+
+
+def _with_scheduler(folder: Path, scheduler: object):
+    """`from_pretrained` of the folder with another scheduler in its place."""
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+
+    def from_pretrained(*args: object, **options: object) -> StableDiffusionPipeline:
+        pipeline.scheduler = scheduler
+        return pipeline
+
+    return from_pretrained
 
 
 def test_settings_change_the_description(sd15: Path, settings: Painting) -> None:
