@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import miniature
 from llm4gen_core import LLM4GENError
 
-from .models import ModelFiles, Painting
+from .model_files import ModelFiles, Painting
 from .prompts import Prompt
 from .sources import choose, find_source, load_prompts
 from .sources.presets import Preset, find_preset
@@ -27,13 +26,11 @@ class Benchmark:
         name: in commands, and of its prompts' source where the user has to download them.
         title: for people.
         metrics: keys of `METRICS`, each of which applies to some of the prompts.
-        note: what the metrics need beside judges.
     """
 
     name: str
     title: str
     metrics: tuple[str, ...]
-    note: str = ""
 
 
 BENCHMARKS = {
@@ -41,12 +38,7 @@ BENCHMARKS = {
     for one in (
         Benchmark("t2i-compbench", "T2I-CompBench", ("blip_vqa", "spatial", "non_spatial", "three_in_one")),
         Benchmark(DENSE, "DensePrompts", ("clip_score", "long_clip_score", "aesthetic", "vqa_score")),
-        Benchmark(
-            "coco",
-            "MS-COCO",
-            ("fid", "inception_score", "clip_score"),
-            "FID needs --option reference=FOLDER with the real images.",
-        ),
+        Benchmark("coco", "MS-COCO", ("fid", "inception_score", "clip_score")),
         Benchmark("dpg-bench", "DPG-Bench", ("dpg",)),
         Benchmark("geneval", "GenEval", ("geneval",)),
         Benchmark(MINIATURE, "Miniature world", ("miniature",)),
@@ -94,7 +86,7 @@ def benchmark_prompts(
         LLM4GENError: see `load_prompts`; or there is no path where one is needed.
     """
     if name == MINIATURE:
-        return choose(_miniature(count or MINIATURE_PROMPTS), "The miniature", categories)
+        return choose(_miniature(count or MINIATURE_PROMPTS), "The miniature", categories, count)
     if name == DENSE and path is None:
         from .dense import shipped_prompts
 
@@ -112,9 +104,8 @@ def benchmark_preset(name: str, preset: str) -> Preset:
         LLM4GENError: see `find_preset`.
     """
     if name == MINIATURE:
-        return Preset(
-            "miniature", "the miniature's report: DDIM, 20 steps, guidance 3", (0,), 20, 3.0, "ddim", "", (), ()
-        )
+        title = f"the miniature's report: DDIM, {miniature.STEPS} steps, guidance {miniature.GUIDANCE:g}"
+        return Preset(title, (0,), miniature.STEPS, miniature.GUIDANCE, "ddim")
     return find_preset(preset, name)
 
 
@@ -138,7 +129,7 @@ def preset_painting(preset: Preset, **changes: object) -> Painting:
 
 def miniature_models() -> dict[str, ModelFiles]:
     """The shipped miniature: its base alone, and with LLM4GEN."""
-    models = Path(miniature.__file__).parent / "models"
+    models = miniature.MODELS
     base, arm = str(models / "base"), models / "llm4gen"
     return {
         "base": ModelFiles(base=base, batch=64),

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from PIL import Image
 from tqdm import tqdm
 
 from llm4gen_core import LLM4GENError
 
 from .image_set import ImageRow, ImageSet, ImageSettings, image_id, noise_seed
-from .models import Model, ModelFiles, Painting, open_model
-from .processes import PartialState, process_state
+from .model_files import ModelFiles, Painting
+from .models import Model, open_model
+from .processes import process_state
 from .prompts import Prompt
 
 

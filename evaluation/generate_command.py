@@ -84,11 +84,11 @@ def add_prompts(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="an image each of every prompt, such as 42-51 or 0,7 (default: the preset's)",
     )
-    painting.add_argument("--steps", type=int, help="in place of the preset's, as are the others")
-    painting.add_argument("--guidance", type=float)
-    painting.add_argument("--negative")
-    painting.add_argument("--width", type=int)
-    painting.add_argument("--height", type=int)
+    painting.add_argument("--steps", type=int, help="of the sampler, in place of the preset's")
+    painting.add_argument("--guidance", type=float, help="scale of classifier-free guidance; 1 is off")
+    painting.add_argument("--negative", help="prompt of what not to paint (default: none)")
+    painting.add_argument("--width", type=int, help="pixels, a multiple of 8 (default: the model's own)")
+    painting.add_argument("--height", type=int, help="the same")
 
 
 def prompts_and_painting(name: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def _generate(args: argparse.Namespace) -> None:
     from llm4gen_headless.command_line import quiet_libraries
 
     from .generate import generate
-    from .models import ModelFiles, model_files
+    from .model_files import ModelFiles, model_files
 
     if args.benchmark is None and args.prompts is None:
         raise LLM4GENError("There are no prompts; give a benchmark (--benchmark) or a file of your own (--prompts).")

@@ -7,8 +7,6 @@ from datetime import timedelta
 import torch
 from accelerate import PartialState
 
-__all__ = ["PartialState", "process_state"]
-
 PATIENCE = timedelta(days=7)
 """That processes wait for the others: a set metric of 30,000 images is made by one while the others wait."""
 

@@ -20,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--models",
         metavar="FILE",
         help="YAML, NAME: {base: ..., adapter: ..., llm: ...} for each model; the first is the baseline. The miniature "
-        "has its own. All fields are described in evaluation/models.py",
+        "has its own. All fields are described in evaluation/model_files.py",
     )
     parser.add_argument("--metrics", nargs="+", metavar="METRIC", help="in place of the benchmark's")
     add_prompts(parser)
@@ -33,7 +33,7 @@ def _run(args: argparse.Namespace) -> None:
 
     from .benchmarks import MINIATURE, find_benchmark, miniature_models
     from .generate import generate
-    from .models import read_models
+    from .model_files import read_models
     from .processes import process_state
     from .report.command import write_report
     from .score import check_metrics, score

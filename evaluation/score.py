@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from tqdm import tqdm
 
 from llm4gen_core import LLM4GENError
@@ -18,7 +19,7 @@ from llm4gen_headless.provenance import fingerprint
 from .image_set import ImageRow, ImageSet, read_scores
 from .metrics import METRICS
 from .metrics.base import Context, ImageMetric, SetMetric
-from .processes import PartialState, process_state
+from .processes import process_state
 
 
 def metric_class(name: str) -> type[ImageMetric] | type[SetMetric]:

@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 
 from llm4gen_headless.images import check_output
+from miniature import GUIDANCE, MODELS, STEPS
 from miniature.scenes import CELL, GRID
 
 from .export import ExportSettings, export
@@ -20,8 +21,7 @@ from .generate import GenerateSettings, generate
 from .loop import Stopped, resume, run
 from .miniature_world import make_world
 from .recipe_file import load_recipe
-from .reproduce.scoring import GUIDANCE, STEPS
-from .reproduce.showcase import ARM, LLM, SHIPPED, compare, looks, painters, save, sheet
+from .reproduce.showcase import ARM, LLM, compare, looks, painters, save, sheet
 from .run_folder import RunFolder
 
 PROMPTS = 4
@@ -80,10 +80,10 @@ def _paint(folder: Path) -> list[Path]:
     for file in files:
         print(file, flush=True)
     arguments: dict[str, Path | float] = {
-        "base": SHIPPED / "base",
-        "unet": SHIPPED / ARM / "unet",
-        "adapter": SHIPPED / ARM / "adapter.safetensors",
-        "llm": SHIPPED / LLM,
+        "base": MODELS / "base",
+        "unet": MODELS / ARM / "unet",
+        "adapter": MODELS / ARM / "adapter.safetensors",
+        "llm": MODELS / LLM,
         "steps": STEPS,
         "guidance": GUIDANCE,
     }

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llm4gen_core import LLM4GENError
+from llm4gen_headless.json_lines import write_text
 from llm4gen_headless.provenance import machine
 
 from .recipe import Recipe
@@ -46,7 +46,7 @@ class RunFolder:
         if self.path.is_file():
             raise LLM4GENError(f"Output {self.path} is a file; give a folder (output=PATH).")
         self.path.mkdir(parents=True, exist_ok=True)
-        _write(self.recipe, recipe.to_yaml())
+        write_text(self.recipe, recipe.to_yaml())
 
     def load(self) -> Recipe:
         """The recipe of an existing run.
@@ -59,7 +59,7 @@ class RunFolder:
         return load_recipe(str(self.recipe))
 
     def write_provenance(self, content: Mapping[str, Any]) -> None:
-        _write(self.provenance, json.dumps({**machine(), **content}, indent=1, ensure_ascii=False) + "\n")
+        write_text(self.provenance, json.dumps({**machine(), **content}, indent=1, ensure_ascii=False) + "\n")
 
     def cut_metrics(self, step: int) -> None:
         """Forget what was logged after a step from which the run goes on; a half-written last line too."""
@@ -72,18 +72,9 @@ class RunFolder:
                     kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):
                 continue
-        _write(self.metrics, "".join(kept))
+        write_text(self.metrics, "".join(kept))
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Append a line to `metrics.jsonl`."""
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -16,36 +16,27 @@ _NOISE = (
 class Preset:
     """
     Attributes:
-        name: "paper" or "bench-official".
         title: for people.
         seeds: of the set, one image each for every prompt. What noise they give: `image_set.noise_seed`.
         steps, guidance: of the sampler and of classifier-free guidance.
         sampler: "ddim", or "" for the model's own.
-        dtype: that the official script loads the model in; "" where none is said.
-        known: what of it the official sources say; the rest is this project's choice.
         differs: what is not as in the official protocol, a sentence each, for the report.
     """
 
-    name: str
     title: str
     seeds: tuple[int, ...]
     steps: int
     guidance: float
     sampler: str
-    dtype: str
-    known: tuple[str, ...]
-    differs: tuple[str, ...]
+    differs: tuple[str, ...] = ()
 
 
 _T2I_OFFICIAL = Preset(
-    "bench-official",
     "T2I-CompBench's script",
     tuple(range(42, 52)),
     30,
     7.5,
     "ddim",
-    "float16",
-    ("seeds", "steps", "guidance", "sampler", "dtype"),
     (
         _NOISE,
         "The official script paints with SD2-base; the model here is the one that is measured.",
@@ -54,14 +45,11 @@ _T2I_OFFICIAL = Preset(
     ),
 )
 _GENEVAL_OFFICIAL = Preset(
-    "bench-official",
     "GenEval's script",
     (42, 43, 44, 45),
     50,
     9.0,
     "",
-    "float16",
-    ("steps", "guidance", "sampler", "dtype"),
     (
         _NOISE,
         "The official script seeds one generator with 42 for each prompt and draws the noise of its four images from "
@@ -71,14 +59,11 @@ _GENEVAL_OFFICIAL = Preset(
     ),
 )
 _DPG_OFFICIAL = Preset(
-    "bench-official",
     "DPG-Bench: four images a prompt",
     (0, 1, 2, 3),
     50,
     7.5,
     "",
-    "",
-    (),
     (
         "DPG-Bench asks for four images a prompt and leaves seeds, sampler, steps and guidance open; 0 to 3, 50 and "
         "7.5 are chosen here.",
@@ -86,14 +71,11 @@ _DPG_OFFICIAL = Preset(
     ),
 )
 _COCO_OFFICIAL = Preset(
-    "bench-official",
     "MS-COCO: one image a caption, seed = caption id",
     (0,),
     50,
     7.5,
     "ddim",
-    "",
-    (),
     (
         "There is no official way to paint MS-COCO's captions; papers say neither which captions they drew nor their "
         "seeds. One image each with the caption's id as its seed, 50 steps and 7.5 are chosen here.",
@@ -134,13 +116,10 @@ def find_preset(name: str, source: str) -> Preset:
             )
         return official
     return Preset(
-        "paper",
         "LLM4GEN's paper: DDIM, 50 steps, guidance 7.5",
         official.seeds if official else (0,),
         50,
         7.5,
         "ddim",
-        "",
-        ("steps", "guidance", "sampler"),
         ("The paper says neither its seeds nor how many images a prompt it paints; they are the benchmark's here.",),
     )

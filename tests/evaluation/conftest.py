@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
+from evaluation.benchmarks import miniature_models
 from evaluation.metrics.miniature import caption_prompt
-from evaluation.models import ModelFiles, Painting
+from evaluation.model_files import ModelFiles, Painting
 from evaluation.prompts import Prompt
 from miniature.dataset import SETS
-
-MODELS = Path(__file__).resolve().parents[2] / "miniature" / "models"
 
 
 @pytest.fixture(scope="session")
@@ -26,19 +23,12 @@ def prompts() -> list[Prompt]:
 
 @pytest.fixture(scope="session")
 def base() -> ModelFiles:
-    return ModelFiles(base=str(MODELS / "base"), batch=4)
+    return miniature_models()["base"].model_copy(update={"batch": 4})
 
 
 @pytest.fixture(scope="session")
 def llm4gen() -> ModelFiles:
-    arm = MODELS / "llm4gen"
-    return ModelFiles(
-        base=str(MODELS / "base"),
-        unet=str(arm / "unet"),
-        adapter=str(arm / "adapter.safetensors"),
-        llm=str(MODELS / "t5"),
-        batch=4,
-    )
+    return miniature_models()["LLM4GEN"].model_copy(update={"batch": 4})
 
 
 @pytest.fixture(scope="session")

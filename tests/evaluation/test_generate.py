@@ -19,7 +19,8 @@ from PIL import Image
 from evaluation import generate as module
 from evaluation.generate import generate
 from evaluation.image_set import ImageSet, image_id
-from evaluation.models import Model, ModelFiles, Painting, open_model
+from evaluation.model_files import ModelFiles, Painting
+from evaluation.models import Model, open_model
 from evaluation.prompts import Prompt, write_prompts
 from llm4gen_core import LLM4GENError
 from llm4gen_headless.painter import Painter

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.models import ModelFiles, Painting, model_files, open_model, read_models
+from evaluation.model_files import ModelFiles, Painting, model_files, read_models
+from evaluation.models import open_model
 from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
 from train.small_models import make_diffusers_folder

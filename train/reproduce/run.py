@@ -25,6 +25,7 @@ from pydantic import JsonValue
 from llm4gen_core import GuidanceOptions, LLM4GENError
 from llm4gen_headless.attention import install_cross_attention
 from llm4gen_headless.devices import choose_device
+from llm4gen_headless.json_lines import write_text
 from llm4gen_headless.painter import Painter
 from llm4gen_headless.provenance import fingerprint, machine
 from miniature.captions import Caption
@@ -395,7 +396,4 @@ def _write_arrays(path: Path, arrays: dict[str, Any]) -> None:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(content, indent=1) + "\n")

@@ -12,14 +12,12 @@ from numpy.typing import NDArray
 from llm4gen_core import Span
 from llm4gen_headless.painter import Painter
 from llm4gen_headless.provenance import fingerprint
+from miniature import GUIDANCE, STEPS
 from miniature.captions import Caption
 from miniature.dataset import SETS
 from miniature.judge import read, score
 
 from ..attention_maps import attention_maps
-
-STEPS, GUIDANCE = 20, 3.0
-"""Of DDIM. More steps change nothing that the judge sees, and a higher scale burns these images out."""
 
 MEASURES = ("accuracy", "words", "binding", "exact")
 """Fields of `miniature.judge.Score` that are kept of every image."""

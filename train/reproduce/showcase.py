@@ -13,21 +13,19 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-import miniature
 from llm4gen_core import LLM4GENError, Span
 from llm4gen_headless.images import save_png
 from llm4gen_headless.painter import Painter
+from miniature import GUIDANCE, MODELS, STEPS
 from miniature.captions import Caption
 from miniature.dataset import draw_pair
 from miniature.judge import Score, read, score
 from miniature.scenes import COLORS, Scene, render
 
 from ..attention_maps import attention_maps, strip
-from .scoring import GUIDANCE, STEPS, paint, to_bytes
+from .scoring import paint, to_bytes
 from .ship import ARM, LLM
 
-SHIPPED = Path(miniature.__file__).parent / "models"
-"""Made by `python -m train reproduce` with `--ship`; `provenance.json` inside says how."""
 SEED = 2025
 """Of the demo's scenes, which are drawn apart from the sets of prompts that the report measures."""
 _SIDE, _TEXT, _GAP, _LINE = 192, 470, 16, 20
@@ -49,7 +47,7 @@ class Shown:
         return first, second
 
 
-def painters(models: Path = SHIPPED) -> tuple[Painter, Painter]:
+def painters(models: Path = MODELS) -> tuple[Painter, Painter]:
     """The base alone, and with LLM4GEN.
 
     Raises:

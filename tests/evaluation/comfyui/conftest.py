@@ -1,0 +1,40 @@
+"""A fake ComfyUI, and painters that are connected to it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from fake_comfyui import FakeComfyUI, plain
+
+from evaluation.comfyui import ComfyUIPainter
+from evaluation.comfyui import painter as painter_module
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch):
+    """Look at the queue more often than once in a second."""
+    monkeypatch.setattr(painter_module, "_LOOK", 0.05)
+
+
+@pytest.fixture
+def comfy():
+    server = FakeComfyUI()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def connect(comfy, tmp_path):
+    painters = []
+
+    def connect(graph=None, **options):
+        file = tmp_path / "workflow.json"
+        file.write_text(json.dumps(plain() if graph is None else graph), encoding="utf-8")
+        options = {"patience": 5, **options}
+        painters.append(ComfyUIPainter.connect(comfy.url, file, **options))
+        return painters[-1]
+
+    yield connect
+    for painter in painters:
+        painter.close()
