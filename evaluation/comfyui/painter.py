@@ -205,7 +205,8 @@ class ComfyUIPainter:
                 asked.started = looked
             if asked.started is not None and looked - asked.started > self._timeout:
                 raise LLM4GENError(
-                    f"{asked} is not ready after {self._timeout:g} s; look at ComfyUI, or allow more time."
+                    f"{asked} is not ready after {self._timeout:g} s; look at ComfyUI's window. The same "
+                    "command goes on there."
                 )
             if asked.name not in running | queued:
                 self._ask_again(flight, running | queued)

@@ -20,7 +20,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for report.html and report.json")
     parser.add_argument(
-        "--markdown", action="store_true", help="print the main tables as Markdown, and nothing else, to stdout"
+        "--markdown",
+        action="store_true",
+        help="print the first table of each benchmark as Markdown, and nothing else, to stdout",
     )
     parser.set_defaults(run=_run)
 

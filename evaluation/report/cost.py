@@ -66,12 +66,9 @@ def _turned_over(seconds: Measured | Absent) -> Measured | Absent:
 
 def _device(row: ImageRow) -> tuple[str, str]:
     """Kind of device, and the unit of its hours."""
-    device, gpu = str(row.made.get("device") or "not said"), row.made.get("gpu")
-    if isinstance(gpu, str) and gpu:
-        return gpu, "GPU-hours"
-    kind = device.partition(":")[0].lower()
-    if kind == "cpu":
+    if server := row.made.get("server"):
+        return f"ComfyUI at {server}", "hours"
+    device = str(row.made.get("device") or "not said")
+    if device == "cpu":
         return "CPU", "CPU-hours"
-    if kind in ("cuda", "mps", "xpu", "hip"):
-        return f"GPU ({kind})", "GPU-hours"
-    return (f"ComfyUI at {device}" if kind in ("http", "https") else device), "hours"
+    return device, "hours" if device == "not said" else "GPU-hours"

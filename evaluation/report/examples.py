@@ -161,7 +161,7 @@ def samples(group: Group) -> list[Sample]:
             baseline.known[name].text,
             baseline.known[name].category,
             seed,
-            tuple(_picture(one, name, seed) for one in group.sets),
+            tuple(_picture(one, name, seed) for one in group.sets if one.known.get(name) == baseline.known[name]),
         )
         for name in chosen
     ]

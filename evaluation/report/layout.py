@@ -69,7 +69,7 @@ font-size:.78rem;color:var(--series-1);padding:.4rem;text-align:center}
 class ReportPage(Page):
     """A page of measured and of quoted numbers, which never share a table.
 
-    `numbers` takes cells that carry their interval and count; nothing else on the page shows a result.
+    `numbers` takes cells that carry their interval and count; scores of single images stand under their pictures.
     """
 
     def html(self) -> str:

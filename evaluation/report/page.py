@@ -48,7 +48,8 @@ def _head(page: ReportPage, report: Report) -> None:
     if others:
         page.notices("Before you compare", others)
     page.text(
-        "Every measured number stands with its 95 % interval and the number of images behind it. Prompts are the "
+        "Every mean and difference stands with its 95 % interval and the number of images behind it; scores of single "
+        "images stand under their pictures as they are. Prompts are the "
         "sample: the images of a prompt count as one cluster, so that an interval says what other prompts of the same "
         "kind would give, for the same trained model. It says nothing about a second training. *Differences* are of "
         "the same prompt and seed in both sets. What others have published stands in frames of its own, marked as "
@@ -186,8 +187,8 @@ def _example(found: WinsAndLosses, example: Example, pictures: Pictures) -> str:
 def _cost(page: ReportPage, report: Report) -> None:
     page.heading("Cost")
     page.text(
-        "From the time that each image took on its device, loading of the models left out. Hours are those of "
-        "processes: two that run side by side count twice."
+        "From the seconds that were waited for each image. Models of diffusers are loaded before that; a ComfyUI "
+        "server loads its own during the first image. Hours are those of processes: two that run side by side count twice."
     )
     columns = (
         Column("images_per_second", "Images a second", ""),

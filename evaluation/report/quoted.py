@@ -179,19 +179,6 @@ _DENSE = QuotedTable(
     ),
 )
 
-_STUDY = QuotedTable(
-    "llm4gen_figure_6",
-    "user_study",
-    "User study, as the LLM4GEN paper describes it (Fig. 6)",
-    "%, as the text words it: “higher voting preferences compared to SDXL”",
-    ("Sample quality", "Image-text alignment"),
-    _rows(f"{_PAPER}, text on Fig. 6", ("LLM4GEN SDXL against SDXL", "60.3 66.5")),
-    (
-        "The paper does not say how many people voted on how many pairs, nor what became of ties, and “higher” may "
-        "mean the share of votes or a difference. No interval can be made from it.",
-    ),
-)
-
 _DPG = QuotedTable(
     "dpg_bench",
     "dpg-bench",
@@ -267,7 +254,7 @@ _COST = QuotedTable(
     ),
 )
 
-QUOTED = (_T2I, _T2I_OTHERS, _COCO, _DENSE, _STUDY, _DPG, _GENEVAL, _COST)
+QUOTED = (_T2I, _T2I_OTHERS, _COCO, _DENSE, _DPG, _GENEVAL, _COST)
 
 
 def quoted(benchmark: str) -> list[QuotedTable]:

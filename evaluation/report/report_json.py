@@ -13,7 +13,8 @@ Keys are stable; `schema` grows when one changes its meaning. Shares lie from 0 
                        seeds, prompts, images_asked, images_there, images_missing (ids), images_hash, painted_by}]
         judges        [{metric, title, judge (fingerprint), describe, sets: {label: scores that count}}]
         tables        [{key, title, notes,
-                       columns: [{key, title, metric, category, part, macro, share, counted, lower_is_better}],
+                       columns: [{key, title, metric, category, part, macro, group, share,
+                                 percent, counted, lower_is_better}],
                        rows: [{set, cells: {column key: CELL}}],
                        comparisons: [{set, baseline, cells: {column key: CELL}}]}]
         set_metrics   [{set, metric, judge, numbers: {name: {value, low, high, n, how, details}}}]
@@ -27,7 +28,7 @@ Keys are stable; `schema` grows when one changes its meaning. Shares lie from 0 
     program           versions of what made the report
 
 CELL is one of
-    {"kind": "measured", value, low, high, confidence, n, prompts, asked, how}
+    {"kind": "measured", value, low, high, confidence, n, prompts, asked, how, note}
     {"kind": "difference", value, low, high, confidence, p, p_holm, pairs, prompts, how}   set less baseline
     {"kind": "count", part, whole}        prompts; counted, no sample
     {"kind": "total", value, unit, n}     a sum, no sample

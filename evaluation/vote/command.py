@@ -65,7 +65,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "comes back under the same name goes on where they were. The page never says which model an image is from.",
     )
     _add_study(serve)
-    serve.add_argument("--port", type=int, default=8090, help="default: %(default)s; 0 takes a free one")
+    serve.add_argument(
+        "--port", type=int, default=8090, help="port to listen on (default: %(default)s; 0 takes a free one)"
+    )
     serve.add_argument(
         "--host",
         default="127.0.0.1",

@@ -75,7 +75,8 @@ def page(results: Results) -> Page:
 
 _QUOTED_TEXT = (
     "Quoted, not measured here: *60.3 % and 66.5 % higher voting preferences compared to SDXL in terms of Aesthetic "
-    "and Semantic* (text on Fig. 6), read here as shares of votes. The paper states neither the numbers of votes, "
+    "and Semantic* (text on Fig. 6), read here as shares of votes, though a "
+    "difference may be meant. The paper states neither the numbers of votes, "
     "raters and prompts nor an interval, and not how ties were counted; its prompts and its SDXL model were never "
     "published."
 )

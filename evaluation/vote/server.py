@@ -130,9 +130,9 @@ class VoteServer:
             return _answer({"error": "There is no such image in this study."}, 404)
         try:
             content = await asyncio.to_thread(self._stripped, image)
-        except (LLM4GENError, OSError):
+        except (LLM4GENError, OSError) as error:
             # The sentence names the file, and with it the model: it is for the one who runs the study.
-            print(f"An image of {image.model} ({image.file}) cannot be shown any more; see `vote serve`.", flush=True)
+            print(error, flush=True)
             return _answer({"error": "This image cannot be read any more; tell whoever runs the study."}, 500)
         # The bytes of an address never change: it is made from their hash.
         return web.Response(body=content, content_type="image/png", headers={"Cache-Control": "private, max-age=86400"})
