@@ -188,7 +188,8 @@ def _cost(page: ReportPage, report: Report) -> None:
     page.heading("Cost")
     page.text(
         "From the seconds that were waited for each image. Models of diffusers are loaded before that; a ComfyUI "
-        "server loads its own during the first image. Hours are those of processes: two that run side by side count twice."
+        "server loads its own during the first image. Hours are those of processes: two that run side by side count "
+        "twice."
     )
     columns = (
         Column("images_per_second", "Images a second", ""),

@@ -31,6 +31,12 @@ from llm4gen_core import LLM4GENError
 RNG = np.random.default_rng(3)
 
 
+@pytest.fixture(autouse=True)
+def _numbers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test draws does not depend on which tests ran before."""
+    monkeypatch.setitem(globals(), "RNG", np.random.default_rng(3))
+
+
 def by_prompt(values: np.ndarray) -> tuple[float, float, int]:
     """Mean over all images, its standard error from the prompts' means, and their number; for complete values."""
     means = values.mean(1)
