@@ -39,8 +39,9 @@ def judge_folder(judges: Path, judge: Judge) -> Path:
     folder = judges / judge.folder
     missing = [name for name in judge.files if not any((folder / one).is_file() for one in name.split("|"))]
     if missing:
+        lacking = ", ".join(missing).replace("|", " or ")
         raise LLM4GENError(
-            f"Judge {folder} {'lacks ' + ', '.join(missing) if folder.is_dir() else 'does not exist'}; download "
+            f"Judge {folder} {f'lacks {lacking}' if folder.is_dir() else 'does not exist'}; download "
             f"{judge.repository} ({judge.size}, {judge.licence}) into it, or give another folder of judges (--judges)."
         )
     return folder

@@ -21,11 +21,11 @@ from .spread import over_prompts, over_seeds
 
 _BIASED = (
     "The FID of n images lies above that of more images, roughly by something over n (Chong and Forsyth 2020, arXiv "
-    "1911.07023): compare it with FIDs of the same n alone. The interval is about the FID of n images."
+    "1911.07023): compare it with FIDs of the same images_each alone. The interval is about the FID of so many images."
 )
 _SINGULAR = (
-    f"n is not above the {FEATURES} dimensions of the features, so that the covariance is singular and most of this "
-    "number may be bias; kid has none."
+    f"images_each is not above the {FEATURES} dimensions of the features, so that the covariance is singular and "
+    "most of this number may be bias; kid has none."
 )
 
 

@@ -27,8 +27,9 @@ from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d
 
 from llm4gen_core import LLM4GENError
 
-from ..judges import Judge, judge_folder
+from ..judges import Judge
 from .base import Context
+from .judge_model import chosen_folder
 
 FEATURES = 2048
 CLASSES = 1008
@@ -155,7 +156,7 @@ class InceptionNetwork:
             LLM4GENError: the weights are missing or are another network's, or an option is wrong.
         """
         preparation = Preparation.from_options(context.options)
-        folder = judge_folder(context.judges, INCEPTION)
+        folder = chosen_folder(context, INCEPTION)
         weights = next(path for path in (folder / name for name in _NAMES.split("|")) if path.is_file())
         return cls(weights, preparation, context.device)
 

@@ -71,7 +71,7 @@ class Spatial(ImageMetric):
 
     score = s1 / 4 + s2 / 4 + p / 2, with the detector's confidences s of both objects (0 where one is not found, and
     then p is 0 as well) and the position p from 0 to 1, see `positions`. What is below 1/2 counts as 0: an image with
-    one of the objects, or with both on the wrong sides, has no score.
+    one of the objects always, one with both on the wrong sides unless the detector is wholly sure of both.
 
     What differs from the authors' script:
     - UniDet (NVIDIA's non-commercial licence, detectron2) is not used, but a detector of transformers. Confidences of

@@ -58,8 +58,11 @@ def _prompt(place: int, numbered: tuple[int, bytes], file: Path) -> Prompt:
             raise ValueError(f"tag {row['tag']!r}, include {row['include']!r}")
         return Prompt.model_validate({"id": f"{place:05}", "text": text, "category": row["tag"], "about": row})
     except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, ValidationError):
+            reason = error.errors(include_url=False)[0]["msg"]
         raise LLM4GENError(
-            f"{_WHAT} {file}, line {number}, is none of its prompts ({type(error).__name__}: {error}); expected tag "
+            f"{_WHAT} {file}, line {number}, is none of its prompts ({reason}); expected tag "
             f"(one of {', '.join(TASKS)}), include and prompt. Download the file again."
         ) from error
 

@@ -138,7 +138,7 @@ def test_all_missing_judges_are_named_at_once(tmp_path: Path, monkeypatch) -> No
     with pytest.raises(LLM4GENError) as error:
         check_metrics(["red"], Context(tmp_path))
     assert "one does not exist; download some/one (1 GB, MIT)" in str(error.value)
-    assert "two lacks a.safetensors|b.bin; download some/two" in str(error.value)
+    assert "two lacks a.safetensors or b.bin; download some/two" in str(error.value)
     for name in ("one/config.json", "two/b.bin"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()

@@ -112,7 +112,7 @@ def test_eight_chunks_count_and_directions_do_not(blip_folder: Path, pictures: l
 
 def test_more_questions_than_a_batch(blip_folder: Path, pictures: list[Image.Image]) -> None:
     judge = BlipJudge(blip_folder)
-    questions = ["a cat?", "a red book?", "a blue vase?", "a bowl?", "the bench?", "a green book?", "cat?"]
+    questions = ["a cat?", "a bowl?", "a vase?", "a book?", "a bench?", "the cat?", "the bowl?"]
     found = judge.yes([*pictures, *pictures], [questions, [], questions, questions, questions, questions])
     assert [len(row) for row in found] == [7, 0, 7, 7, 7, 7]
     assert found[5] == pytest.approx(judge.yes(pictures[2:], [questions])[0], abs=1e-5)
