@@ -108,10 +108,10 @@ class Step:
     def __init__(self, options: argparse.Namespace, alpha: float) -> None:
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-        from llm4gen_headless.families import FAMILIES
-        from llm4gen_headless.schedule import NoiseSchedule
-        from train.denoising import Denoising
-        from train.objective import Objective
+        from llm4gen_diffusers.families import FAMILIES
+        from llm4gen_diffusers.schedule import NoiseSchedule
+        from train.noise_target import NoiseTarget
+        from train.training_loss import TrainingLoss
 
         device = torch.device(options.device)
         config = UNETS[options.unet]
@@ -122,14 +122,14 @@ class Step:
             adapter = CrossAdapter(CrossAdapterConfig(config["cross_attention_dim"], 2048))
         if options.checkpointing:
             family.unet.enable_gradient_checkpointing()
-        denoising = Denoising(NoiseSchedule.stable_diffusion())
+        denoising = NoiseTarget(NoiseSchedule.stable_diffusion())
         self.guidance = GuidanceOptions(alpha=alpha)
-        self.objective = Objective(family, adapter, denoising, self.guidance).to(device)
+        self.objective = TrainingLoss(family, adapter, denoising, self.guidance).to(device)
         self.optimizer = torch.optim.AdamW(self.objective.parameters(), lr=1e-9, fused=True)
         self.width = config["cross_attention_dim"]
 
     def inputs(self) -> Any:
-        from train.objective import StepInputs
+        from train.training_loss import StepInputs
 
         batch, side, device = self.options.batch, self.options.size // 8, self.device
         targets = guidance_targets([pairs(self.options.pairs)] * batch, self.guidance).to(device)

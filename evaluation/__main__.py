@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from llm4gen_headless.command_line import Parser, run_command
+from llm4gen_diffusers.command_line import Parser, run_command
 
 
 def build_parser() -> Parser:

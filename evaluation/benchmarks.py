@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import miniature
 from llm4gen_core import LLM4GENError
 
-from .model_files import ModelFiles, Painting
+from .model_files import GenerationOptions, ModelFiles
 from .prompts import Prompt
 from .sources import choose, find_source, load_prompts
 from .sources.presets import Preset, find_preset
@@ -109,8 +109,8 @@ def benchmark_preset(name: str, preset: str) -> Preset:
     return find_preset(preset, name)
 
 
-def preset_painting(preset: Preset, **changes: object) -> Painting:
-    """`Painting` of a preset, with what is not None of the changes in its place.
+def preset_options(preset: Preset, **changes: object) -> GenerationOptions:
+    """`GenerationOptions` of a preset, with what is not None of the changes in its place.
 
     Raises:
         LLM4GENError: a value is impossible.
@@ -119,7 +119,7 @@ def preset_painting(preset: Preset, **changes: object) -> Painting:
 
     wanted = {"steps": preset.steps, "guidance": preset.guidance, "sampler": preset.sampler}
     try:
-        return Painting.model_validate(
+        return GenerationOptions.model_validate(
             {**wanted, **{key: value for key, value in changes.items() if value is not None}}
         )
     except ValidationError as error:

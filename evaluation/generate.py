@@ -19,7 +19,7 @@ from tqdm import tqdm
 from llm4gen_core import LLM4GENError
 
 from .image_set import ImageRow, ImageSet, ImageSettings, image_id, noise_seed
-from .model_files import ModelFiles, Painting
+from .model_files import GenerationOptions, ModelFiles
 from .models import Model, open_model
 from .processes import process_state
 from .prompts import Prompt
@@ -29,7 +29,7 @@ def generate(
     path: str | os.PathLike[str],
     name: str,
     files: ModelFiles,
-    painting: Painting,
+    painting: GenerationOptions,
     prompts: Sequence[Prompt],
     seeds: Sequence[int],
     benchmark: str = "",
@@ -86,7 +86,7 @@ def _paint(
     name: str,
 ) -> None:
     """Paint images and enter each into the manifest after its file is there."""
-    painted = model.paint([prompt for prompt, _ in missing], [noise_seed(prompt, seed) for prompt, seed in missing])
+    painted = model.generate([prompt for prompt, _ in missing], [noise_seed(prompt, seed) for prompt, seed in missing])
     work = iter(missing)
     with contextlib.closing(painted), tqdm(total=len(missing), unit="image", desc=name, disable=None) as bar:
         for batch, seconds in _timed(painted):

@@ -91,13 +91,13 @@ def add_prompts(parser: argparse.ArgumentParser) -> None:
     painting.add_argument("--height", type=int, help="the same")
 
 
-def prompts_and_painting(name: str, args: argparse.Namespace) -> dict[str, Any]:
+def prompts_and_options(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """`prompts`, `painting`, `seeds` and `notes` for `generate`, for the arguments that `add_prompts` added.
 
     Raises:
         LLM4GENError: a value is impossible, or prompts are missing (what to download and where from).
     """
-    from .benchmarks import benchmark_preset, benchmark_prompts, preset_painting
+    from .benchmarks import benchmark_preset, benchmark_prompts, preset_options
 
     preset = benchmark_preset(name, args.preset)
     changes = {key: getattr(args, key) for key in ("steps", "guidance", "negative", "width", "height")}
@@ -106,7 +106,7 @@ def prompts_and_painting(name: str, args: argparse.Namespace) -> dict[str, Any]:
     if changed:
         notes.append(f"Changed from that: {', '.join(changed)}.")
     return {
-        "painting": preset_painting(preset, notes=tuple(notes), **changes),
+        "painting": preset_options(preset, notes=tuple(notes), **changes),
         "prompts": benchmark_prompts(name, args.prompts, args.categories, args.count),
         "seeds": args.seeds or list(preset.seeds),
         "notes": [] if args.count is None else [f"Only the first {args.count} prompts of each category."],
@@ -129,7 +129,7 @@ def _seeds(text: str) -> list[int]:
 def _generate(args: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from llm4gen_headless.command_line import quiet_libraries
+    from llm4gen_diffusers.command_line import quiet_libraries
 
     from .generate import generate
     from .model_files import ModelFiles, model_files
@@ -152,6 +152,6 @@ def _generate(args: argparse.Namespace) -> None:
         files,
         benchmark=args.benchmark or "",
         device=args.device,
-        **prompts_and_painting(source, args),
+        **prompts_and_options(source, args),
     )
     print(f"{images.path}: {len(images.rows())} images")

@@ -13,8 +13,8 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from llm4gen_core import LLM4GENError
-from llm4gen_headless.json_lines import JSONLines, write_text
-from llm4gen_headless.provenance import fingerprint
+from llm4gen_core.files import JSONLines, write_text
+from llm4gen_diffusers.provenance import fingerprint
 
 from .prompts import Prompt, read_prompts, write_prompts
 

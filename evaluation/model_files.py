@@ -15,7 +15,7 @@ PATHS = ("base", "unet", "adapter", "llm", "clip", "tokenizer", "pipeline", "wor
 """Fields of `ModelFiles` that name files and folders."""
 
 
-class Painting(BaseModel):
+class GenerationOptions(BaseModel):
     """How a model paints; what a preset says.
 
     Attributes:
@@ -42,17 +42,18 @@ class ModelFiles(BaseModel):
     """A model by its files; exactly one of `base`, `pipeline` and `workflow` says which kind it is.
 
     Attributes:
-        base, unet, adapter, llm, clip, tokenizer, family, lambda_mode: see `Painter.from_files`.
+        base, unet, adapter, llm, clip, tokenizer, family, lambda_mode: see `Pipeline.from_files`.
         strength: λ; None for the adapter's default.
         chunks: of 77 CLIP tokens that a prompt may have. 1, as in the paper and in diffusers' pipelines, cuts it; None
             takes as many as it needs, as ComfyUI does.
         pipeline: folder of any text-to-image pipeline of diffusers.
         sampler: of a pipeline: "own" or "ddim"; None is what the preset says, if the pipeline's own can be exchanged.
-        workflow: file of ComfyUI's; it holds its own settings, of `Painting` it takes the negative prompt alone, if
+        workflow: file of ComfyUI's; it holds its own settings, of `GenerationOptions` it takes the negative
+            prompt alone, if
             that is not empty.
         server: address of the ComfyUI that runs it.
         prompt_inputs, negative_inputs, seed_inputs, output_node: where the workflow does not say itself what they are;
-            see `ComfyUIPainter.connect`.
+            see `ComfyUIPipeline.connect`.
         weights: parentheses in prompts are weights for the workflow.
         dtype: of the models; None is float16 on a GPU and float32 elsewhere.
         batch: images that are painted at once. What shares a batch may change the last bits of a float.

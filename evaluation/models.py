@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from llm4gen_core import LLM4GENError
-from llm4gen_headless.devices import DTYPES, choose_device
-from llm4gen_headless.images import to_image
-from llm4gen_headless.painter import Painter
-from llm4gen_headless.provenance import content_hash, machine
+from llm4gen_diffusers.devices import DTYPES, choose_device
+from llm4gen_diffusers.images import to_image
+from llm4gen_diffusers.provenance import content_hash, machine
+from llm4gen_diffusers.sampling import Pipeline
 
-from .model_files import PATHS, ModelFiles, Painting
+from .model_files import PATHS, GenerationOptions, ModelFiles
 from .prompts import Prompt
 
 WORKFLOW_NOTE = "Painted with the settings of the workflow, whatever the benchmark or the paper says."
@@ -44,7 +44,7 @@ class Model(ABC):
         """What paints: device and program; JSON values. Another one may change the last bits of a float."""
 
     @abstractmethod
-    def paint(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Generator[list[Image.Image], None, None]:
+    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Generator[list[Image.Image], None, None]:
         """Paint each prompt with the noise of its seed.
 
         Yields:
@@ -52,7 +52,7 @@ class Model(ABC):
         """
 
 
-def open_model(files: ModelFiles, painting: Painting, device: str | None = None) -> Model:
+def open_model(files: ModelFiles, painting: GenerationOptions, device: str | None = None) -> Model:
     """Load a model.
 
     Args:
@@ -69,11 +69,11 @@ def open_model(files: ModelFiles, painting: Painting, device: str | None = None)
 class _Base(Model):
     """A base of one of the project's families, alone or with LLM4GEN."""
 
-    def __init__(self, files: ModelFiles, painting: Painting, device: torch.device) -> None:
+    def __init__(self, files: ModelFiles, painting: GenerationOptions, device: torch.device) -> None:
         assert files.base is not None
         self.files, self.painting, self.notes = files, painting, painting.notes
         self.dtype = _dtype(files, device)
-        self.painter = Painter.from_files(
+        self.painter = Pipeline.from_files(
             files.base,
             family=files.family,
             unet=files.unet,
@@ -109,9 +109,9 @@ class _Base(Model):
     def made(self) -> dict[str, Any]:
         return _made(self.painter.device)
 
-    def paint(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Generator[list[Image.Image], None, None]:
+    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Generator[list[Image.Image], None, None]:
         for part in _batches(len(prompts), self.files.batch):
-            images = self.painter.paint_prompts(
+            images = self.painter.generate_prompts(
                 [prompt.text for prompt in prompts[part]],
                 seeds=seeds[part],
                 **self.painting.model_dump(),
@@ -126,7 +126,7 @@ class _Base(Model):
 class _Pipeline(Model):
     """Any text-to-image pipeline of diffusers, with its own settings where the preset says nothing."""
 
-    def __init__(self, files: ModelFiles, painting: Painting, device: torch.device) -> None:
+    def __init__(self, files: ModelFiles, painting: GenerationOptions, device: torch.device) -> None:
         from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
         assert files.pipeline is not None
@@ -196,7 +196,7 @@ class _Pipeline(Model):
     def made(self) -> dict[str, Any]:
         return _made(self.device)
 
-    def paint(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Generator[list[Image.Image], None, None]:
+    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Generator[list[Image.Image], None, None]:
         settings = {
             "num_inference_steps": self.painting.steps,
             "guidance_scale": self.painting.guidance,
@@ -221,11 +221,11 @@ class _Workflow(Model):
 
     notes = (WORKFLOW_NOTE,)
 
-    def __init__(self, files: ModelFiles, painting: Painting) -> None:
-        from .comfyui import ComfyUIPainter
+    def __init__(self, files: ModelFiles, painting: GenerationOptions) -> None:
+        from .comfyui import ComfyUIPipeline
 
         assert files.workflow is not None
-        self.painter = ComfyUIPainter.connect(
+        self.painter = ComfyUIPipeline.connect(
             files.server,
             Path(files.workflow),
             prompt_inputs=files.prompt_inputs,
@@ -242,8 +242,8 @@ class _Workflow(Model):
     def made(self) -> dict[str, Any]:
         return self.painter.made()
 
-    def paint(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Generator[list[Image.Image], None, None]:
-        with contextlib.closing(self.painter.paint(prompts, seeds)) as images:
+    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Generator[list[Image.Image], None, None]:
+        with contextlib.closing(self.painter.generate(prompts, seeds)) as images:
             for image in images:
                 yield [image]
 

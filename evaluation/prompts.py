@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from llm4gen_core import LLM4GENError
-from llm4gen_headless.json_lines import JSONLines, write_json_lines
+from llm4gen_core.files import JSONLines, write_json_lines
 
 
 class Prompt(BaseModel):

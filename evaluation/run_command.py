@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llm4gen_core import LLM4GENError
 
-from .generate_command import add_prompts, prompts_and_painting
+from .generate_command import add_prompts, prompts_and_options
 from .score_command import add_judges, context
 
 
@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from llm4gen_headless.command_line import quiet_libraries
+    from llm4gen_diffusers.command_line import quiet_libraries
 
     from .benchmarks import MINIATURE, find_benchmark, miniature_models
     from .generate import generate
@@ -51,7 +51,7 @@ def _run(args: argparse.Namespace) -> None:
     metrics = args.metrics or benchmark.metrics
     judging = context(args)
     check_metrics(metrics, judging)
-    asked = prompts_and_painting(benchmark.name, args)
+    asked = prompts_and_options(benchmark.name, args)
     quiet_libraries()
     sets = [
         generate(folders[name], name, files, benchmark=benchmark.name, device=args.device, **asked)

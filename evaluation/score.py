@@ -13,8 +13,8 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from llm4gen_core import LLM4GENError
-from llm4gen_headless.json_lines import write_text
-from llm4gen_headless.provenance import fingerprint
+from llm4gen_core.files import write_text
+from llm4gen_diffusers.provenance import fingerprint
 
 from .image_set import ImageRow, ImageSet, read_scores
 from .metrics import METRICS

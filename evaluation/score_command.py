@@ -49,7 +49,7 @@ def context(args: argparse.Namespace) -> Context:
         LLM4GENError: an option is not NAME=VALUE, or the device is not there.
     """
     from llm4gen_core import LLM4GENError
-    from llm4gen_headless.devices import choose_device
+    from llm4gen_diffusers.devices import choose_device
 
     from .metrics.base import Context
     from .processes import process_state
@@ -66,7 +66,7 @@ def context(args: argparse.Namespace) -> Context:
 
 
 def _score(args: argparse.Namespace) -> None:
-    from llm4gen_headless.command_line import quiet_libraries
+    from llm4gen_diffusers.command_line import quiet_libraries
 
     from .benchmarks import metrics_of
     from .image_set import ImageSet

@@ -94,7 +94,7 @@ def run(python: Path, *arguments: str, **variables: str) -> None:
 
 
 def demo(arguments: list[str]) -> None:
-    run(environment(), "-m", "train", "demo", *(arguments or ["--output", str(REPOSITORY / "demo")]))
+    run(environment(), "-m", "miniature", "demo", *(arguments or ["--output", str(REPOSITORY / "demo")]))
 
 
 def test(arguments: list[str]) -> None:
@@ -119,7 +119,7 @@ def test(arguments: list[str]) -> None:
         (["tests/train"], of_main),
         (["tests/host"], of_main),
         (ON_OLDEST[0], of_oldest),
-        (["tests/core", "tests/miniature", "tests/headless"], of_main),
+        (["tests/core", "tests/miniature", "tests/diffusers"], of_main),
         (["tests/evaluation"], of_main),
         (["tests/browser"], of_main),
         (ON_OLDEST[1], of_oldest),

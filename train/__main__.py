@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm4gen_headless.command_line import Parser, quiet_libraries, read_prompts, run_command, same_everywhere
+from llm4gen_diffusers.command_line import Parser, quiet_libraries, run_command, same_everywhere
+
+MOVED = {
+    "generate": ("llm4gen_diffusers", "generate"),
+    "attention": ("llm4gen_diffusers", "attention"),
+    "convert": ("llm4gen_diffusers", "convert"),
+    "demo": ("miniature", "demo"),
+    "reproduce": ("miniature", "reproduce"),
+    "miniature": ("miniature", "world"),
+}
+"""Commands that other packages have now; they go on working here."""
 
 
 def build_parser() -> Parser:
     parser = Parser(
         prog="python -m train",
-        description="LLM4GEN without ComfyUI: train adapters, convert them, paint with them. "
-        "Everything is read from this machine; nothing is ever downloaded.",
-        epilog="Try it all on a CPU: python -m train miniature miniature, then python -m train run miniature",
+        description="Train LLM4GEN adapters. Everything is read from this machine; nothing is ever downloaded.",
+        epilog="Try it all on a CPU: python -m miniature world miniature, then python -m train run miniature",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands)
@@ -32,28 +42,6 @@ def build_parser() -> Parser:
         configured_by="train.parse",
     )
     _add_export(commands)
-    _add_convert(commands)
-    _add_generate(commands)
-    _add_attention(commands)
-    commands.add_parser(
-        "miniature",
-        help="make small models and captioned images to try the trainer with",
-        description="Make a base model and an LLM with random weights, and images of coloured shapes with their "
-        "captions, all small enough to train with on a CPU. The recipe `miniature` reads them from the folder "
-        "`miniature`.",
-        epilog="example: python -m train miniature miniature",
-        configured_by="train.miniature_world",
-    )
-    commands.add_parser(
-        "reproduce",
-        help="check the paper's claims on a small world that is trained from scratch",
-        description="Make a world of small pictures with captions, train a CLIP, two language models and a base on it, "
-        "then the base with and without LLM4GEN and its ablations, paint sets of prompts, let an exact judge score "
-        "them, and write a report. The set can be finished over several sittings: what is there is not made again.",
-        epilog="example: python -m train reproduce reproduction --experiment all",
-        configured_by="train.reproduce.command",
-    )
-    _add_demo(commands)
     return parser
 
 
@@ -134,155 +122,6 @@ def _add_export(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.set_defaults(run=_export)
 
 
-def _add_generate(commands: argparse._SubParsersAction[Parser]) -> None:
-    parser = commands.add_parser(
-        "generate",
-        help="paint images with a base model and LLM4GEN",
-        description="Paint the image that the ComfyUI workflow paints with sampler ddim, scheduler ddim_uniform and "
-        "the same seed. Without --adapter and --llm it is the plain base. The name of each image is printed; its "
-        "prompt and settings are stored in the PNG. Prompts are taken literally: ComfyUI's (word:1.3) has no meaning "
-        "here.",
-        epilog="example: python -m train generate --base models/sd15 --unet LLM4GEN/unet --adapter "
-        'LLM4GEN/projector.pth --llm models/rankgen-t5-xl-all --prompt "a red cat on a blue chair" --seed 7',
-    )
-    _add_painting_arguments(parser, several=True)
-    parser.set_defaults(run=_generate)
-
-
-def _add_attention(commands: argparse._SubParsersAction[Parser]) -> None:
-    parser = commands.add_parser(
-        "attention",
-        help="paint an image and show where it looked at words",
-        description="Paint the image that `generate` paints with the same options, and write it with a heat map for "
-        "each word beside it: the cross-attention that the word's tokens get, averaged over heads, layers and steps. "
-        "Colours go from the lowest to the highest value of each map; the number is the word's share of all attention.",
-        epilog="example: python -m train attention --base models/sd15 --unet LLM4GEN/unet --adapter "
-        'LLM4GEN/projector.pth --llm models/rankgen-t5-xl-all --prompt "a red cat on a blue chair" --word red '
-        "--word cat --seed 7 --output maps.png",
-    )
-    _add_painting_arguments(parser, several=False)
-    parser.set_defaults(run=_attention)
-
-
-def _add_painting_arguments(parser: argparse.ArgumentParser, several: bool) -> None:
-    """Models, image and run; of several images, or of one and words in it."""
-    models = parser.add_argument_group("models")
-    models.add_argument(
-        "--base", required=True, metavar="PATH", help="SD1.5 or SDXL: a diffusers folder, or a checkpoint as in ComfyUI"
-    )
-    models.add_argument("--family", metavar="NAME", help="sd15, sdxl or miniature (default: told by the base)")
-    models.add_argument(
-        "--unet",
-        metavar="PATH",
-        help="UNet in place of the base's, such as the release's fine-tuned one: a diffusers folder or a file. "
-        "A folder `scheduler` beside a folder `unet` says what it was trained with, such as v-prediction",
-    )
-    models.add_argument(
-        "--clip", metavar="DIR", help="fine-tuned text encoder in place of the base's: a transformers folder"
-    )
-    models.add_argument(
-        "--tokenizer",
-        metavar="DIR",
-        help="folder with CLIP's vocab.json and merges.txt, which a checkpoint does not hold "
-        "(default: that of the ComfyUI in whose custom_nodes this is)",
-    )
-    models.add_argument("--adapter", metavar="FILE", help="adapter: projector.pth or .safetensors")
-    models.add_argument("--llm", metavar="DIR", help="Hugging Face folder of the adapter's LLM")
-    image = parser.add_argument_group("image")
-    if several:
-        prompts = image.add_mutually_exclusive_group(required=True)
-        prompts.add_argument(
-            "--prompt", action="append", metavar="TEXT", help="what to paint; may be given several times"
-        )
-        prompts.add_argument("--prompt-file", metavar="FILE", help="text file (UTF-8) with one prompt a line")
-        image.add_argument("--batch", type=int, default=1, help="images of each prompt (default: %(default)s)")
-    else:
-        image.add_argument("--prompt", required=True, metavar="TEXT", help="what to paint")
-        image.add_argument(
-            "--word",
-            action="append",
-            required=True,
-            metavar="TEXT",
-            help="word of the prompt; may be given several times, the same word for its next occurrence",
-        )
-        image.add_argument(
-            "--tokens",
-            choices=("both", "clip", "llm"),
-            default="both",
-            help="copies of the word that are looked at: CLIP's, the LLM's, or their sum (default: %(default)s)",
-        )
-    image.add_argument("--negative", default="", metavar="TEXT", help="what to avoid (default: nothing)")
-    image.add_argument(
-        "--seed", type=int, default=0, help="of the noise, the same for every prompt (default: %(default)s)"
-    )
-    image.add_argument(
-        "--steps",
-        type=int,
-        default=50,
-        help="where it does not divide 1000, ddim_uniform makes more, such as 31 for 30 (default: %(default)s)",
-    )
-    image.add_argument("--guidance", type=float, default=7.5, help="CFG scale; 1 is off (default: %(default)s)")
-    image.add_argument("--width", type=int, help="multiple of 8 (default: 512 of SD1.5, 1024 of SDXL)")
-    image.add_argument("--height", type=int, help="multiple of 8 (default: 512 of SD1.5, 1024 of SDXL)")
-    image.add_argument("--strength", type=float, help="of the LLM's tokens; 0 is plain CLIP (default: the adapter's)")
-    image.add_argument(
-        "--lambda-mode",
-        choices=("embedding", "value", "decoupled"),
-        help="what the strength scales: the LLM's tokens, their values, or an attention of their own (default: the "
-        "adapter's)",
-    )
-    run = parser.add_argument_group("run")
-    run.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16"), help="default: float16 on a GPU, float32 on the CPU"
-    )
-    run.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: a GPU if there is one)")
-    run.add_argument(
-        "--output",
-        default="outputs",
-        metavar="PATH",
-        help="folder, or a name ending in .png; nothing is overwritten, files are numbered (default: %(default)s)",
-    )
-
-
-def _add_convert(commands: argparse._SubParsersAction[Parser]) -> None:
-    parser = commands.add_parser(
-        "convert",
-        help="turn projector.pth into one safe, self-describing file",
-        description="Read an adapter (the official projector.pth, its keys in safetensors, or the project's own file) "
-        "without running anything in it, and write the project's own file: the same values, and beside them the base "
-        "family, the LLM with its prompt preparation, and what model managers show.",
-        epilog="example: python -m train convert projector.pth ComfyUI/models/llm4gen/llm4gen_sd15.safetensors",
-    )
-    parser.add_argument("source", help="file to read")
-    parser.add_argument("target", help="file to write, ending in .safetensors")
-    parser.add_argument("--family", help="base family: sd15, sdxl, sd3 or miniature (default: told by the file)")
-    parser.add_argument(
-        "--llm",
-        metavar="PATH",
-        help="the adapter's LLM: its Hugging Face folder, or a JSON file with the fields of LLMSpec "
-        "(default: told by the file; RankGen T5-XL for the official release)",
-    )
-    parser.add_argument("--llm-model", metavar="NAME", help="name of the LLM's weights, such as a Hugging Face id")
-    parser.add_argument("--title", help="shown by model managers, as are the next two")
-    parser.add_argument("--author")
-    parser.add_argument("--description")
-    parser.add_argument("--force", action="store_true", help="replace TARGET if it exists")
-    parser.set_defaults(run=_convert)
-
-
-def _add_demo(commands: argparse._SubParsersAction[Parser]) -> None:
-    parser = commands.add_parser(
-        "demo",
-        help="paint and train with miniature models",
-        description="Paint dense prompts with the miniature that comes with the project, base and LLM4GEN side by "
-        "side, and show where both looked at an attribute and its entity; then train a random miniature, interrupt "
-        "it, resume it, and paint with what came out. Takes about a minute on a CPU; nothing is downloaded.",
-        epilog="example: python -m train demo --output demo",
-    )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the models and images")
-    parser.set_defaults(run=_demo)
-
-
 def _run(args: argparse.Namespace) -> None:
     recipe = _recipe(args)
     from .loop import run
@@ -324,40 +163,12 @@ def _recipe_names() -> list[str]:
     return sorted(path.stem for path in (Path(__file__).parent / "recipes").glob("*.yaml"))
 
 
-def _generate(args: argparse.Namespace) -> None:
-    from .generate import GenerateSettings, generate
-
-    settings = vars(args)
-    prompt, prompt_file = settings.pop("prompt"), settings.pop("prompt_file")
-    quiet_libraries()
-    generate(GenerateSettings(prompts=prompt or read_prompts(prompt_file), **settings))
-
-
-def _attention(args: argparse.Namespace) -> None:
-    from .attention_maps import attention
-    from .generate import GenerateSettings
-
-    settings = vars(args)
-    prompt, words, tokens = settings.pop("prompt"), settings.pop("word"), settings.pop("tokens")
-    quiet_libraries()
-    attention(GenerateSettings(prompts=[prompt], **settings), words, tokens)
-
-
-def _convert(args: argparse.Namespace) -> None:
-    from .convert import ConvertSettings, convert
-
-    convert(ConvertSettings(**vars(args)))
-
-
-def _demo(args: argparse.Namespace) -> None:
-    from .demo import demo
-
-    quiet_libraries()
-    demo(args.output)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; see `run_command`."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] and arguments[0] in MOVED:
+        package, *command = MOVED[arguments[0]]
+        return importlib.import_module(f"{package}.__main__").main([*command, *arguments[1:]])
     return run_command(build_parser, "train", arguments)
 
 

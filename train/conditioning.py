@@ -20,13 +20,13 @@ from llm4gen_core.entity_guidance import (
     pair_positions,
 )
 from llm4gen_core.prompt_tokens import prompt_offsets
-from llm4gen_headless.families import Family
+from llm4gen_diffusers.families import Family
 
 _KEPT_CAPTIONS = 32_768
 """Whose token positions are remembered: 8 KB of a short caption of the miniature, 19 KB of a paragraph."""
 
 
-class Drop(Enum):
+class CaptionDropout(Enum):
     """What a sample does not see of its caption, so that the model learns to paint without it."""
 
     NOTHING = "nothing"
@@ -36,11 +36,11 @@ class Drop(Enum):
     """The LLM alone sees it."""
 
 
-def choose_drop(draw: float, caption_share: float, llm_share: float) -> Drop:
+def choose_dropout(draw: float, caption_share: float, llm_share: float) -> CaptionDropout:
     """By a number drawn from [0, 1)."""
     if draw < caption_share:
-        return Drop.CAPTION
-    return Drop.LLM if draw < caption_share + llm_share else Drop.NOTHING
+        return CaptionDropout.CAPTION
+    return CaptionDropout.LLM if draw < caption_share + llm_share else CaptionDropout.NOTHING
 
 
 @dataclass(frozen=True)
@@ -108,32 +108,32 @@ class Conditioner:
         return found
 
     def inputs(
-        self, captions: Sequence[str], drops: Sequence[Drop], cached: Mapping[str, Tensor] | None = None
+        self, captions: Sequence[str], drops: Sequence[CaptionDropout], cached: Mapping[str, Tensor] | None = None
     ) -> TextInputs:
         """Encode a micro-batch, or take it from the cache, and put the empty prompt where a sample drops its own."""
         if cached is None:
             found = self.features(captions)
         else:
             found = {name: tensor.to(self.device, non_blocking=True) for name, tensor in cached.items()}
-        if any(drop is not Drop.NOTHING for drop in drops):
+        if any(drop is not CaptionDropout.NOTHING for drop in drops):
             if self._empty is None:
                 self._empty = self.features([""])
             for name, tensor in found.items():
-                dropped = [d is Drop.CAPTION or (d is Drop.LLM and name == "llm") for d in drops]
+                dropped = [d is CaptionDropout.CAPTION or (d is CaptionDropout.LLM and name == "llm") for d in drops]
                 rows = torch.tensor(dropped, device=tensor.device).view(-1, *[1] * (tensor.ndim - 1))
                 found[name] = torch.where(rows, self._empty[name], tensor)
         moved = {name: tensor.to(self.device) for name, tensor in found.items()}
         return TextInputs(moved.get("clip"), moved.get("pooled"), moved.get("llm"))
 
     def targets(
-        self, captions: Sequence[str], pairs: Sequence[Sequence[EntityPair]], drops: Sequence[Drop]
+        self, captions: Sequence[str], pairs: Sequence[Sequence[EntityPair]], drops: Sequence[CaptionDropout]
     ) -> GuidanceTargets:
         """Where the paired words of each caption stand in the context; none for a caption that is dropped."""
         found: list[list[PairPositions]] = []
         real: list[list[int]] = []
         length = 0
         for caption, of_caption, drop in zip(captions, pairs, drops, strict=True):
-            if self.options.support == "full" and (not of_caption or drop is Drop.CAPTION):
+            if self.options.support == "full" and (not of_caption or drop is CaptionDropout.CAPTION):
                 found.append([])
                 continue
             positions, tokens, length = self._places(caption, tuple(of_caption), drop)
@@ -142,16 +142,16 @@ class Conditioner:
         return guidance_targets(found, self.options, real, length)
 
     def _find_places(
-        self, caption: str, pairs: tuple[EntityPair, ...], drop: Drop
+        self, caption: str, pairs: tuple[EntityPair, ...], drop: CaptionDropout
     ) -> tuple[list[PairPositions], list[int], int]:
         """Positions of the pairs, positions of all tokens that stand for text, and the context's length."""
-        dropped = drop is Drop.CAPTION
+        dropped = drop is CaptionDropout.CAPTION
         segments, length = self._segments("" if dropped else caption, drop)
         positions = [] if dropped else pair_positions(pairs, segments, self.options)
         tokens = [s.start + i for s in segments for i, (start, end) in enumerate(s.offsets) if start < end]
         return positions, tokens, length
 
-    def _segments(self, caption: str, drop: Drop) -> tuple[list[ContextSegment], int]:
+    def _segments(self, caption: str, drop: CaptionDropout) -> tuple[list[ContextSegment], int]:
         """The copies of the caption in the context, and the context's length."""
         clip = self.family.text_offsets(caption, self.chunks)
         segments, start = [], 0
@@ -162,7 +162,9 @@ class Conditioner:
                 offsets = clip
             else:
                 assert self.llm is not None
-                offsets = prompt_offsets(self.llm.tokenizer, caption if drop is Drop.NOTHING else "", self.llm.spec)
+                offsets = prompt_offsets(
+                    self.llm.tokenizer, caption if drop is CaptionDropout.NOTHING else "", self.llm.spec
+                )
             segments.append(ContextSegment(kind, start, offsets))
             start += len(offsets)
         return segments, start

@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from llm4gen_core import LLM4GENError
-from llm4gen_headless.devices import DTYPES
+from llm4gen_diffusers.devices import DTYPES
 
 from .checkpoints import Checkpoints
 from .parts import exported_names

@@ -23,9 +23,8 @@ from .alpha import Alpha
 from .average import Average
 from .conditioning import Conditioner
 from .data.sources import open_source
-from .denoising import Denoising
 from .interrupt import Interrupt
-from .objective import Objective
+from .noise_target import NoiseTarget
 from .optimizers import build_optimizer, build_schedule
 from .recipe import Recipe
 from .run_folder import RunFolder
@@ -33,7 +32,8 @@ from .run_state import SHARDED, RunState
 from .setup import adapter_metadata, open_models
 from .step import OptimizerStep
 from .training_data import TrainingData
-from .validation import paint_validation
+from .training_loss import TrainingLoss
+from .validation import generate_validation
 
 log = logging.getLogger("llm4gen")
 
@@ -190,8 +190,8 @@ class Trainer:
     def _build_training(self) -> None:
         recipe = self.recipe
         options = recipe.guidance
-        denoising = Denoising(self.family.base.schedule, recipe.loss.min_snr_gamma)
-        objective = Objective(
+        denoising = NoiseTarget(self.family.base.schedule, recipe.loss.min_snr_gamma)
+        objective = TrainingLoss(
             self.family,
             self.adapter,
             denoising,
@@ -331,7 +331,7 @@ class Trainer:
             if self.objective.recorder is not None:
                 self.objective.recorder.begin(None)
             with self._averaged():
-                files = paint_validation(
+                files = generate_validation(
                     recipe, self.family, self.adapter, self.llm, self.folder.validation / f"step-{self.step:08d}"
                 )
             self._show(files)

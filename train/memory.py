@@ -1,6 +1,6 @@
 """What a recipe takes of an accelerator's memory, computed without any: models of the real sizes, tensors without data.
 
-PyTorch's fake tensors have a shape, a precision and a device, and no storage. The trainer's own `Objective` runs its
+PyTorch's fake tensors have a shape, a precision and a device, and no storage. The trainer's own `TrainingLoss` runs its
 forward pass on them, so that what is saved for the backward pass is counted, not guessed, and nothing is loaded.
 """
 
@@ -29,13 +29,13 @@ from transformers import PreTrainedModel
 
 from llm4gen_core import CrossAdapter
 from llm4gen_core.entity_guidance import GuidanceTargets
-from llm4gen_headless.devices import DTYPES
-from llm4gen_headless.families import Family
+from llm4gen_diffusers.devices import DTYPES
+from llm4gen_diffusers.families import Family
 
-from .denoising import Denoising
-from .objective import Objective, StepInputs
+from .noise_target import NoiseTarget
 from .optimizers import optimizer_state_bytes
 from .setup import Models
+from .training_loss import StepInputs, TrainingLoss
 
 DEVICE = "cuda"
 """Of the fake tensors: memory is estimated for an accelerator, which need not be there."""
@@ -221,8 +221,8 @@ class FakeRun:
             if recipe.train.gradient_checkpointing:
                 for encoder in family.text_encoders:
                     encoder.gradient_checkpointing_enable()
-        denoising = Denoising(base.schedule, recipe.loss.min_snr_gamma)
-        self.objective = Objective(
+        denoising = NoiseTarget(base.schedule, recipe.loss.min_snr_gamma)
+        self.objective = TrainingLoss(
             family,
             self.adapter,
             denoising,

@@ -321,7 +321,7 @@ def _listed(rows: list[tuple[int, str]]) -> str:
 
 
 def _summary(report: ParseReport, settings: ParseSettings, output: Path) -> str:
-    from llm4gen_core.entities_spacy import HOW_TO_INSTALL
+    from llm4gen_core.entities.spacy import HOW_TO_INSTALL
 
     lines = [
         f"captions {report.captions:,}, of which {report.described:,} ({report.described / report.captions:.1%}) have "

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from llm4gen_core import AdapterMetadata, CrossAdapter, LLM4GENError, save_adapter
 from llm4gen_core.unet_part import UNetPart
-from llm4gen_headless.attention import cross_attention_layers
-from llm4gen_headless.painter import add_unet_part, check_unet_part
-from llm4gen_headless.schedule import NoiseSchedule
+from llm4gen_diffusers.attention import cross_attention_layers
+from llm4gen_diffusers.sampling import add_unet_part, check_unet_part
+from llm4gen_diffusers.schedule import NoiseSchedule
 
 from .optimizers import ParameterGroup
 from .recipe import WHOLE_UNET, Parts, Trainable, has_adapter
@@ -98,7 +98,7 @@ class TrainedParts:
         return groups
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """Everything that is trained, under its name inside `Objective`, the same in every run."""
+        """Everything that is trained, under its name inside `TrainingLoss`, the same in every run."""
         return {name: parameter for group in self.groups() for name, parameter in group.parameters.items()}
 
     def load(self, weights: Mapping[str, Tensor]) -> None:

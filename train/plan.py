@@ -20,7 +20,7 @@ from llm4gen_core import LLM4GENError, LLMEncoder
 from llm4gen_core.encoder import load_tokenizer
 from llm4gen_core.entities import entity_backend
 
-from .conditioning import Conditioner, Drop
+from .conditioning import CaptionDropout, Conditioner
 from .data.manifest import Manifest, Problem
 from .data.report import Summary, describe, summarize
 from .data.samples import variations
@@ -195,7 +195,7 @@ def _shapes(models: Models, manifest: Manifest, summary: Summary) -> Shapes:
     )
     first = range(min(len(manifest), recipe.train.micro_batch))
     captions, pairs = [manifest.caption(i) for i in first], [manifest.pairs(i) for i in first]
-    targets = conditioner.targets(captions, pairs, [Drop.NOTHING] * len(captions))
+    targets = conditioner.targets(captions, pairs, [CaptionDropout.NOTHING] * len(captions))
     return Shapes(image, targets.columns.shape[1], targets.pairs.shape[1])
 
 

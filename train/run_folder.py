@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from llm4gen_core import LLM4GENError
-from llm4gen_headless.json_lines import write_text
-from llm4gen_headless.provenance import machine
+from llm4gen_core.files import write_text
+from llm4gen_diffusers.provenance import machine
 
 from .recipe import Recipe
 from .recipe_file import load_recipe

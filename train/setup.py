@@ -20,13 +20,13 @@ from llm4gen_core import (
 )
 from llm4gen_core.encoder import folder_spec, load_tokenizer
 from llm4gen_core.prompt_tokens import pad_id
-from llm4gen_headless.devices import DTYPES
-from llm4gen_headless.families import FAMILIES, Family
-from llm4gen_headless.families.base import PARTS
+from llm4gen_diffusers.devices import DTYPES
+from llm4gen_diffusers.families import FAMILIES, Family
+from llm4gen_diffusers.families.base import PARTS
 
-from .draws import draw_seed
 from .parts import TrainedParts
 from .recipe import Recipe
+from .seeds import draw_seed
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from llm4gen_core import LLM4GENError
 from llm4gen_core.entity_guidance import GuidanceTargets
-from llm4gen_headless.families import Family
+from llm4gen_diffusers.families import Family
 
 from .alpha import Alpha, GradientRatio
-from .conditioning import Conditioner, Drop, choose_drop
+from .conditioning import CaptionDropout, Conditioner, choose_dropout
 from .data.batches import Batch
-from .draws import generator, uniform
-from .objective import Objective, StepInputs
 from .recipe import Recipe
+from .seeds import generator, uniform
+from .training_loss import StepInputs, TrainingLoss
 
 
 @dataclass
@@ -62,7 +62,7 @@ class OptimizerStep:
         recipe: Recipe,
         accelerator: Accelerator,
         model: nn.Module,
-        objective: Objective,
+        objective: TrainingLoss,
         optimizer: Any,
         schedule: Any,
         conditioner: Conditioner,
@@ -129,15 +129,15 @@ class OptimizerStep:
             values["gradient_norm"] = norm
         return values
 
-    def drops(self, batch: Batch) -> list[Drop]:
+    def drops(self, batch: Batch) -> list[CaptionDropout]:
         """What each sample does not see of its caption, this time."""
         data = self.recipe.data
         return [
-            choose_drop(uniform(self.recipe.seed, key, epoch, "drop"), data.caption_dropout, data.llm_dropout)
+            choose_dropout(uniform(self.recipe.seed, key, epoch, "drop"), data.caption_dropout, data.llm_dropout)
             for key, epoch in zip(batch.keys, batch.epochs, strict=True)
         ]
 
-    def inputs(self, batch: Batch, drops: list[Drop], targets: GuidanceTargets | None) -> StepInputs:
+    def inputs(self, batch: Batch, drops: list[CaptionDropout], targets: GuidanceTargets | None) -> StepInputs:
         """Everything random about the samples is drawn here, each from the sample's own generators."""
         mean, std = batch.latents if batch.latents is not None else self._encode_images(batch)
         shape = tuple(mean.shape[1:])
@@ -162,10 +162,10 @@ class OptimizerStep:
             llm=text.llm,
             sizes=batch.sizes.to(self.device),
             targets=targets.to(self.device) if targets is not None else None,
-            captions=["" if d is Drop.CAPTION else c for c, d in zip(batch.captions, drops, strict=True)],
+            captions=["" if d is CaptionDropout.CAPTION else c for c, d in zip(batch.captions, drops, strict=True)],
         )
 
-    def _targets(self, batch: Batch, drops: list[Drop]) -> GuidanceTargets | None:
+    def _targets(self, batch: Batch, drops: list[CaptionDropout]) -> GuidanceTargets | None:
         if not self.recipe.guidance.is_on:
             return None
         return self.conditioner.targets(batch.captions, batch.pairs, drops)
@@ -181,7 +181,7 @@ class OptimizerStep:
     def _loss(
         self,
         batch: Batch,
-        drops: list[Drop],
+        drops: list[CaptionDropout],
         targets: GuidanceTargets | None,
         valid: int,
         paired: int,

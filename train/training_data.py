@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from llm4gen_core.entities import entity_backend
-from llm4gen_headless.families import Family
+from llm4gen_diffusers.families import Family
 
 from .conditioning import Conditioner
 from .data.batches import Batch, micro_batches

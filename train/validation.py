@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from llm4gen_core import CrossAdapter, LLMEncoder
-from llm4gen_headless.families import Family
-from llm4gen_headless.images import save_png
-from llm4gen_headless.painter import Painter
+from llm4gen_diffusers.families import Family
+from llm4gen_diffusers.images import save_png
+from llm4gen_diffusers.sampling import Pipeline
 
 from .recipe import Recipe
 
 
-def paint_validation(
+def generate_validation(
     recipe: Recipe, family: Family, adapter: CrossAdapter | None, llm: LLMEncoder | None, folder: Path
 ) -> list[Path]:
     """Paint every prompt of `recipe.validation` from every seed with the models as they are now.
@@ -22,11 +22,11 @@ def paint_validation(
     """
     settings = recipe.validation
     size = settings.size or recipe.data.resolution
-    painter = Painter(family, adapter, llm, None if adapter is None else recipe.adapter.lambda_mode)
+    pipeline = Pipeline(family, adapter, llm, None if adapter is None else recipe.adapter.lambda_mode)
     files = []
     for number, prompt in enumerate(settings.prompts, 1):
         for seed in settings.seeds:
-            image = painter.paint(
+            image = pipeline.generate(
                 prompt, seed=seed, steps=settings.steps, guidance=settings.guidance, width=size, height=size
             )[0]
             record = {

@@ -1,5 +1,5 @@
 """Painting through a running ComfyUI server, with any workflow that ends in one image."""
 
-from .painter import ComfyUIPainter
+from .pipeline import ComfyUIPipeline
 
-__all__ = ["ComfyUIPainter"]
+__all__ = ["ComfyUIPipeline"]

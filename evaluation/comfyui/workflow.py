@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llm4gen_core import LLM4GENError
-from llm4gen_headless.provenance import fingerprint
+from llm4gen_diffusers.provenance import fingerprint
 
 from .canvas import convert, is_canvas
 from .graph import Graph, NodeInfo, Place

@@ -101,7 +101,7 @@ def _model(args: argparse.Namespace, name: str) -> Writer:
         if not model:
             raise LLM4GENError(f"--{name}-url needs --{name}-model: the model's name at the endpoint.")
         return Endpoint(url, model, getattr(args, f"{name}_key_variable"), args.timeout)
-    from llm4gen_headless.devices import DTYPES, choose_device
+    from llm4gen_diffusers.devices import DTYPES, choose_device
 
     from .local_model import LocalModel
 

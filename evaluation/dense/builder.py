@@ -31,8 +31,8 @@ from filelock import FileLock, Timeout
 from pydantic import JsonValue
 
 from llm4gen_core import LLM4GENError
-from llm4gen_headless.json_lines import JSONLines, write_json_lines, write_text
-from llm4gen_headless.provenance import fingerprint
+from llm4gen_core.files import JSONLines, write_json_lines, write_text
+from llm4gen_diffusers.provenance import fingerprint
 
 from ..prompts import Prompt, write_prompts
 from .duplicates import NearDuplicates

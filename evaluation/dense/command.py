@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from llm4gen_headless.command_line import Parser
+from llm4gen_diffusers.command_line import Parser
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +86,7 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _statistics(args: argparse.Namespace) -> None:
-    from llm4gen_headless.json_lines import write_text
+    from llm4gen_core.files import write_text
 
     from . import SHIPPED
     from .prompt_file import read_prompt_file

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from llm4gen_core import LLM4GENError
-from llm4gen_headless.json_lines import JSONLines
+from llm4gen_core.files import JSONLines
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 

@@ -10,7 +10,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from llm4gen_core import LLM4GENError
-from llm4gen_headless.provenance import content_hash
+from llm4gen_diffusers.provenance import content_hash
 
 from .writing import Request
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from llm4gen_core import LLM4GENError
-from llm4gen_headless.command_line import read_prompts as read_lines
+from llm4gen_diffusers.command_line import read_prompts as read_lines
 
 from ..prompts import Prompt, check_prompts, read_prompts, write_prompts
 

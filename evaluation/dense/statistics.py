@@ -21,7 +21,7 @@ from typing import Any
 
 from llm4gen_core import EntityPair, LLM4GENError
 from llm4gen_core.entities import load_backend
-from llm4gen_core.entities_lexicon import PREPOSITIONS
+from llm4gen_core.entities.lexicon import PREPOSITIONS
 
 from ..prompts import Prompt
 from .markup import Pair

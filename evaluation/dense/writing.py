@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from llm4gen_headless.provenance import fingerprint
+from llm4gen_diffusers.provenance import fingerprint
 
 DESCRIBE = """\
 Describe this image in as much detail as you can, in one paragraph of 120 to 200 words. Name every object. For each, \

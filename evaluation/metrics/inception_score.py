@@ -11,9 +11,9 @@ from scipy import stats
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
 from llm4gen_core import LLM4GENError
-from llm4gen_headless.statistics import CONFIDENCE
 
 from ..prompts import Prompt
+from ..statistics import CONFIDENCE
 from .base import Context, SetMetric, SetScore
 from .inception import CLASSES, INCEPTION, InceptionNetwork
 from .seen_images import SeenImages

@@ -12,8 +12,8 @@ import transformers
 from safetensors import SafetensorError
 
 from llm4gen_core import LLM4GENError
-from llm4gen_headless.devices import DTYPES
-from llm4gen_headless.provenance import content_hash
+from llm4gen_diffusers.devices import DTYPES
+from llm4gen_diffusers.provenance import content_hash
 
 from ..judges import Judge, judge_folder
 from .base import Context

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from llm4gen_core import LLM4GENError
-from llm4gen_core import entities_lexicon as lexicon
-from llm4gen_core.entities_spacy import HOW_TO_INSTALL, PIPELINES
+from llm4gen_core.entities import lexicon
+from llm4gen_core.entities.spacy import HOW_TO_INSTALL, PIPELINES
 
 TEMPLATE = "template"
 

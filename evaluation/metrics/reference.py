@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from llm4gen_core import LLM4GENError
-from llm4gen_headless.provenance import fingerprint
+from llm4gen_diffusers.provenance import fingerprint
 
 from .frechet import Gaussian
 from .inception import FEATURES, InceptionNetwork

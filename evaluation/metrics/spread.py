@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from llm4gen_headless.statistics import CONFIDENCE
+from ..statistics import CONFIDENCE
 
 
 def complete_seeds(prompts: Sequence[str], seeds: Sequence[int]) -> dict[int, NDArray[np.intp]]:

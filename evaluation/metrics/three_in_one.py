@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from llm4gen_core import LLM4GENError, entity_backend, parse_entities
-from llm4gen_core.entities_spacy import PIPELINES
+from llm4gen_core.entities.spacy import PIPELINES
 
 from ..prompts import Prompt
 from .base import Context, ImageMetric, Scores

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from llm4gen_headless.provenance import machine
+from llm4gen_diffusers.provenance import machine
 
 from .cost import Cost, costs
 from .examples import Sample, WinsAndLosses, samples, wins_and_losses

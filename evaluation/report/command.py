@@ -38,7 +38,7 @@ def write_report(sets: Sequence[str | os.PathLike[str]], output: Path, markdown:
     Raises:
         LLM4GENError: see `build_report`; nothing is written then.
     """
-    from llm4gen_headless.json_lines import write_text
+    from llm4gen_core.files import write_text
 
     from .build import build_report
     from .page import report_page

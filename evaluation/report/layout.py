@@ -7,9 +7,8 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from llm4gen_headless.page import Page
-
 from .columns import Column
+from .html_page import Page
 from .numbers import Absent, Cell, Compared, Measured
 from .quoted import QuotedTable
 from .shown import digits_of, header, write

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from llm4gen_core import LLM4GENError
-from llm4gen_headless.statistics import CONFIDENCE, Difference, Estimate, estimate, holm, paired
+
+from ..statistics import CONFIDENCE, Difference, Estimate, estimate, holm, paired
 
 Values: TypeAlias = "NDArray[np.float64]"
 """[P prompts, K seeds], NaN where there is no value."""

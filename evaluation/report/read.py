@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from llm4gen_core import LLM4GENError
-from llm4gen_headless.provenance import fingerprint
+from llm4gen_diffusers.provenance import fingerprint
 
 from ..image_set import ImageRow, ImageSet, ImageSettings, image_id
 from ..prompts import Prompt

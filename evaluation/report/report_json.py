@@ -45,8 +45,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from llm4gen_headless.statistics import CONFIDENCE
-
+from ..statistics import CONFIDENCE
 from .build import BenchmarkReport, JudgeRecord, Report
 from .cost import Cost
 from .examples import Example, WinsAndLosses

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llm4gen_headless.page import markdown_table
-
 from .build import Report
 from .columns import Column
+from .html_page import markdown_table
 from .numbers import Cell
 from .shown import digits_of, header, write
 from .tables import Row

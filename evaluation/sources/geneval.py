@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from llm4gen_core import LLM4GENError
-from llm4gen_headless.json_lines import JSONLines
+from llm4gen_core.files import JSONLines
 
 from ..prompts import Prompt
 from .source import Source, find_file

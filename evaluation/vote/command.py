@@ -152,7 +152,7 @@ def _serve(args: argparse.Namespace) -> None:
 
 def _results(args: argparse.Namespace) -> None:
     from llm4gen_core import LLM4GENError
-    from llm4gen_headless.json_lines import write_text
+    from llm4gen_core.files import write_text
 
     from .results import results
     from .results_page import page, printed

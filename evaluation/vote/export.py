@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from llm4gen_headless.json_lines import write_json_lines
+from llm4gen_core.files import write_json_lines
 
 from .results import aliases
 from .study import PairImage, StudyFolder

@@ -2,7 +2,7 @@
 
 A preference is the share of votes for a model, ties as half a vote for each. Raters and prompts are crossed, as
 training seeds and prompts are elsewhere in this project, so that the same analysis of variance gives the interval
-(`llm4gen_headless.statistics`, raters in place of training seeds): it is about other raters and other prompts. The p
+(`evaluation.statistics`, raters in place of training seeds): it is about other raters and other prompts. The p
 value is that of "both are preferred equally often", from votes for one minus votes for the other; Holm's adjusts it for
 the number of comparisons and questions. Second showings of a pair count for a rater's consistency alone.
 """
@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llm4gen_headless.statistics import Estimate, estimate, holm, paired
-
+from ..statistics import Estimate, estimate, holm, paired
 from .agreement import Alpha, krippendorff
 from .study import Pair, Study
 from .votes import Vote, counted

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llm4gen_headless.page import Cell, Page, markdown_table, plain
-from llm4gen_headless.statistics import Estimate
-
+from ..report.html_page import Cell, Page, markdown_table, plain
+from ..statistics import Estimate
 from .agreement import Alpha
 from .results import QUOTED, Comparison, Results, Share
 

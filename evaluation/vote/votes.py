@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llm4gen_core import LLM4GENError
-from llm4gen_headless.json_lines import JSONLines
+from llm4gen_core.files import JSONLines
 
 from .schedule import Task, schedule
 from .study import Study

@@ -207,7 +207,7 @@ def test_truncation_leaves_what_survives_and_tells(t5_tokenizer: Any) -> None:
 
 
 def test_without_a_pipeline_auto_is_the_fallback_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm4gen_core.entities_spacy.PIPELINES", ())
+    monkeypatch.setattr("llm4gen_core.entities.spacy.PIPELINES", ())
     load_backend.cache_clear()
     try:
         assert entity_backend("auto") == entity_backend("rules") and entity_backend().startswith("rules/")

@@ -12,9 +12,9 @@ import pytest
 from gold_captions import HELD_OUT_ADJECTIVES, GoldCaption, gold_captions, score, table
 from parses import PARSES
 
-from llm4gen_core import entities_lexicon, parse_entities
-from llm4gen_core.entities import load_backend
-from llm4gen_core.entities_rules import _KINDS
+from llm4gen_core import parse_entities
+from llm4gen_core.entities import lexicon, load_backend
+from llm4gen_core.entities.rules import _KINDS
 
 NATURAL = Path(__file__).resolve().parents[1] / "data" / "entities_natural.jsonl"
 
@@ -183,4 +183,4 @@ def test_it_is_fast_enough(gold: list[GoldCaption]) -> None:
 
 
 def test_the_version_is_in_the_name() -> None:
-    assert load_backend("rules").name == f"rules/{entities_lexicon.VERSION}"
+    assert load_backend("rules").name == f"rules/{lexicon.VERSION}"

@@ -17,7 +17,7 @@ from parses import PARSES, build_parse
 
 from llm4gen_core import LLM4GENError, entity_backend, parse_entities
 from llm4gen_core.entities import load_backend
-from llm4gen_core.entities_spacy import LONGEST, pairs_of_parse
+from llm4gen_core.entities.spacy import LONGEST, pairs_of_parse
 
 spacy = pytest.importorskip("spacy")
 

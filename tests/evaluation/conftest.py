@@ -6,7 +6,7 @@ import pytest
 
 from evaluation.benchmarks import miniature_models
 from evaluation.metrics.miniature import caption_prompt
-from evaluation.model_files import ModelFiles, Painting
+from evaluation.model_files import GenerationOptions, ModelFiles
 from evaluation.prompts import Prompt
 from miniature.dataset import SETS
 
@@ -32,6 +32,6 @@ def llm4gen() -> ModelFiles:
 
 
 @pytest.fixture(scope="session")
-def quick() -> Painting:
+def quick() -> GenerationOptions:
     """Two steps: an image, if no good one."""
-    return Painting(steps=2, guidance=3.0)
+    return GenerationOptions(steps=2, guidance=3.0)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.benchmarks import BENCHMARKS, benchmark_preset, benchmark_prompts, metrics_of, preset_painting
-from evaluation.generate_command import add_prompts, prompts_and_painting
+from evaluation.benchmarks import BENCHMARKS, benchmark_preset, benchmark_prompts, metrics_of, preset_options
+from evaluation.generate_command import add_prompts, prompts_and_options
 from evaluation.metrics import METRICS
 from evaluation.report.benchmarks import BENCHMARKS as REPORTED
 from evaluation.report.benchmarks import METRIC_TITLES
@@ -58,7 +58,7 @@ def test_own_prompts_have_no_metrics_by_themselves() -> None:
 
 
 def test_a_preset_can_be_changed_and_the_set_says_so() -> None:
-    found = prompts_and_painting("miniature", options("--steps", "5", "--seeds", "1-3,9", "--count", "2"))
+    found = prompts_and_options("miniature", options("--steps", "5", "--seeds", "1-3,9", "--count", "2"))
     assert found["painting"].steps == 5 and found["painting"].guidance == 3.0 and found["seeds"] == [1, 2, 3, 9]
     assert any("Changed from that: steps 5, seeds [1, 2, 3, 9]" in note for note in found["painting"].notes)
     assert found["notes"] == ["Only the first 2 prompts of each category."]
@@ -73,9 +73,9 @@ def test_seeds_that_are_none_are_refused(text: str, capsys) -> None:
 
 def test_impossible_settings_are_named() -> None:
     preset = benchmark_preset("geneval", "bench-official")
-    assert preset_painting(preset).guidance == 9.0
+    assert preset_options(preset).guidance == 9.0
     with pytest.raises(LLM4GENError, match="Width: .*multiple of 8"):
-        preset_painting(preset, width=100)
+        preset_options(preset, width=100)
 
 
 def test_own_prompts_may_be_a_text_with_one_a_line(tmp_path: Path) -> None:

@@ -19,11 +19,11 @@ from PIL import Image
 from evaluation import generate as module
 from evaluation.generate import generate
 from evaluation.image_set import ImageSet, image_id
-from evaluation.model_files import ModelFiles, Painting
+from evaluation.model_files import GenerationOptions, ModelFiles
 from evaluation.models import Model, open_model
 from evaluation.prompts import Prompt, write_prompts
 from llm4gen_core import LLM4GENError
-from llm4gen_headless.painter import Painter
+from llm4gen_diffusers.sampling import Pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,7 +42,7 @@ class Flat(Model):
     def made(self) -> dict[str, Any]:
         return {"device": "brush"}
 
-    def paint(self, prompts, seeds):
+    def generate(self, prompts, seeds):
         asked = [(prompt.id, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
         for first in range(0, len(asked), 4):
             if self.fail_after is not None and len(self.painted) >= self.fail_after:
@@ -53,7 +53,7 @@ class Flat(Model):
 
 
 @pytest.fixture
-def paint(monkeypatch, tmp_path, base, quick):
+def generate_flat(monkeypatch, tmp_path, base, quick):
     """Call `generate` with a model of the test's."""
 
     def run(model: Model, prompts: list[Prompt], seeds: list[int], folder: str = "set") -> ImageSet:
@@ -63,9 +63,9 @@ def paint(monkeypatch, tmp_path, base, quick):
     return run
 
 
-def test_every_prompt_is_painted_with_every_seed_and_has_a_row(paint, prompts: list[Prompt]) -> None:
+def test_every_prompt_is_painted_with_every_seed_and_has_a_row(generate_flat, prompts: list[Prompt]) -> None:
     model = Flat()
-    images = paint(model, prompts, [7, 3])
+    images = generate_flat(model, prompts, [7, 3])
     rows = images.rows()
     assert [(row.prompt, row.seed) for row in rows] == [(prompt.id, seed) for prompt in prompts for seed in (3, 7)]
     assert sorted(model.painted) == sorted((row.prompt, row.seed) for row in rows)
@@ -76,54 +76,56 @@ def test_every_prompt_is_painted_with_every_seed_and_has_a_row(paint, prompts: l
     assert {row.text for row in rows} == {prompt.text for prompt in prompts}
 
 
-def test_what_was_interrupted_goes_on_where_it_stopped(paint, prompts: list[Prompt]) -> None:
+def test_what_was_interrupted_goes_on_where_it_stopped(generate_flat, prompts: list[Prompt]) -> None:
     first = Flat(fail_after=8)
     with pytest.raises(KeyboardInterrupt):
-        paint(first, prompts, [0, 1, 2])
+        generate_flat(first, prompts, [0, 1, 2])
     second = Flat()
-    images = paint(second, prompts, [0, 1, 2])
+    images = generate_flat(second, prompts, [0, 1, 2])
     assert len(first.painted) == 8 and not {*first.painted} & {*second.painted}
     assert len(images.rows()) == len(prompts) * 3
 
 
-def test_a_file_that_has_gone_is_painted_again(paint, prompts: list[Prompt]) -> None:
-    images = paint(Flat(), prompts, [0])
+def test_a_file_that_has_gone_is_painted_again(generate_flat, prompts: list[Prompt]) -> None:
+    images = generate_flat(Flat(), prompts, [0])
     row = images.rows()[2]
     (images.path / row.file).unlink()
     again = Flat()
-    assert len(paint(again, prompts, [0]).rows()) == len(prompts)
+    assert len(generate_flat(again, prompts, [0]).rows()) == len(prompts)
     assert again.painted == [(row.prompt, 0)] and (images.path / row.file).is_file()
 
 
-def test_seeds_and_prompts_may_be_added(paint, prompts: list[Prompt]) -> None:
-    paint(Flat(), prompts[:2], [0])
+def test_seeds_and_prompts_may_be_added(generate_flat, prompts: list[Prompt]) -> None:
+    generate_flat(Flat(), prompts[:2], [0])
     more = Flat()
-    images = paint(more, prompts[1:3], [1])
+    images = generate_flat(more, prompts[1:3], [1])
     assert {(row.prompt, row.seed) for row in images.rows()} == {(p.id, s) for p in prompts[:3] for s in (0, 1)}
     assert (prompts[0].id, 0) not in more.painted
 
 
-def test_other_settings_and_other_prompts_are_refused(paint, prompts: list[Prompt]) -> None:
-    images = paint(Flat(), prompts[:1], [0])
+def test_other_settings_and_other_prompts_are_refused(generate_flat, prompts: list[Prompt]) -> None:
+    images = generate_flat(Flat(), prompts[:1], [0])
     before = images.manifest.path.read_bytes()
     with pytest.raises(LLM4GENError, match=r"other settings \(style\)"):
-        paint(Flat(style="other"), prompts[:1], [0])
+        generate_flat(Flat(style="other"), prompts[:1], [0])
     with pytest.raises(LLM4GENError, match="another prompt with the id"):
-        paint(Flat(), [prompts[0].model_copy(update={"text": "something else"})], [0])
+        generate_flat(Flat(), [prompts[0].model_copy(update={"text": "something else"})], [0])
     assert images.manifest.path.read_bytes() == before
 
 
-def test_a_prompt_with_a_seed_of_its_own_adds_it(paint) -> None:
+def test_a_prompt_with_a_seed_of_its_own_adds_it(generate_flat) -> None:
     model = Flat()
-    paint(model, [Prompt(id="caption", text="x", about={"seed": 500})], [0, 1])
+    generate_flat(model, [Prompt(id="caption", text="x", about={"seed": 500})], [0, 1])
     assert model.painted == [("caption", 500), ("caption", 501)]
 
 
-def test_the_images_are_those_of_the_painter(tmp_path: Path, prompts, llm4gen: ModelFiles, quick: Painting) -> None:
+def test_the_images_are_those_of_the_painter(
+    tmp_path: Path, prompts, llm4gen: ModelFiles, quick: GenerationOptions
+) -> None:
     images = generate(tmp_path / "set", "LLM4GEN", llm4gen, quick, prompts, [5])
-    painter = Painter.from_files(llm4gen.base, unet=llm4gen.unet, adapter=llm4gen.adapter, llm=llm4gen.llm)
+    pipeline = Pipeline.from_files(llm4gen.base, unet=llm4gen.unet, adapter=llm4gen.adapter, llm=llm4gen.llm)
     for row, prompt in zip(images.rows(), prompts, strict=True):
-        expected = painter.paint(prompt.text, seed=5, steps=2, guidance=3.0, chunks=1, progress=False)[0]
+        expected = pipeline.generate(prompt.text, seed=5, steps=2, guidance=3.0, chunks=1, progress=False)[0]
         expected = (expected.permute(1, 2, 0).numpy() * 255).clip(0, 255).astype(int)
         assert np.abs(np.asarray(images.open(row), int) - expected).max() <= 1, "batches of four change the last bits"
     painting = images.settings.painting

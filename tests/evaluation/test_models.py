@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.model_files import ModelFiles, Painting, model_files, read_models
+from evaluation.model_files import GenerationOptions, ModelFiles, model_files, read_models
 from evaluation.models import open_model
 from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
-from train.small_models import make_diffusers_folder
+from miniature.small_models import make_diffusers_folder
 
 CAT, DOG = Prompt(id="cat", text="a cat"), Prompt(id="dog", text="a dog on a hat")
 
@@ -24,19 +24,19 @@ def sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def settings() -> Painting:
-    return Painting(steps=2, guidance=3.0, width=64, height=64)
+def settings() -> GenerationOptions:
+    return GenerationOptions(steps=2, guidance=3.0, width=64, height=64)
 
 
 def pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image, int)
 
 
-def test_a_pipeline_paints_what_diffusers_paints(sd15: Path, settings: Painting) -> None:
+def test_a_pipeline_paints_what_diffusers_paints(sd15: Path, settings: GenerationOptions) -> None:
     from diffusers import StableDiffusionPipeline
 
     model = open_model(ModelFiles(pipeline=str(sd15), batch=2), settings, "cpu")
-    batches = [*model.paint([CAT, DOG, CAT], [3, 4, 5])]
+    batches = [*model.generate([CAT, DOG, CAT], [3, 4, 5])]
     assert [len(batch) for batch in batches] == [2, 1]
     images = [image for batch in batches for image in batch]
     pipeline = StableDiffusionPipeline.from_pretrained(sd15, safety_checker=None)
@@ -55,7 +55,9 @@ def test_a_pipeline_paints_what_diffusers_paints(sd15: Path, settings: Painting)
     assert model.describe()["sampler"] == type(pipeline.scheduler).__name__
 
 
-def test_a_pipeline_paints_with_the_presets_sampler_or_its_own(sd15: Path, settings: Painting, monkeypatch) -> None:
+def test_a_pipeline_paints_with_the_presets_sampler_or_its_own(
+    sd15: Path, settings: GenerationOptions, monkeypatch
+) -> None:
     from diffusers import PNDMScheduler
 
     monkeypatch.setattr(
@@ -71,7 +73,9 @@ def test_a_pipeline_paints_with_the_presets_sampler_or_its_own(sd15: Path, setti
     assert sampler(None, "") == sampler("own", "ddim") == "PNDMScheduler"
 
 
-def test_a_sampler_that_ddim_cannot_stand_for_stays_and_is_said(sd15: Path, settings: Painting, monkeypatch) -> None:
+def test_a_sampler_that_ddim_cannot_stand_for_stays_and_is_said(
+    sd15: Path, settings: GenerationOptions, monkeypatch
+) -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     monkeypatch.setattr(
@@ -98,7 +102,7 @@ def _with_scheduler(folder: Path, scheduler: object):
     return from_pretrained
 
 
-def test_settings_change_the_description(sd15: Path, settings: Painting) -> None:
+def test_settings_change_the_description(sd15: Path, settings: GenerationOptions) -> None:
     files = ModelFiles(base=str(sd15))
     other = settings.model_copy(update={"guidance": 4.0})
     assert open_model(files, settings, "cpu").describe() != open_model(files, other, "cpu").describe()
@@ -114,7 +118,9 @@ def test_settings_change_the_description(sd15: Path, settings: Painting) -> None
         ('{"_class_name": "StableDiffusionPipeline", "unet": ["mine", "Mine"]}', r"brings code of its own \(unet\)"),
     ],
 )
-def test_what_is_no_pipeline_is_refused(tmp_path: Path, settings: Painting, content: str | None, says: str) -> None:
+def test_what_is_no_pipeline_is_refused(
+    tmp_path: Path, settings: GenerationOptions, content: str | None, says: str
+) -> None:
     for name in (".", "unet"):
         (tmp_path / name).mkdir(exist_ok=True)
         (tmp_path / name / "mine.py").write_text("raise SystemExit('executed')")

@@ -15,7 +15,7 @@ from host_models import adapter_state
 from PIL import Image
 from safetensors.torch import save_file
 
-from evaluation.comfyui import ComfyUIPainter
+from evaluation.comfyui import ComfyUIPipeline
 from evaluation.comfyui.canvas import convert
 from evaluation.comfyui.server import Server
 from evaluation.prompts import Prompt
@@ -34,18 +34,18 @@ def graph(**options):
 
 @pytest.fixture
 def connect(server, tmp_path):
-    """A painter of a workflow of this host; its file holds `content`."""
+    """A pipeline of a workflow of this host; its file holds `content`."""
     painters = []
 
     def connect(content, **options):
         file = tmp_path / "workflow.json"
         file.write_text(json.dumps(content), encoding="utf-8")
-        painters.append(ComfyUIPainter.connect(server.url, file, **options))
+        painters.append(ComfyUIPipeline.connect(server.url, file, **options))
         return painters[-1]
 
     yield connect
-    for painter in painters:
-        painter.close()
+    for pipeline in painters:
+        pipeline.close()
 
 
 def by_hand(server, nodes):
@@ -55,8 +55,10 @@ def by_hand(server, nodes):
     return Image.open(server.base / "output" / name).convert("RGB")
 
 
-def paint(painter, pairs):
-    return [image.tobytes() for image in painter.paint([prompt for prompt, _ in pairs], [seed for _, seed in pairs])]
+def generate(pipeline, pairs):
+    return [
+        image.tobytes() for image in pipeline.generate([prompt for prompt, _ in pairs], [seed for _, seed in pairs])
+    ]
 
 
 def small(content):
@@ -75,9 +77,9 @@ def small(content):
 
 
 def test_paints_what_a_person_would_get(server, models, connect):
-    painter = connect(graph(positive="what stands in the file", seed=7))
+    pipeline = connect(graph(positive="what stands in the file", seed=7))
     saved = len(list((server.base / "output").glob("*")))
-    images = list(painter.paint([prompt for prompt, _ in PAIRS], [seed for _, seed in PAIRS]))
+    images = list(pipeline.generate([prompt for prompt, _ in PAIRS], [seed for _, seed in PAIRS]))
     assert [image.mode for image in images] == ["RGB"] * 4 and images[0].size == (64, 64)
     assert len({image.tobytes() for image in images}) == 4, "prompt and seed must both count"
     assert len(list((server.base / "output").glob("*"))) == saved, "the user's output folder is left alone"
@@ -85,27 +87,29 @@ def test_paints_what_a_person_would_get(server, models, connect):
         literal = prompt.text.replace("(", "\\(").replace(")", "\\)")
         assert image.tobytes() == by_hand(server, graph(positive=literal, seed=seed)).tobytes()
     again = [PAIRS[0], PAIRS[0], PAIRS[3]]  # the second comes out of the server's cache
-    assert paint(painter, again) == [images[place].tobytes() for place in (0, 0, 3)]
-    assert paint(connect(graph(), weights=True), PAIRS[:1]) != [images[0].tobytes()], "(blue) is a word, not a weight"
+    assert generate(pipeline, again) == [images[place].tobytes() for place in (0, 0, 3)]
+    assert generate(connect(graph(), weights=True), PAIRS[:1]) != [images[0].tobytes()], (
+        "(blue) is a word, not a weight"
+    )
 
 
 def test_negative_prompt_takes_the_workflows_place(server, models, connect):
-    (image,) = connect(graph(negative="blurry"), negative="ugly").paint(PROMPTS[1:], [3])
+    (image,) = connect(graph(negative="blurry"), negative="ugly").generate(PROMPTS[1:], [3])
     assert image.tobytes() == by_hand(server, graph(positive="a ginger cat", negative="ugly", seed=3)).tobytes()
 
 
 def test_the_shipped_canvas_is_the_graph_that_run_sends(server, models, connect):
     content = json.loads((REPOSITORY / "workflows" / "llm4gen_sd15.json").read_text(encoding="utf-8"))
     nodes = to_api_format(small(content), server.get("/object_info"))
-    painter = connect(small(content))
-    assert painter.describe()["prompt_inputs"] == ["5.positive"]
-    assert painter.describe()["models"] == [
+    pipeline = connect(small(content))
+    assert pipeline.describe()["prompt_inputs"] == ["5.positive"]
+    assert pipeline.describe()["models"] == [
         "llm4gen_unet.safetensors",
         "projector.pth",
         "rankgen.safetensors",
         "sd15.safetensors",
     ]
-    (image,) = painter.paint(PROMPTS[1:], [5])
+    (image,) = pipeline.generate(PROMPTS[1:], [5])
     nodes["5"]["inputs"]["positive"], nodes["7"]["inputs"]["seed"] = "a ginger cat", 5
     assert image.tobytes() == by_hand(server, nodes).tobytes()
 
@@ -117,17 +121,17 @@ def test_every_shipped_canvas_is_converted(server, name, tmp_path, connect):
     client = Server(server.url, 60)
     assert convert(content, client.node_info) == (to_api_format(content, server.get("/object_info")), set())
     client.close()
-    painter = ComfyUIPainter.connect(server.url, path)
-    assert painter.describe()["prompt_inputs"] == ["5.value" if name.endswith("refine") else "5.positive"]
+    pipeline = ComfyUIPipeline.connect(server.url, path)
+    assert pipeline.describe()["prompt_inputs"] == ["5.value" if name.endswith("refine") else "5.positive"]
     seeds = {"llm4gen_sd15": 1, "llm4gen_sdxl": 1, "llm4gen_sdxl_refine": 2}
-    assert len(painter.describe()["seed_inputs"]) == seeds[name]
-    painter.close()
+    assert len(pipeline.describe()["seed_inputs"]) == seeds[name]
+    pipeline.close()
 
 
 def test_separate_and_stock_nodes_get_the_prompt(server, models, connect):
     nodes = separate(graph())
     assert connect(nodes).describe()["prompt_inputs"] == ["clip_positive.text", "llm_positive.text"]
-    (image,) = connect(plain_clip(graph())).paint(PROMPTS[1:], [8])
+    (image,) = connect(plain_clip(graph())).generate(PROMPTS[1:], [8])
     assert image.tobytes() == by_hand(server, plain_clip(graph(positive="a ginger cat", seed=8))).tobytes()
 
 
@@ -145,7 +149,7 @@ def test_refusal_names_node_input_and_value(server, models, connect):
     with pytest.raises(
         LLM4GENError, match=r"node ckpt \(CheckpointLoaderSimple\), input ckpt_name: Value not in list.*'missing"
     ):
-        list(connect(nodes).paint(PROMPTS[:1], [1]))
+        list(connect(nodes).generate(PROMPTS[:1], [1]))
     nodes["ckpt"]["class_type"] = "NoSuchNode"
     with pytest.raises(LLM4GENError, match="node ckpt is a NoSuchNode, which the ComfyUI server does not know"):
         connect(nodes)
@@ -158,7 +162,7 @@ def test_a_failing_node_is_named(server, models, connect):
     with pytest.raises(
         LLM4GENError, match=r"prompt 'cube' with seed 1 failed at node text \(LLM4GENTextEncode\): .*48"
     ):
-        list(connect(nodes).paint(PROMPTS[:1], [1]))
+        list(connect(nodes).generate(PROMPTS[:1], [1]))
 
 
 def until_idle(server):
@@ -175,17 +179,17 @@ def long_graph():
 
 
 def test_a_timeout_leaves_nothing_in_the_queue_but_what_others_put_there(server, models, connect):
-    painter = connect(long_graph(), timeout=2)
+    pipeline = connect(long_graph(), timeout=2)
     with pytest.raises(LLM4GENError, match="seed 1 is not ready after 2 s"):
-        list(painter.paint(PROMPTS * 2, [1, 2, 3, 4]))
+        list(pipeline.generate(PROMPTS * 2, [1, 2, 3, 4]))
     until_idle(server)
-    assert paint(connect(graph()), PAIRS[:1]), "the server goes on"
+    assert generate(connect(graph()), PAIRS[:1]), "the server goes on"
 
 
 def test_an_interruption_in_the_browser_is_said(server, models, connect):
     import urllib.request
 
-    painter = connect(long_graph())
+    pipeline = connect(long_graph())
     stop = threading.Event()
 
     def interrupt():
@@ -198,7 +202,7 @@ def test_an_interruption_in_the_browser_is_said(server, models, connect):
     person.start()
     try:
         with pytest.raises(LLM4GENError, match=r"was interrupted in ComfyUI at node sampler \(KSampler\)"):
-            list(painter.paint(PROMPTS, [1, 2]))
+            list(pipeline.generate(PROMPTS, [1, 2]))
     finally:
         stop.set()
         person.join()

@@ -1,4 +1,4 @@
-"""`python -m train generate` and the host: one set of weights, one prediction, one image."""
+"""`python -m llm4gen_diffusers generate` and the host: one set of weights, one prediction, one image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LONG = "a red cube and a blue sphere beside a green pyramid, " * 12
 @pytest.fixture(scope="module")
 def twin(models, comfy, tmp_path_factory):
     """The command line's SD1.5 from the checkpoint's weights, with the same adapter and LLM."""
-    from llm4gen_headless.painter import Painter
+    from llm4gen_diffusers.sampling import Pipeline
 
     folder = write_diffusers_folder(
         models / "checkpoints" / "sd15.safetensors",
@@ -30,7 +30,7 @@ def twin(models, comfy, tmp_path_factory):
     llm = tmp_path_factory.mktemp("llm") / "rankgen"
     tokenizer = COMFYUI / "comfy" / "text_encoders" / "t5_tokenizer"
     host_models.save_hf_t5(host_models.rankgen_state(20), llm, tokenizer)
-    return Painter.from_files(folder, adapter=models / "llm4gen" / "projector.pth", llm=llm)
+    return Pipeline.from_files(folder, adapter=models / "llm4gen" / "projector.pth", llm=llm)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_same_context(twin, host_side, prompt, negative):
 
 def test_the_checkpoint_itself_is_the_same_model(twin, models):
     """Read as the host reads it, in place of a folder that diffusers wrote."""
-    from llm4gen_headless.families import load_family
+    from llm4gen_diffusers.families import load_family
 
     file = load_family(None, models / "checkpoints" / "sd15.safetensors", tokenizer=COMFYUI / "comfy" / "sd1_tokenizer")
     for ours, theirs in (
@@ -111,7 +111,7 @@ def test_same_image(server, twin, steps):
     result = server.run(nodes)
     assert result.error is None, result.error
     painted = np.stack([np.asarray(Image.open(server.base / "output" / name)) for name in result.images()])
-    images = twin.paint(DENSE, NEGATIVE, seed=12345, steps=steps, width=128, height=128, batch=2)
+    images = twin.generate(DENSE, NEGATIVE, seed=12345, steps=steps, width=128, height=128, batch=2)
     ours = (images.permute(0, 2, 3, 1).numpy() * 255).clip(0, 255).astype(np.uint8)
     difference = np.abs(painted.astype(int) - ours.astype(int))
     assert painted.std() > 10, "the image is flat"

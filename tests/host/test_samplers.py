@@ -58,7 +58,7 @@ def sides(pack, models):
     return tuple(zip(encode(1), encode(2), strict=True))
 
 
-def paint(model, sides, sampler="euler", scheduler="normal", steps=3):
+def generate(model, sides, sampler="euler", scheduler="normal", steps=3):
     import comfy.sample
 
     latent = torch.zeros(1, 4, 8, 8)
@@ -89,13 +89,13 @@ def check(model, sides, attention, schedule):
 
         watched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "test", evaluate)
         watched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", call)
-        image, without = paint(watched, fused, **asked), paint(model, plain, **asked)
+        image, without = generate(watched, fused, **asked), generate(model, plain, **asked)
         assert image.isfinite().all()
         assert not torch.equal(image, without)
         assert len(calls) == len(evaluations) > 0, "a model evaluation is one UNet call"
         assert set(calls) == {(2, (2, 77 + LLM, 768))}, "for both sides of guidance"
         off = attention.patch_attention(model, "decoupled", schedule(0.0, 0.0))
-        assert torch.equal(paint(off, fused, **asked), without)
+        assert torch.equal(generate(off, fused, **asked), without)
 
     return run
 
@@ -143,7 +143,7 @@ def same(a, b):
 
 def test_a_compiled_unet_takes_fused_conditionings(model, sides, compiled):
     compile_model, graphs = compiled
-    assert same(paint(compile_model(model), sides[1]), paint(model, sides[1]))
+    assert same(generate(compile_model(model), sides[1]), generate(model, sides[1]))
     assert graphs
 
 
@@ -158,8 +158,8 @@ def test_a_compiled_unet_heeds_the_schedule(model, sides, attention, schedule, c
     else:
         found = attention.patch_attention(compile_model(model), mode, late)
     plain, fused = sides
-    expected = paint(attention.patch_attention(model, mode, late), fused, steps=6)
-    assert not torch.equal(expected, paint(model, plain, steps=6))
+    expected = generate(attention.patch_attention(model, mode, late), fused, steps=6)
+    assert not torch.equal(expected, generate(model, plain, steps=6))
     for _ in range(2):
-        assert same(paint(found, fused, steps=6), expected)
+        assert same(generate(found, fused, steps=6), expected)
     assert not graphs, "with λ of its own a step runs uncompiled"

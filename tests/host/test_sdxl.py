@@ -97,7 +97,7 @@ def sides(nodes, clip, adapter, llm):
     return tuple(zip(encode(DENSE, "blurry"), encode("blurry", DENSE), strict=True))
 
 
-def paint(model, sides, seed=1):
+def generate(model, sides, seed=1):
     import comfy.sample
 
     latent = torch.zeros(1, 4, 16, 16)
@@ -162,8 +162,8 @@ def test_it_paints_with_one_call_a_step(model, sides):
         return query, context, value
 
     watched.set_model_attn2_patch(watch)
-    image = paint(watched, fused)
-    assert image.isfinite().all() and not torch.equal(image, paint(model, plain))
+    image = generate(watched, fused)
+    assert image.isfinite().all() and not torch.equal(image, generate(model, plain))
     assert set(calls) == {(2, 77 + 256, 2048)}
 
 
@@ -172,11 +172,11 @@ def test_lambda_works_in_blocks_of_several_transformers(nodes, pack, model, side
     schedule = importlib.import_module(f"{pack.__name__}.llm4gen_core.strength").StrengthSchedule
     plain, fused = sides
     images = [
-        paint(nodes["host_attention"].patch_attention(model, mode, schedule(strength, strength)), fused)
+        generate(nodes["host_attention"].patch_attention(model, mode, schedule(strength, strength)), fused)
         for strength in (0.0, 0.5, 1.0)
     ]
-    assert torch.equal(images[0], paint(model, plain))
-    same = torch.equal(images[2], paint(model, fused))
+    assert torch.equal(images[0], generate(model, plain))
+    same = torch.equal(images[2], generate(model, fused))
     assert same == (mode != "decoupled")
     assert not torch.equal(images[1], images[2])
 

@@ -24,7 +24,7 @@ def folder(comfy, tmp_path_factory):
     """A small SDXL whose text encoders have CLIP's whole vocabulary."""
     from transformers import CLIPTokenizer
 
-    import train.small_models
+    import miniature.small_models
 
     path = tmp_path_factory.mktemp("sdxl") / "sdxl"
     tokenizer = COMFYUI / "comfy" / "sd1_tokenizer"
@@ -35,13 +35,13 @@ def folder(comfy, tmp_path_factory):
         return size
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.small_models, "write_clip_tokenizer", copy)
-        return train.small_models.make_sdxl_folder(path, WIDTHS, (CHANNELS, CHANNELS))
+        patch.setattr(miniature.small_models, "write_clip_tokenizer", copy)
+        return miniature.small_models.make_sdxl_folder(path, WIDTHS, (CHANNELS, CHANNELS))
 
 
 @pytest.fixture(scope="module")
 def ours(folder, tmp_path_factory):
-    from llm4gen_headless.families import load_family
+    from llm4gen_diffusers.families import load_family
 
     file = write_checkpoint(folder, tmp_path_factory.mktemp("checkpoint") / "sdxl.safetensors")
     return load_family("sdxl", file, tokenizer=COMFYUI / "comfy" / "sd1_tokenizer")

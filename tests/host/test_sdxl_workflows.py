@@ -46,7 +46,7 @@ def shipped(sdxl_server):
     return load
 
 
-def paint(server, graph):
+def generate(server, graph):
     """The texts that the nodes showed, and what the server logged meanwhile; the image is there."""
     before = len(server.log.read_text())
     result, said = server.run_and_listen(graph)
@@ -63,7 +63,7 @@ def test_base_paints_with_what_the_adapter_changes_of_its_unet(sdxl_server, ship
     (sampler,) = inputs["KSampler"]
     assert PAPER.items() <= sampler.items()
     sampler["steps"] = 2
-    said, log = paint(sdxl_server, graph)
+    said, log = generate(sdxl_server, graph)
     assert "Adapter for sdxl" in said and "connect Patch Model too" in said
     assert re.search(r"UNet part \(LoRA of \d+ layers\) at strength 1", said)
     assert "Requested to load SDXL\n" in log
@@ -85,5 +85,5 @@ def test_base_hands_over_to_the_refiner(sdxl_server, shipped):
     assert {source(refiner, side) for side in ("positive", "negative")} == {"CLIPTextEncodeSDXLRefiner"}
     base.update(steps=2, end_at_step=1)
     refiner.update(steps=2, start_at_step=1)
-    _, log = paint(sdxl_server, graph)
+    _, log = generate(sdxl_server, graph)
     assert "Requested to load SDXLRefiner\n" in log

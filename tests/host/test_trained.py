@@ -1,6 +1,6 @@
 """What the trainer exports, loaded by the nodes of a real host: one set of files, one prediction.
 
-Compared are the trainer's own modules, the painter of `generate`, which has the files alone, and the host's nodes.
+Compared are the trainer's own modules, the pipeline of `generate`, which has the files alone, and the host's nodes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Trained:
         export: folder of what it wrote.
         latents, timesteps: x_t of two samples, one for each side of guidance.
         first, last: what the trainer's modules predicted before and after.
-        painter: how `generate` loads the files.
+        pipeline: how `generate` loads the files.
     """
 
     export: Path
@@ -41,13 +41,13 @@ class Trained:
     timesteps: torch.Tensor
     first: torch.Tensor
     last: torch.Tensor
-    painter: Mapping[str, Any]
+    pipeline: Mapping[str, Any]
 
     def painted(self) -> torch.Tensor:
-        from llm4gen_headless.painter import Painter
+        from llm4gen_diffusers.sampling import Pipeline
 
-        painter = Painter.from_files(**self.painter)
-        return painter.predict_noise(self.latents, self.timesteps, painter.encode([PROMPT, NEGATIVE]))
+        pipeline = Pipeline.from_files(**self.pipeline)
+        return pipeline.predict_noise(self.latents, self.timesteps, pipeline.encode([PROMPT, NEGATIVE]))
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +211,7 @@ def test_a_change_of_what_is_predicted(server, models, train, tmp_path):
 @pytest.mark.slow
 def test_an_adapter_of_sdxl_loads(server, models, train, tmp_path):
     """And is not mistaken for one of SD1.5."""
-    from train.small_models import make_sdxl_folder
+    from miniature.small_models import make_sdxl_folder
 
     base = make_sdxl_folder(tmp_path / "sdxl")
     trained = train("cam+lora", family="sdxl", base=str(base), tokenizer=str(base / "tokenizer"))

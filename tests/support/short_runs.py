@@ -101,14 +101,14 @@ def prediction(
     Returns:
         (x_t [B, C, side, side], the UNet's prediction in float32, timesteps [B]).
     """
-    from train.conditioning import Drop
-    from train.objective import StepInputs
+    from train.conditioning import CaptionDropout
+    from train.training_loss import StepInputs
 
     family, count = objective.family, len(captions)
     draws = torch.Generator().manual_seed(5)
     latents, noise = torch.randn(2, count, family.latent_channels, side, side, generator=draws).to(conditioner.device)
     timesteps = torch.linspace(20, 980, count).long().to(conditioner.device)
-    text = conditioner.inputs(captions, [Drop.NOTHING] * count)
+    text = conditioner.inputs(captions, [CaptionDropout.NOTHING] * count)
     pixels = side * family.pixels_per_latent
     sizes = torch.tensor([[pixels, pixels, 0, 0, pixels, pixels]]).expand(count, -1).to(conditioner.device)
     predicted: list[torch.Tensor] = []

@@ -29,7 +29,7 @@ from transformers import (
     SwinConfig,
 )
 
-from train.small_models import write_clip_tokenizer
+from miniature.small_models import write_clip_tokenizer
 
 NOUNS = ("cat", "dog", "person", "couch")
 _COCO = (

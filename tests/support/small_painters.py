@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llm4gen_headless.painter import Painter
-from train.small_models import (
+from llm4gen_diffusers.sampling import Pipeline
+from miniature.small_models import (
     make_diffusers_folder,
     make_miniature_folder,
     make_projector,
@@ -46,12 +46,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 
 @pytest.fixture(scope="session")
-def sd15(models: Models) -> Painter:
+def sd15(models: Models) -> Pipeline:
     """With LLM4GEN."""
-    return Painter.from_files(models.base, adapter=models.adapter, llm=models.llm)
+    return Pipeline.from_files(models.base, adapter=models.adapter, llm=models.llm)
 
 
 @pytest.fixture(scope="session")
-def plain(models: Models) -> Painter:
+def plain(models: Models) -> Pipeline:
     """Without."""
-    return Painter.from_files(models.base)
+    return Pipeline.from_files(models.base)

@@ -97,7 +97,7 @@ class ServedStudy:
         """The second time on the port of the first."""
         code = (
             "import sys; from evaluation.vote.command import configure; "
-            "from llm4gen_headless.command_line import Parser, run_command\n"
+            "from llm4gen_diffusers.command_line import Parser, run_command\n"
             "def build():\n"
             "    parser = Parser(prog='vote'); configure(parser); return parser\n"
             "sys.exit(run_command(build, 'evaluation'))"

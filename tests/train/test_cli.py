@@ -122,7 +122,9 @@ def test_a_prompt_file_that_is_not_text(refused, tmp_path):
 
 
 def test_what_the_operating_system_refuses_is_one_line_too(refused, models, tmp_path, monkeypatch):
-    monkeypatch.setattr("train.convert.save_adapter", Mock(side_effect=OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        "llm4gen_diffusers.convert.save_adapter", Mock(side_effect=OSError(28, "No space left on device"))
+    )
     assert "No space left" in refused("convert", models.adapter, tmp_path / "a.safetensors", "--family", "sd15")
 
 

@@ -16,11 +16,11 @@ from transformers import CLIPTextModel
 from llm4gen_core import EntityPair, LLM4GENError, Span
 from llm4gen_core.entity_guidance import GuidanceOptions
 from llm4gen_core.prompt_tokens import tokenize_prompt
-from llm4gen_headless.families import SDXL, Family, load_family
-from llm4gen_headless.painter import Painter
-from train.conditioning import Conditioner, Drop
+from llm4gen_diffusers.families import SDXL, Family, load_family
+from llm4gen_diffusers.sampling import Pipeline
+from miniature.miniature_world import make_world
+from train.conditioning import CaptionDropout, Conditioner
 from train.memory import FakeRun, Shapes, text_form
-from train.miniature_world import make_world
 from train.recipe import Recipe
 from train.recipe_file import parse_recipe
 from train.setup import open_models
@@ -81,7 +81,7 @@ def test_guided_words_are_found_behind_a_short_chunk(world: Path, family: Family
     """The LLM's copy begins where CLIP's ends, and the context is as long as both."""
     llm = open_models(recipe(world, world / "none"), parts=()).load_llm("cpu")
     made = Conditioner(family, llm, ("text", "llm"), GuidanceOptions(support="real"), 1, False, torch.device("cpu"))
-    targets = made.targets([CAPTION], [[PAIR]], [Drop.NOTHING])
+    targets = made.targets([CAPTION], [[PAIR]], [CaptionDropout.NOTHING])
     assert targets.bias is not None and targets.bias.shape == (1, LENGTH + 24)
     words = [targets.columns[0, targets.attribute[0, p].nonzero().flatten()].tolist() for p in range(2)]
     assert words[0] == [6]  # start, a, red, circle, and, a, blue
@@ -102,9 +102,9 @@ def test_a_run_trains_and_its_export_paints(world: Path, tmp_path: Path) -> None
     assert len(losses(folder)) == 1
     export = folder / "export"
     files = {"unet": export, "adapter": export / "adapter.safetensors", "llm": world / "llm"}
-    model = Painter.from_files(world / "base", **files)  # type: ignore[arg-type]
+    model = Pipeline.from_files(world / "base", **files)  # type: ignore[arg-type]
     assert model.encode([CAPTION]).hidden.shape[1] == LENGTH + 24
-    assert model.paint(CAPTION, steps=2, width=16, height=16).isfinite().all()
+    assert model.generate(CAPTION, steps=2, width=16, height=16).isfinite().all()
 
 
 def test_text_encoders_of_unlike_lengths_are_refused(models: Any, tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import torch
 from llm4gen_core import EntityPair, LLMEncoder, LLMSpec
 from llm4gen_core.encoder import folder_spec
 from llm4gen_core.entity_guidance import GuidanceOptions
-from llm4gen_headless.families import Family, load_family
-from train.conditioning import Conditioner, Drop, choose_drop
-from train.miniature_world import make_world
+from llm4gen_diffusers.families import Family, load_family
+from miniature.miniature_world import make_world
+from train.conditioning import CaptionDropout, Conditioner, choose_dropout
 
 CAPTION = "a Red  circle, a red square and a red circle"
 PAIRS = [
@@ -47,7 +47,9 @@ def conditioner(family: Family, llm: LLMEncoder | None, layout: tuple[str, ...],
     return Conditioner(family, llm, layout, guidance, 1, False, torch.device("cpu"))
 
 
-def words(conditioner: Conditioner, caption: str, drop: Drop = Drop.NOTHING) -> list[tuple[str, str]]:
+def words(
+    conditioner: Conditioner, caption: str, drop: CaptionDropout = CaptionDropout.NOTHING
+) -> list[tuple[str, str]]:
     """(attribute, entity) of each pair of the targets, as the tokens at their positions decode."""
     family, llm = conditioner.family, conditioner.llm
     clip_ids = family._clip_ids(0, [caption], 1, None).flatten().tolist()
@@ -85,27 +87,27 @@ LLM = [("Red", "circle"), ("red", "square"), ("red", "circle")]
 @pytest.mark.parametrize(
     ("layout", "drop", "options", "expected"),
     [
-        (("text", "llm"), Drop.NOTHING, {}, CLIP + LLM),
-        (("text", "llm"), Drop.NOTHING, {"tokens": "llm"}, LLM),
-        (("text", "llm"), Drop.NOTHING, {"max_pairs": 2}, CLIP[:2] + LLM[:2]),
-        (("llm",), Drop.NOTHING, {}, LLM),
-        (("text", "text"), Drop.NOTHING, {}, CLIP + CLIP),
-        (("text",), Drop.NOTHING, {}, CLIP),
-        (("text", "llm"), Drop.LLM, {}, CLIP),
-        (("text", "llm"), Drop.CAPTION, {}, []),
-        (("text", "llm"), Drop.NOTHING, {"support": "real"}, CLIP + LLM),
+        (("text", "llm"), CaptionDropout.NOTHING, {}, CLIP + LLM),
+        (("text", "llm"), CaptionDropout.NOTHING, {"tokens": "llm"}, LLM),
+        (("text", "llm"), CaptionDropout.NOTHING, {"max_pairs": 2}, CLIP[:2] + LLM[:2]),
+        (("llm",), CaptionDropout.NOTHING, {}, LLM),
+        (("text", "text"), CaptionDropout.NOTHING, {}, CLIP + CLIP),
+        (("text",), CaptionDropout.NOTHING, {}, CLIP),
+        (("text", "llm"), CaptionDropout.LLM, {}, CLIP),
+        (("text", "llm"), CaptionDropout.CAPTION, {}, []),
+        (("text", "llm"), CaptionDropout.NOTHING, {"support": "real"}, CLIP + LLM),
     ],
     ids=str,
 )
 def test_the_positions_hold_the_words(
-    family: Family, llm: LLMEncoder, layout: tuple[str, ...], drop: Drop, options: dict, expected: list
+    family: Family, llm: LLMEncoder, layout: tuple[str, ...], drop: CaptionDropout, options: dict, expected: list
 ) -> None:
     uses_llm = llm if "llm" in layout else None
     assert words(conditioner(family, uses_llm, layout, **options), CAPTION, drop) == expected
 
 
 def test_each_mention_has_its_own_tokens(family: Family, llm: LLMEncoder) -> None:
-    targets = conditioner(family, llm, ("text", "llm")).targets([CAPTION], [PAIRS], [Drop.NOTHING])
+    targets = conditioner(family, llm, ("text", "llm")).targets([CAPTION], [PAIRS], [CaptionDropout.NOTHING])
     assert targets.pairs.sum() == 6
     circles = [targets.columns[0, targets.entity[0, p].nonzero().flatten()].tolist() for p in (0, 2)]
     assert not set(circles[0]) & set(circles[1])
@@ -113,7 +115,7 @@ def test_each_mention_has_its_own_tokens(family: Family, llm: LLMEncoder) -> Non
 
 def test_only_real_tokens_support_the_softmax_if_wanted(family: Family, llm: LLMEncoder) -> None:
     made = conditioner(family, llm, ("text", "llm"), support="real")
-    bias = made.targets([CAPTION], [PAIRS], [Drop.NOTHING]).bias
+    bias = made.targets([CAPTION], [PAIRS], [CaptionDropout.NOTHING]).bias
     assert bias is not None and bias.shape == (1, 77 + LENGTH)
     assert bias[0, 0] == -torch.inf  # CLIP's start
     assert (bias[0, 1:11] == 0).all()
@@ -123,7 +125,7 @@ def test_only_real_tokens_support_the_softmax_if_wanted(family: Family, llm: LLM
 def test_dropped_captions_see_the_pair_of_empty_prompts(family: Family, llm: LLMEncoder) -> None:
     made = conditioner(family, llm, ("text", "llm"))
     own, empty = made.features([CAPTION]), made.features([""])
-    found = made.inputs([CAPTION] * 3, [Drop.NOTHING, Drop.LLM, Drop.CAPTION])
+    found = made.inputs([CAPTION] * 3, [CaptionDropout.NOTHING, CaptionDropout.LLM, CaptionDropout.CAPTION])
     assert found.text is not None and found.llm is not None
     for row, (clip, of_llm) in enumerate([(own, own), (own, empty), (empty, empty)]):
         torch.testing.assert_close(found.text[row], clip["clip"][0])
@@ -133,11 +135,15 @@ def test_dropped_captions_see_the_pair_of_empty_prompts(family: Family, llm: LLM
 def test_cached_features_are_taken_as_they_are(family: Family, llm: LLMEncoder) -> None:
     made = conditioner(family, llm, ("text", "llm"))
     cached = made.features([CAPTION, "a blue cross"])
-    found = made.inputs(["not looked at", "either"], [Drop.NOTHING] * 2, cached)
+    found = made.inputs(["not looked at", "either"], [CaptionDropout.NOTHING] * 2, cached)
     assert found.text is not None and torch.equal(found.text, cached["clip"])
     assert found.llm is not None and torch.equal(found.llm, cached["llm"])
 
 
 def test_shares_of_drops() -> None:
-    drops = [choose_drop((i + 0.5) / 1000, 0.1, 0.05) for i in range(1000)]
-    assert [drops.count(drop) for drop in (Drop.CAPTION, Drop.LLM, Drop.NOTHING)] == [100, 50, 850]
+    drops = [choose_dropout((i + 0.5) / 1000, 0.1, 0.05) for i in range(1000)]
+    assert [drops.count(drop) for drop in (CaptionDropout.CAPTION, CaptionDropout.LLM, CaptionDropout.NOTHING)] == [
+        100,
+        50,
+        850,
+    ]

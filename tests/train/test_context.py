@@ -7,8 +7,8 @@ import torch
 from transformers import AutoTokenizer, CLIPTextModel, T5Config, T5EncoderModel
 
 from llm4gen_core import fuse, load_adapter, save_adapter
-from llm4gen_headless.clip_text import clip_tokens
-from llm4gen_headless.painter import Painter
+from llm4gen_diffusers.clip_text import clip_tokens
+from llm4gen_diffusers.sampling import Pipeline
 
 PROMPT = "a red cat and two black dogs on a chair"
 
@@ -105,5 +105,5 @@ def test_strength_is_the_adapters_unless_it_is_given(models, tmp_path):
     adapter = load_adapter(models.adapter)
     metadata = dataclasses.replace(adapter.metadata, base_family="sd15", default_strength=0.25)
     save_adapter(adapter, tmp_path / "a.safetensors", metadata)
-    gentle = Painter.from_files(models.base, adapter=tmp_path / "a.safetensors", llm=models.llm)
+    gentle = Pipeline.from_files(models.base, adapter=tmp_path / "a.safetensors", llm=models.llm)
     assert torch.equal(gentle.encode([PROMPT]).hidden, gentle.encode([PROMPT], 0.25).hidden)

@@ -15,14 +15,14 @@ from short_runs import losses, prediction, recipe_content, relative_error, train
 from torch import Tensor
 
 from llm4gen_core import AdapterMetadata, LLM4GENError, Span, load_adapter, save_adapter
-from llm4gen_headless.attention import cross_attention_layers
-from llm4gen_headless.painter import Painter
-from train.attention_maps import attention_maps
+from llm4gen_diffusers.attention import cross_attention_layers
+from llm4gen_diffusers.attention_maps import attention_maps
+from llm4gen_diffusers.sampling import Pipeline
+from miniature.miniature_world import make_world
 from train.loop import Trainer
-from train.miniature_world import make_world
 from train.recipe_file import parse_recipe
 from train.run_folder import RunFolder
-from train.validation import paint_validation
+from train.validation import generate_validation
 
 MODES = ("embedding", "value", "decoupled")
 CAPTIONS = ["a red circle and a blue square on black", "a green cross"]
@@ -43,26 +43,26 @@ def runs(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
 
 
 @pytest.fixture(scope="module")
-def painter(models: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Painter]:
+def pipeline(models: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pipeline]:
     """SD1.5 in small with an adapter that says its mode."""
     folder = tmp_path_factory.mktemp("adapters")
 
-    def make(own: str, asked: str | None = None) -> Painter:
+    def make(own: str, asked: str | None = None) -> Pipeline:
         path = folder / f"{own}.safetensors"
         if not path.is_file():
             save_adapter(load_adapter(models.adapter), path, AdapterMetadata("sd15", None, lambda_mode=own))
-        return Painter.from_files(models.base, adapter=path, llm=models.llm, lambda_mode=asked)
+        return Pipeline.from_files(models.base, adapter=path, llm=models.llm, lambda_mode=asked)
 
     return make
 
 
 @torch.no_grad()
-def written_out(painter: Painter, mode: str, strength: float, latents: Tensor, prompts: list[str]) -> Tensor:
-    """The prediction with each layer's formula, put in by hooks on the layers of a painter that knows no mode."""
-    family = painter.family
+def written_out(pipeline: Pipeline, mode: str, strength: float, latents: Tensor, prompts: list[str]) -> Tensor:
+    """The prediction with each layer's formula, put in by hooks on the layers of a pipeline that knows no mode."""
+    family = pipeline.family
     text = family.encode_text(prompts)
-    assert painter.adapter is not None and painter.llm is not None
-    llm = painter.adapter(text.hidden, painter.llm.encode(prompts).hidden)
+    assert pipeline.adapter is not None and pipeline.llm is not None
+    llm = pipeline.adapter(text.hidden, pipeline.llm.encode(prompts).hidden)
     context = torch.cat((text.hidden, llm), 1)
     count = text.hidden.shape[1]
 
@@ -87,7 +87,7 @@ def written_out(painter: Painter, mode: str, strength: float, latents: Tensor, p
         for module in cross_attention_layers(family.unet).values()
     ]
     try:
-        return painter.predict_noise(latents, 481, replace(text, hidden=context))
+        return pipeline.predict_noise(latents, 481, replace(text, hidden=context))
     finally:
         for handle in handles:
             handle.remove()
@@ -95,47 +95,47 @@ def written_out(painter: Painter, mode: str, strength: float, latents: Tensor, p
 
 @pytest.mark.parametrize("strength", [0.5, 1.0, 1.75])
 @pytest.mark.parametrize("mode", MODES)
-def test_a_mode_is_its_formula_at_every_layer(painter: Callable[..., Painter], mode: str, strength: float) -> None:
+def test_a_mode_is_its_formula_at_every_layer(pipeline: Callable[..., Pipeline], mode: str, strength: float) -> None:
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    mine = painter(mode)
+    mine = pipeline(mode)
     found = mine.predict_noise(latents, 481, mine.encode(CAPTIONS, strength))
-    assert relative_error(found, written_out(painter("embedding"), mode, strength, latents, CAPTIONS)) < 1e-5
+    assert relative_error(found, written_out(pipeline("embedding"), mode, strength, latents, CAPTIONS)) < 1e-5
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_strength_0_is_plain_clip(painter: Callable[..., Painter], plain: Painter, mode: str) -> None:
-    off = painter(mode).paint(CAPTIONS[0], seed=1, steps=2, width=64, height=64, strength=0.0)
-    assert torch.equal(off, plain.paint(CAPTIONS[0], seed=1, steps=2, width=64, height=64))
+def test_strength_0_is_plain_clip(pipeline: Callable[..., Pipeline], plain: Pipeline, mode: str) -> None:
+    off = pipeline(mode).generate(CAPTIONS[0], seed=1, steps=2, width=64, height=64, strength=0.0)
+    assert torch.equal(off, plain.generate(CAPTIONS[0], seed=1, steps=2, width=64, height=64))
 
 
-def test_another_mode_than_the_adapters_may_be_asked_for(painter: Callable[..., Painter]) -> None:
-    def paint(own: str, asked: str | None) -> Tensor:
-        return painter(own, asked).paint(CAPTIONS[0], seed=1, steps=2, width=64, height=64, strength=0.5)
+def test_another_mode_than_the_adapters_may_be_asked_for(pipeline: Callable[..., Pipeline]) -> None:
+    def generate(own: str, asked: str | None) -> Tensor:
+        return pipeline(own, asked).generate(CAPTIONS[0], seed=1, steps=2, width=64, height=64, strength=0.5)
 
-    assert torch.equal(paint("embedding", "decoupled"), paint("decoupled", None))
-    assert not torch.allclose(paint("embedding", None), paint("decoupled", None), atol=1e-3)
+    assert torch.equal(generate("embedding", "decoupled"), generate("decoupled", None))
+    assert not torch.allclose(generate("embedding", None), generate("decoupled", None), atol=1e-3)
 
 
-def test_the_unet_is_left_as_it_was(painter: Callable[..., Painter]) -> None:
-    mine = painter("decoupled")
+def test_the_unet_is_left_as_it_was(pipeline: Callable[..., Pipeline]) -> None:
+    mine = pipeline("decoupled")
     before = dict(mine.family.unet.attn_processors)
-    mine.paint(CAPTIONS[0], seed=1, steps=2, width=64, height=64)
+    mine.generate(CAPTIONS[0], seed=1, steps=2, width=64, height=64)
     assert mine.family.unet.attn_processors == before
 
 
-def test_a_mode_that_is_not_known_or_needs_an_adapter(models: Any, painter: Callable[..., Painter]) -> None:
+def test_a_mode_that_is_not_known_or_needs_an_adapter(models: Any, pipeline: Callable[..., Pipeline]) -> None:
     with pytest.raises(LLM4GENError, match="The λ mode is 'sum'; expected one of embedding, value, decoupled"):
-        painter("embedding", "sum")
+        pipeline("embedding", "sum")
     with pytest.raises(LLM4GENError, match="The λ mode is 'value', but there is no adapter"):
-        Painter.from_files(models.base, lambda_mode="value")
+        Pipeline.from_files(models.base, lambda_mode="value")
 
 
-def test_maps_of_decoupled_are_shares_of_two_softmaxes(painter: Callable[..., Painter]) -> None:
+def test_maps_of_decoupled_are_shares_of_two_softmaxes(pipeline: Callable[..., Pipeline]) -> None:
     """Over all tokens they add up to 2, so that the words' shares are larger than in one softmax over all."""
     prompt = "red circle"
     words = [Span(0, 3, "red"), Span(4, 10, "circle")]
     shares = {
-        mode: attention_maps(painter(mode), prompt, words, seed=1, steps=2, width=64, height=64).mass for mode in MODES
+        mode: attention_maps(pipeline(mode), prompt, words, seed=1, steps=2, width=64, height=64).mass for mode in MODES
     }
     assert (shares["decoupled"] > shares["value"]).all()
 
@@ -146,7 +146,7 @@ def test_maps_of_decoupled_are_shares_of_two_softmaxes(painter: Callable[..., Pa
 def test_the_adapter_says_its_mode_and_paints_in_it(runs: dict[str, Path], world: Path) -> None:
     for mode, run in runs.items():
         export = run / "export"
-        mine = Painter.from_files(world / "base", adapter=export / "adapter.safetensors", llm=world / "llm")
+        mine = Pipeline.from_files(world / "base", adapter=export / "adapter.safetensors", llm=world / "llm")
         assert mine.lambda_mode == mode
 
 
@@ -160,7 +160,7 @@ def test_what_is_painted_is_what_was_trained(world: Path, tmp_path: Path, mode: 
     content = recipe_content(world, tmp_path / "run", adapter={"heads": 4, "lambda_mode": mode})
     trainer = Trainer(parse_recipe(content, "Recipe of the test"), RunFolder(tmp_path / "run"))
     noisy, expected, timesteps = prediction(trainer.objective, trainer.conditioner, CAPTIONS)
-    mine = Painter(trainer.family, trainer.adapter, trainer.llm, mode)
+    mine = Pipeline(trainer.family, trainer.adapter, trainer.llm, mode)
     features = mine.encode(CAPTIONS, 1.0)
     found = mine.predict_noise(noisy, timesteps, features)
     assert relative_error(found, expected) < 1e-5
@@ -174,16 +174,16 @@ def test_validation_paints_in_the_mode_of_the_run(world: Path, tmp_path: Path) -
     )
     recipe = parse_recipe(content, "Recipe of the test")
     trainer = Trainer(recipe, RunFolder(tmp_path / "run"))
-    [file] = paint_validation(recipe, trainer.family, trainer.adapter, trainer.llm, tmp_path / "images" / "step")
+    [file] = generate_validation(recipe, trainer.family, trainer.adapter, trainer.llm, tmp_path / "images" / "step")
     found = torch.from_numpy(np.array(Image.open(file)).astype(np.float32))
 
-    def paint(mode: str) -> Tensor:
-        mine = Painter(trainer.family, trainer.adapter, trainer.llm, mode)
-        image = mine.paint(CAPTIONS[0], seed=3, steps=2, guidance=3.0, width=16, height=16)[0]
+    def generate(mode: str) -> Tensor:
+        mine = Pipeline(trainer.family, trainer.adapter, trainer.llm, mode)
+        image = mine.generate(CAPTIONS[0], seed=3, steps=2, guidance=3.0, width=16, height=16)[0]
         return image.permute(1, 2, 0) * 255
 
-    assert (found - paint("decoupled")).abs().max() <= 1
-    assert (found - paint("embedding")).abs().max() > 1
+    assert (found - generate("decoupled")).abs().max() <= 1
+    assert (found - generate("embedding")).abs().max() > 1
 
 
 @pytest.mark.parametrize("fusion", ["mlp", "cross_attention"])

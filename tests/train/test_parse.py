@@ -25,7 +25,7 @@ CAPTIONS = [caption.text for caption in gold_captions(5, seed=3)]
 @pytest.fixture(autouse=True)
 def no_pipeline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whatever this machine has installed, "auto" is the fallback here."""
-    monkeypatch.setattr("llm4gen_core.entities_spacy.PIPELINES", ())
+    monkeypatch.setattr("llm4gen_core.entities.spacy.PIPELINES", ())
     load_backend.cache_clear()
     yield
     load_backend.cache_clear()

@@ -11,15 +11,15 @@ import torch
 from short_runs import forget_accelerate, recipe_content, train
 from torch import Tensor
 
+from miniature.miniature_world import make_world
+from miniature.small_models import make_diffusers_folder, make_sdxl_folder, make_t5_folder
 from train.loop import Trainer
 from train.memory import FakeRun, LiveBytes, Shapes, estimate
-from train.miniature_world import make_world
 from train.plan import Plan, plan
 from train.recipe import Parts, Recipe
 from train.recipe_file import parse_recipe
 from train.run_folder import RunFolder
 from train.setup import open_models
-from train.small_models import make_diffusers_folder, make_sdxl_folder, make_t5_folder
 
 SHAPES = Shapes((32, 32), 8, 8)
 PARTS = get_args(Parts)

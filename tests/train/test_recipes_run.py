@@ -21,13 +21,13 @@ from safetensors.torch import load_file
 from short_runs import forget_accelerate, losses, metrics, prediction, relative_error, start_process
 
 from llm4gen_core import load_adapter
-from llm4gen_headless.painter import Painter
-from train.generate import GenerateSettings, generate
+from llm4gen_diffusers.generate import GenerateSettings, generate
+from llm4gen_diffusers.sampling import Pipeline
+from miniature.small_models import make_diffusers_folder, make_sdxl_folder, make_t5_folder
 from train.loop import Trainer, run
 from train.recipe import Parts, Recipe
 from train.recipe_file import RECIPES, load_recipe
 from train.run_folder import RunFolder
-from train.small_models import make_diffusers_folder, make_sdxl_folder, make_t5_folder
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml") if not path.stem.startswith("miniature"))
 """Those of the miniature run in test_training.py and test_reproduce.py."""
@@ -105,7 +105,7 @@ def trained(place: Place) -> Callable[..., tuple[Recipe, Path]]:
     return train
 
 
-def painter(place: Place, recipe: Recipe, export: Path | None, **options: object) -> Painter:
+def pipeline(place: Place, recipe: Recipe, export: Path | None, **options: object) -> Pipeline:
     """The recipe's base, alone or with what was exported."""
     files: dict[str, object] = {}
     if export is not None:
@@ -114,7 +114,7 @@ def painter(place: Place, recipe: Recipe, export: Path | None, **options: object
                 files[name] = export if name == "clip" else export / path
         if "adapter" in files:
             files["llm"] = place.path / "llm"
-    return Painter.from_files(place.path / recipe.family, **files, **options)  # type: ignore[arg-type]
+    return Pipeline.from_files(place.path / recipe.family, **files, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -175,7 +175,7 @@ def test_the_second_stage_goes_on_from_the_first(
     latents, timestep = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), 481
     noises = [
         model.predict_noise(latents, timestep, model.encode([PROMPT]))
-        for model in (painter(place, recipe, folder) for folder in (second / "export", first / "export", None))
+        for model in (pipeline(place, recipe, folder) for folder in (second / "export", first / "export", None))
     ]
     assert 0 < (noises[0] - noises[1]).norm() < (noises[0] - noises[2]).norm()
 
@@ -214,7 +214,7 @@ def test_every_trained_part_of_the_real_formats(place: Place, tmp_path: Path, na
         key for key, parameter in trainer.parts.named_parameters().items() if torch.equal(parameter, before[key])
     ]
     noisy, expected, timesteps = prediction(trainer.objective, trainer.conditioner, [PROMPT, ""])
-    model = painter(place, recipe, folder.export)
+    model = pipeline(place, recipe, folder.export)
     found = model.predict_noise(noisy, timesteps, model.encode([PROMPT, ""]))
     assert relative_error(found, expected) < 1e-5
     assert relative_error(first, expected) > 1e-3

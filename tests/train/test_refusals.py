@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from llm4gen_core import LLM4GENError, LLMSpec, load_adapter, save_adapter
 from llm4gen_core.adapter_file import AdapterMetadata
-from llm4gen_headless.devices import choose_device
-from llm4gen_headless.painter import Painter
-from train.generate import GenerateSettings
-from train.small_models import make_projector, make_t5_folder, make_unet_folder
+from llm4gen_diffusers.devices import choose_device
+from llm4gen_diffusers.generate import GenerateSettings
+from llm4gen_diffusers.sampling import Pipeline
+from miniature.small_models import make_projector, make_t5_folder, make_unet_folder
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def edit_json(path, **changes):
 
 def refusal(*args, **kwargs):
     with pytest.raises(LLM4GENError) as caught:
-        Painter.from_files(*args, **kwargs)
+        Pipeline.from_files(*args, **kwargs)
     return str(caught.value)
 
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from short_runs import REPOSITORY, go_on, losses, recipe_content, train
 
 from llm4gen_core import LLM4GENError, load_adapter
+from miniature.miniature_world import make_world
 from train.export import ExportSettings, export
-from train.miniature_world import make_world
 from train.recipe_file import parse_recipe
 
 

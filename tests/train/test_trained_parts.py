@@ -26,12 +26,12 @@ from torch import Tensor, nn
 
 from llm4gen_core import AdapterMetadata, LLM4GENError, UNetPart, load_adapter
 from llm4gen_core.adapter import FUSIONS
-from llm4gen_headless.families import load_family
-from llm4gen_headless.painter import Painter, add_unet_part
-from llm4gen_headless.schedule import NoiseSchedule
+from llm4gen_diffusers.families import load_family
+from llm4gen_diffusers.sampling import Pipeline, add_unet_part
+from llm4gen_diffusers.schedule import NoiseSchedule
+from miniature.miniature_world import make_world
 from train.export import ExportSettings, export
 from train.loop import Trainer
-from train.miniature_world import make_world
 from train.parts import LORA_LAYERS, TrainedParts
 from train.recipe import Loss, Recipe, Trainable
 from train.recipe_file import parse_recipe
@@ -205,7 +205,7 @@ def test_gradient_checkpointing_changes_nothing(run: Run, tmp_path: Path) -> Non
 # What is written
 
 
-def painter(run: Run, folder: Path, **options: Any) -> Painter:
+def pipeline(run: Run, folder: Path, **options: Any) -> Pipeline:
     """From nothing but files."""
     files: dict[str, Any] = {}
     for name, path in (("unet", "unet"), ("clip", "text_encoder"), ("adapter", "adapter.safetensors")):
@@ -213,11 +213,11 @@ def painter(run: Run, folder: Path, **options: Any) -> Painter:
             files[name] = folder / path
     if "adapter" in files:
         files["llm"] = run.world / "llm"
-    return Painter.from_files(run.world / "base", **files, **options)
+    return Pipeline.from_files(run.world / "base", **files, **options)
 
 
 def painted(run: Run, folder: Path, noisy: Tensor, timesteps: Tensor, **options: Any) -> Tensor:
-    model = painter(run, folder, **options)
+    model = pipeline(run, folder, **options)
     return model.predict_noise(noisy, timesteps, model.encode(CAPTIONS))
 
 
@@ -340,15 +340,15 @@ def test_an_exported_unet_says_what_it_was_trained_with(world: Path, tmp_path: P
     schedule = trainer.family.base.schedule
     assert schedule.prediction_type == "v_prediction" and schedule.alphas_cumprod[-1] == 0
     for unet in (tmp_path / "out", tmp_path / "out" / "unet"):
-        model = Painter.from_files(world / "base", unet=unet)
+        model = Pipeline.from_files(world / "base", unet=unet)
         assert model.family.base.schedule == schedule
     painting = {"seed": 2, "steps": 3, "width": 16, "height": 16}
     assert torch.equal(
-        Painter(trainer.family).paint("a red circle", **painting), model.paint("a red circle", **painting)
+        Pipeline(trainer.family).generate("a red circle", **painting), model.generate("a red circle", **painting)
     )
     assert not torch.equal(
-        shifted(model, load_family("miniature", world / "base", parts=()).base.schedule).paint("a", **painting),
-        model.paint("a", **painting),
+        shifted(model, load_family("miniature", world / "base", parts=()).base.schedule).generate("a", **painting),
+        model.generate("a", **painting),
     ), "a schedule makes a difference"
     following = recipe.model_copy(
         update={"loss": Loss(), "model": recipe.model.model_copy(update={"unet": str(tmp_path / "out" / "unet")})}
@@ -359,11 +359,11 @@ def test_an_exported_unet_says_what_it_was_trained_with(world: Path, tmp_path: P
     torch.testing.assert_close(theirs.alphas_cumprod, schedule.alphas_cumprod, rtol=1e-3, atol=1e-5)
 
 
-def shifted(model: Painter, schedule: NoiseSchedule) -> Painter:
+def shifted(model: Pipeline, schedule: NoiseSchedule) -> Pipeline:
     """The same modules under another schedule."""
     family = copy.copy(model.family)
     family.base = replace(family.base, schedule=schedule)
-    return Painter(family)
+    return Pipeline(family)
 
 
 # Going on from what was exported
@@ -411,7 +411,7 @@ def test_a_run_goes_on_from_exactly_what_was_exported(
     assert all(torch.equal(now[f"adapter.{name}"], tensor) for name, tensor in adapter.state_dict().items())
     noisy, found, timesteps = prediction(trainer.objective, trainer.conditioner, CAPTIONS)
     unet = start / "unet" if (start / "unet").is_dir() else None
-    model = Painter.from_files(world / "base", unet=unet, adapter=start / "adapter.safetensors", llm=world / "llm")
+    model = Pipeline.from_files(world / "base", unet=unet, adapter=start / "adapter.safetensors", llm=world / "llm")
     expected = model.predict_noise(noisy, timesteps, model.encode(CAPTIONS))
     assert relative_error(found, expected) < 1e-5
     part, merged = adapter.unet_part, model.family.unet.state_dict()
@@ -431,7 +431,7 @@ def test_the_second_export_holds_both_stages(world: Path, exports: dict[str, Pat
     trainer.fit()
     noisy, expected, timesteps = prediction(trainer.objective, trainer.conditioner, CAPTIONS)
     file = tmp_path / "run" / "export" / "adapter.safetensors"
-    model = Painter.from_files(world / "base", adapter=file, llm=world / "llm")
+    model = Pipeline.from_files(world / "base", adapter=file, llm=world / "llm")
     assert relative_error(model.predict_noise(noisy, timesteps, model.encode(CAPTIONS)), expected) < 1e-5
     first, second = load_adapter(exports[parts] / "adapter.safetensors").unet_part, load_adapter(file).unet_part
     assert first is not None and second is not None

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from short_runs import checkpoint_tensors, go_on, losses, metrics, recipe_content, start_process, train
 
 from llm4gen_core import LLM4GENError, load_adapter
+from miniature.miniature_world import make_world
 from train.loop import Stopped, Trainer
-from train.miniature_world import make_world
 from train.step import OptimizerStep
 
 
@@ -202,15 +202,15 @@ def test_changed_data_is_noticed_on_resuming(world: Path, tmp_path: Path) -> Non
 def test_a_loss_that_is_no_number_stops_with_the_samples(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from train.objective import Objective
+    from train.training_loss import TrainingLoss
 
-    forward = Objective.forward
+    forward = TrainingLoss.forward
 
-    def broken(self: Objective, inputs: Any) -> Any:
+    def broken(self: TrainingLoss, inputs: Any) -> Any:
         error, guidance, mass = forward(self, inputs)
         return error * torch.tensor([1.0, float("nan")]), guidance, mass
 
-    monkeypatch.setattr(Objective, "forward", broken)
+    monkeypatch.setattr(TrainingLoss, "forward", broken)
     with pytest.raises(LLM4GENError, match=r"Step 1: the loss is not a number for samples \S+\.png, \S+\.png"):
         train(recipe_content(world, tmp_path / "nan"))
 
@@ -224,7 +224,7 @@ def test_a_batch_that_cannot_be_split_is_refused_before_anything_is_loaded(world
 
 def test_caption_dropout_is_drawn_anew_each_time(world: Path, tmp_path: Path) -> None:
     """The trap of the frozen dropout: over many epochs each sample must be seen both with and without its caption."""
-    from train.conditioning import Drop
+    from train.conditioning import CaptionDropout
     from train.recipe_file import parse_recipe
 
     content = recipe_content(
@@ -247,10 +247,10 @@ def test_caption_dropout_is_drawn_anew_each_time(world: Path, tmp_path: Path) ->
     folder = RunFolder(tmp_path / "run")
     folder.create(recipe)
     trainer = Trainer(recipe, folder)
-    seen: dict[str, set[Drop]] = {}
+    seen: dict[str, set[CaptionDropout]] = {}
     for batches in trainer.data.steps(0, 60, trainer.accumulation):
         for batch in batches:
             for key, drop in zip(batch.keys, trainer.optimizer_step.drops(batch), strict=True):
                 seen.setdefault(key, set()).add(drop)
     assert len(seen) == 12
-    assert all(drops == {Drop.NOTHING, Drop.CAPTION} for drops in seen.values())
+    assert all(drops == {CaptionDropout.NOTHING, CaptionDropout.CAPTION} for drops in seen.values())

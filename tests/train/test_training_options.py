@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from short_runs import losses, metrics, recipe_content, train
 
 from llm4gen_core import LLM4GENError
-from llm4gen_headless.painter import Painter
+from llm4gen_diffusers.sampling import Pipeline
+from miniature.miniature_world import make_world
 from train.data.images import to_model
 from train.data.samples import cut_of, load_pixels
 from train.data.scan import scan
-from train.miniature_world import make_world
 from train.recipe_file import parse_recipe
 
 TRAIN = {"steps": 4, "batch_size": 4, "micro_batch": 2, "precision": "float32"}
@@ -113,13 +113,13 @@ def test_validation_images_are_those_of_the_export(world: Path, tmp_path: Path) 
     folder = train(recipe_content(world, tmp_path / "run", validation=validation))
     files = sorted(file.name for file in (folder / "validation" / "step-00000004").iterdir())
     assert files == [f"prompt-0{prompt}-seed-{seed}.png" for prompt in (1, 2) for seed in (1, 2)]
-    painter = Painter.from_files(
+    pipeline = Pipeline.from_files(
         world / "base",
         unet=folder / "export" / "unet",
         adapter=folder / "export" / "adapter.safetensors",
         llm=world / "llm",
     )
-    painted = painter.paint("a blue square", seed=2, steps=3, guidance=7.5, width=16, height=16)[0]
+    painted = pipeline.generate("a blue square", seed=2, steps=3, guidance=7.5, width=16, height=16)[0]
     with Image.open(folder / "validation" / "step-00000004" / "prompt-02-seed-2.png") as image:
         found = torch.from_numpy(np.asarray(image).astype(np.int64))
     expected = (painted.permute(1, 2, 0) * 255).long()
@@ -213,7 +213,7 @@ def test_eight_pairs_are_learned_by_heart(tmp_path: Path) -> None:
     manifest = scan(parse_recipe(content, "test").data, folder / "cache")
     cuts = [cut_of(manifest, i, (16, 16), 3, 0) for i in range(8)]
     images = torch.stack([to_model(load_pixels(manifest, i, cut)) for i, cut in enumerate(cuts)]) / 2 + 0.5
-    painter = Painter.from_files(
+    pipeline = Pipeline.from_files(
         tmp_path / "base",
         unet=folder / "export" / "unet",
         adapter=folder / "export" / "adapter.safetensors",
@@ -221,7 +221,7 @@ def test_eight_pairs_are_learned_by_heart(tmp_path: Path) -> None:
     )
     painted = torch.cat(
         [
-            painter.paint(manifest.caption(i), seed=1, steps=20, guidance=1.0, width=16, height=16, progress=False)
+            pipeline.generate(manifest.caption(i), seed=1, steps=20, guidance=1.0, width=16, height=16, progress=False)
             for i in range(8)
         ]
     )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from llm4gen_core import LLM4GENError
 
-from ..draws import generator, uniform
+from ..seeds import generator, uniform
 
 PIXELS_VERSION = 1
 """Part of the latent cache's fingerprint; raise it when the same file and cut give other pixels."""

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..draws import draw_seed
+from ..seeds import draw_seed
 
 _GOLDEN = 0x9E3779B97F4A7C15
 

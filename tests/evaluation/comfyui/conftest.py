@@ -7,8 +7,8 @@ import json
 import pytest
 from fake_comfyui import FakeComfyUI, plain
 
-from evaluation.comfyui import ComfyUIPainter
-from evaluation.comfyui import painter as painter_module
+from evaluation.comfyui import ComfyUIPipeline
+from evaluation.comfyui import pipeline as painter_module
 
 
 @pytest.fixture(autouse=True)
@@ -32,9 +32,9 @@ def connect(comfy, tmp_path):
         file = tmp_path / "workflow.json"
         file.write_text(json.dumps(plain() if graph is None else graph), encoding="utf-8")
         options = {"patience": 5, **options}
-        painters.append(ComfyUIPainter.connect(comfy.url, file, **options))
+        painters.append(ComfyUIPipeline.connect(comfy.url, file, **options))
         return painters[-1]
 
     yield connect
-    for painter in painters:
-        painter.close()
+    for pipeline in painters:
+        pipeline.close()

@@ -117,5 +117,5 @@ def test_choices_in_braces_are_refused_but_where_another_text_goes(comfy, connec
         connect(on_canvas(n3=choices))
     with pytest.raises(LLM4GENError, match=r"text 2.text \(CLIPTextEncode\) has choices in braces"):
         connect(on_canvas(n2={"widgets_values": ["{prompt} in {red|blue}"]}))
-    list(connect(on_canvas(n2={"widgets_values": ["{prompt}, \\{in oil\\}"]})).paint(prompts(1), [0]))
+    list(connect(on_canvas(n2={"widgets_values": ["{prompt}, \\{in oil\\}"]})).generate(prompts(1), [0]))
     assert comfy.got[0]["2"]["inputs"]["text"] == "prompt 0, {in oil}"

@@ -184,8 +184,8 @@ def test_inputs_that_are_given_are_checked(given, message):
 
 
 def test_a_given_input_replaces_the_wire_to_it(comfy, connect):
-    painter = connect(two_samplers(), prompt_inputs=["2.text", "10.text"], seed_inputs=["5.seed", "8.noise_seed"])
-    list(painter.paint(prompts(1), [3]))
+    pipeline = connect(two_samplers(), prompt_inputs=["2.text", "10.text"], seed_inputs=["5.seed", "8.noise_seed"])
+    list(pipeline.generate(prompts(1), [3]))
     assert "9" not in comfy.got[0] and "11" not in comfy.got[0]
     assert comfy.got[0]["10"]["inputs"]["text"] == "prompt 0" and comfy.got[0]["8"]["inputs"]["noise_seed"] == 3
 

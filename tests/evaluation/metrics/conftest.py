@@ -36,7 +36,7 @@ from transformers import (
     T5Config,
 )
 
-from train.small_models import write_clip_tokenizer, write_t5_tokenizer
+from miniature.small_models import write_clip_tokenizer, write_t5_tokenizer
 
 ENGLISH = tuple(
     word

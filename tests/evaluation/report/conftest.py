@@ -13,7 +13,7 @@ from PIL import Image
 
 from evaluation.image_set import ImageRow, ImageSet, ImageSettings, image_id
 from evaluation.prompts import Prompt
-from llm4gen_headless.provenance import fingerprint
+from llm4gen_diffusers.provenance import fingerprint
 
 Score = Callable[[Prompt, int], Mapping[str, Any] | None]
 

@@ -143,10 +143,10 @@ def test_samples_are_chosen_without_scores(sets: list[ImageSet], make_set: SetMa
 
 
 def test_pictures_show_the_images_scaled_down(make_set: SetMaker) -> None:
-    def paint(prompt: Prompt, seed: int) -> Image.Image:
+    def generate(prompt: Prompt, seed: int) -> Image.Image:
         return Image.new("RGB", (600, 300), (200, 30, 60))
 
-    images = make_set("SD1.5", make_set.prompts(2), seeds=(1,), paint=paint)
+    images = make_set("SD1.5", make_set.prompts(2), seeds=(1,), paint=generate)
     kinds = PICTURE.findall(page_of([images]))
     assert len(kinds) == 2
     for kind, data in kinds:

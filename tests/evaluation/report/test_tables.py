@@ -17,7 +17,7 @@ from evaluation.report.groups import Group, group_sets
 from evaluation.report.numbers import Absent, Cell, Compared, Count, Measured
 from evaluation.report.read import read_sets
 from evaluation.report.tables import WHOLE_SETS, Table, build_tables
-from llm4gen_headless.provenance import fingerprint
+from llm4gen_diffusers.provenance import fingerprint
 
 if TYPE_CHECKING:
     from .conftest import SetMaker

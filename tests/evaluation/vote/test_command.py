@@ -10,7 +10,7 @@ from vote_study import make_prompts, make_set
 from evaluation.vote.command import configure
 from evaluation.vote.study import StudyFolder
 from evaluation.vote.votes import VoteFile
-from llm4gen_headless.command_line import Parser, run_command
+from llm4gen_diffusers.command_line import Parser, run_command
 
 
 def vote(*arguments):

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from vote_study import make_prompts, make_set
 
+from evaluation.statistics import estimate, paired
 from evaluation.vote.export import export
 from evaluation.vote.results import results
 from evaluation.vote.results_page import page, printed
 from evaluation.vote.schedule import schedule
 from evaluation.vote.study import StudyFolder, make_study
 from evaluation.vote.votes import Vote
-from llm4gen_headless.statistics import estimate, paired
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from train.data.order import GlobalOrder, shuffled_places
-from train.draws import draw_seed
+from train.seeds import draw_seed
 
 
 def run_through(order: GlobalOrder, steps: int) -> list[list[tuple[int, int]]]:

@@ -1,4 +1,0 @@
-"""Painting without ComfyUI, and what else `train` and `evaluation` share: model families, painter, statistics, pages.
-
-Uses `llm4gen_core`, and none of its users.
-"""
