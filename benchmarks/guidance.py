@@ -63,7 +63,7 @@ UNETS = {"shallow": SHALLOW, "sd15": SD15, "sdxl": SDXL}
 def pairs(count: int) -> list[PairPositions]:
     """Pairs of one-token words, half of them among CLIP's tokens and half among the LLM's."""
     places = [1 + 2 * i for i in range(count // 2)] + [TEXT + 1 + 2 * i for i in range(count - count // 2)]
-    return [PairPositions(((place,),), (place + 1,)) for place in places]
+    return [PairPositions((place,), (place + 1,)) for place in places]
 
 
 # ---- the columns alone
@@ -132,7 +132,7 @@ class Step:
         from train.training_loss import StepInputs
 
         batch, side, device = self.options.batch, self.options.size // 8, self.device
-        targets = guidance_targets([pairs(self.options.pairs)] * batch, self.guidance).to(device)
+        targets = guidance_targets([pairs(self.options.pairs)] * batch).to(device)
         return StepInputs(
             latents=torch.randn(batch, 4, side, side, device=device),
             noise=torch.randn(batch, 4, side, side, device=device),

@@ -1,7 +1,7 @@
 """The method of LLM4GEN, free of any host: torch, transformers, safetensors, and spaCy where it is installed."""
 
 from .adapter import CrossAdapter, CrossAdapterConfig, fuse
-from .adapter_file import AdapterMetadata, load_adapter, save_adapter
+from .adapter_file import Adapter, AdapterMetadata, load_adapter, save_adapter
 from .attention_columns import attention_columns
 from .encoder import LLMEncoder, LLMFeatures
 from .entities import EntityPair, Span, covers, entity_backend, parse_entities, token_indices
@@ -12,6 +12,7 @@ from .unet_part import UNetPart
 
 __all__ = [
     "RANKGEN_T5_XL",
+    "Adapter",
     "AdapterMetadata",
     "CrossAdapter",
     "CrossAdapterConfig",

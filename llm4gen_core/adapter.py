@@ -9,17 +9,13 @@ code of them was released: what each computes here is this project's reading.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import LLM4GENError
-
-if TYPE_CHECKING:
-    from .adapter_file import AdapterMetadata
-    from .unet_part import UNetPart
 
 _LAYOUTS = {
     "cross_adapter": ("text", "llm"),
@@ -115,12 +111,6 @@ class CrossAdapter(nn.Module):
         device, dtype: of the parameters.
     """
 
-    metadata: AdapterMetadata | None
-    """What the file said that this adapter was loaded from; None for a new one."""
-
-    unet_part: UNetPart | None
-    """What was trained of the UNet together with this adapter; no submodule, it stays where and as it was loaded."""
-
     def __init__(
         self,
         config: CrossAdapterConfig,
@@ -130,8 +120,6 @@ class CrossAdapter(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.metadata = None
-        self.unet_part = None
         d = config.d_text
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self._attends = config.fusion not in ("mlp", "mlp_concat")

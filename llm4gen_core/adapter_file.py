@@ -91,7 +91,30 @@ class AdapterMetadata:
             )
 
 
-def load_adapter(path: str | os.PathLike[str], operations: Any = nn) -> CrossAdapter:
+@dataclass(frozen=True)
+class Adapter:
+    """What an adapter file holds. Calling it calls the module.
+
+    Attributes:
+        module: the CAM.
+        metadata: what it was made for.
+        unet_part: what was trained of the UNet, if the file holds it.
+    """
+
+    module: CrossAdapter
+    metadata: AdapterMetadata
+    unet_part: UNetPart | None = None
+
+    @property
+    def config(self) -> CrossAdapterConfig:
+        return self.module.config
+
+    def __call__(self, text: Tensor, llm: Tensor, llm_mask: Tensor | None = None) -> Tensor:
+        """Return `CrossAdapter.forward` of the same arguments."""
+        return self.module(text, llm, llm_mask)
+
+
+def load_adapter(path: str | os.PathLike[str], operations: Any = nn) -> Adapter:
     """Read an adapter of any of the three forms; nothing in the file is executed.
 
     Args:
@@ -99,7 +122,7 @@ def load_adapter(path: str | os.PathLike[str], operations: Any = nn) -> CrossAda
         operations: see `CrossAdapter`.
 
     Returns:
-        The adapter in the file's precision, with `metadata` set, and `unet_part` if the file holds one.
+        The adapter in the file's precision, frozen and in evaluation mode.
 
     Raises:
         LLM4GENError: the file is missing, broken, unsafe, incomplete or no adapter.
@@ -129,16 +152,14 @@ def load_adapter(path: str | os.PathLike[str], operations: Any = nn) -> CrossAda
             f"metadata, or {_OFFICIAL_CAM}* as in the official projector.pth."
         )
     _check_state(cam, config, path)
-    adapter = CrossAdapter(config, operations, device="meta")  # no random weights: they would shift the global seed
-    adapter.load_state_dict(cam, strict=True, assign=True)
-    adapter.requires_grad_(False).eval()
-    adapter.metadata = metadata
-    adapter.unet_part = unet_part
-    return adapter
+    module = CrossAdapter(config, operations, device="meta")  # no random weights: they would shift the global seed
+    module.load_state_dict(cam, strict=True, assign=True)
+    module.requires_grad_(False).eval()
+    return Adapter(module, metadata, unet_part)
 
 
 def save_adapter(
-    adapter: CrossAdapter,
+    module: CrossAdapter,
     path: str | os.PathLike[str],
     metadata: AdapterMetadata,
     unet_part: UNetPart | None = None,
@@ -146,11 +167,11 @@ def save_adapter(
     """Write the project's own form. The file appears whole or not at all.
 
     Args:
-        adapter: the CAM; its tensors are stored in the precision they have.
+        module: the CAM; its tensors are stored in the precision they have.
         path: ends in `.safetensors`; an existing file is replaced.
         metadata: stored in the header, beside the CAM's sizes and the ModelSpec fields.
         unet_part: what was trained of the UNet. That of a loaded adapter is not stored by itself, because a trainer
-            may have taken it up into a UNet of its own; pass `adapter.unet_part` to keep it.
+            may have taken it up into a UNet of its own; pass `Adapter.unet_part` to keep it.
 
     Raises:
         LLM4GENError: the name or folder cannot be used, the metadata is incomplete, or the disk is full.
@@ -166,12 +187,12 @@ def save_adapter(
         raise LLM4GENError(
             f"Adapter {path} needs a base family to be stored; say which of {', '.join(FAMILIES)} it was trained for."
         )
-    stored = {_CAM + name: tensor for name, tensor in adapter.state_dict().items()}
+    stored = {_CAM + name: tensor for name, tensor in module.state_dict().items()}
     if unet_part is not None:
         # One number may serve as every layer's alpha, but safetensors stores no tensor twice.
         stored |= {_UNET + name: t if t.ndim else t.clone() for name, t in unet_part.tensors.items()}
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in stored.items()}
-    header = _build_header(adapter.config, metadata, tensors, path.stem)
+    header = _build_header(module.config, metadata, tensors, path.stem)
     if unet_part is not None:
         header["unet_part"] = unet_part.kind
     _write_whole(path, safetensors_bytes(tensors, header))

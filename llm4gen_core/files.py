@@ -1,16 +1,21 @@
-"""JSONL files to which several processes, and several sittings, add."""
+"""Files: written whole or not at all, read with errors in words, and JSONL files that several processes add to."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import shutil
+import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+
+from .errors import LLM4GENError, first_line, is_disk_full
 
 
 class JSONLines:
@@ -81,20 +86,83 @@ class JSONLines:
         return f"{self.what} {self.path}, line {number}, is torn (a process ended while it wrote it) and is left out."
 
 
-def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a whole file at once: it is there complete or as it was before."""
-    write_text(path, "".join(json.dumps(dict(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+@contextlib.contextmanager
+def whole_file(path: Path, what: str = "File", advice: str = "") -> Iterator[Path]:
+    """Name to write a file under, which then takes the place of `path` at once.
+
+    The file is there complete or as it was before; a name with ".partial" is left by a killed process alone. The
+    folder is made if it does not exist.
+
+    Args:
+        path: the file; one that exists is replaced.
+        what: what the file is, for errors, such as "Adapter".
+        advice: what else a person can do where the disk is full, a whole sentence.
+
+    Raises:
+        LLM4GENError: the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not tempfile's: its files can be read by their owner alone, and would stay so under the final name.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        yield temporary
+        with open(temporary, "r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, Exception) and is_disk_full(error):
+            raise LLM4GENError(
+                f"{what} {path} cannot be written: the disk is full, {shutil.disk_usage(path.parent).free:,} bytes "
+                f"free. Nothing was left behind. {advice or 'Make room, or choose a folder on another disk.'}"
+            ) from error
+        raise
+
+
+def write_bytes(path: Path, content: bytes, what: str = "File", advice: str = "") -> None:
+    """Write a whole file at once; see `whole_file`."""
+    with whole_file(path, what, advice) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole UTF-8 file at once: it is there complete or as it was before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Write a whole UTF-8 file at once; see `whole_file`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON with an indent of one; NaN and infinity are refused (ValueError)."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a whole JSONL file at once."""
+    write_text(path, "".join(json.dumps(dict(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def read_json(path: Path, what: str, advice: str = "download it again") -> dict[str, Any]:
+    """Object of a JSON file.
+
+    Args:
+        path: the file.
+        what: what it is, for errors.
+        advice: what to do if it is broken.
+
+    Raises:
+        LLM4GENError: it is missing, or no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise LLM4GENError(f"{what} {path} does not exist; check the path.") from error
+    except OSError as error:
+        raise LLM4GENError(f"{what} {path} cannot be read ({error.strerror}).") from error
+    except (ValueError, RecursionError) as error:
+        raise LLM4GENError(f"{what} {path} is not valid JSON ({first_line(error)}); {advice}.") from error
+    if not isinstance(content, dict):
+        raise LLM4GENError(f"{what} {path} holds a {type(content).__name__}; expected a JSON object.")
+    return content
 
 
 def _is_torn(line: bytes) -> bool:

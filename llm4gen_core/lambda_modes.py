@@ -67,7 +67,6 @@ def attended_columns(
     scale: float,
     llm: LLMTokens | None,
     *,
-    bias: Tensor | None = None,
     mean_heads: bool = False,
 ) -> Tensor:
     """`attention_columns` of what `attend` computes: of `decoupled`, each column from the softmax that it is in.
@@ -80,14 +79,11 @@ def attended_columns(
         [B, heads, N, C], or [B, N, C] with `mean_heads`.
     """
     if llm is None or llm.mode != "decoupled":
-        return attention_columns(query, key, columns, scale, bias=bias, mean_heads=mean_heads)
+        return attention_columns(query, key, columns, scale, mean_heads=mean_heads)
     place = torch.arange(key.shape[2], device=key.device)
-    found: list[Tensor] = []
-    for inside in (place < llm.first, place >= llm.first):
+    found = []
+    for outside in (place >= llm.first, place < llm.first):
         # A column outside of a softmax gets exactly 0 from it.
-        part = torch.zeros(1, len(place), device=key.device) if bias is None else bias
-        part = part.masked_fill(~inside, -math.inf)
-        empty = part.isneginf().all(1, keepdim=True)  # no real token in it: it takes all, rather than be NaN
-        part = part.masked_fill(empty & inside, 0.0)
-        found.append(attention_columns(query, key, columns, scale, bias=part, mean_heads=mean_heads))
+        bias = torch.zeros(1, len(place), device=key.device).masked_fill(outside, -math.inf)
+        found.append(attention_columns(query, key, columns, scale, bias=bias, mean_heads=mean_heads))
     return found[0] + found[1]

@@ -24,9 +24,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from llm4gen_core import EntityPair, GuidanceOptions, LLM4GENError, Span
+from llm4gen_core import GuidanceOptions, LLM4GENError, Span
+from llm4gen_core.entities.positions import context_segments
 from llm4gen_core.lambda_modes import LLMTokens, attended_columns
-from train.conditioning import CaptionDropout, Conditioner
+from llm4gen_core.prompt_tokens import prompt_offsets
 
 from .attention import cross_attention_layers
 from .devices import DTYPES, choose_device
@@ -105,7 +106,7 @@ def attention_maps(
     """
     if chunks is None:
         chunks = max(map(pipeline.family.text_chunks, [prompt, negative] if guidance > 1 else [prompt]))
-    options = GuidanceOptions(tokens=tokens, layers=layers, wordpieces="sum")
+    options = GuidanceOptions(tokens=tokens, layers=layers)
     columns, shares = _columns(pipeline, prompt, words, options, strength, chunks)
     llm = pipeline.encode([prompt], strength, chunks).llm
     with _recorded(pipeline.family.unet, columns.to(pipeline.device), options, llm) as recorded:
@@ -180,9 +181,9 @@ def _columns(
     layout: tuple[str, ...] = ("text",)
     if pipeline.adapter is not None and strength != 0:  # at 0 the context is plain CLIP's
         layout = pipeline.adapter.config.context_layout
-    conditioner = Conditioner(
-        pipeline.family, pipeline.llm, layout, options, chunks, train_text=True, device=pipeline.device
-    )
+    clip = pipeline.family.text_offsets(prompt, chunks)
+    llm = prompt_offsets(pipeline.llm.tokenizer, prompt, pipeline.llm.spec) if pipeline.llm else None
+    segments = [s for s in context_segments(layout, clip, llm) if options.tokens in ("both", s.kind)]
     columns, shares = [], []
     for word in words:
         if prompt[word.start : word.end] != word.text:
@@ -190,17 +191,16 @@ def _columns(
                 f"Word {word.text!r} is said to be characters {word.start} to {word.end} of prompt {prompt!r}, where "
                 f"{prompt[word.start : word.end]!r} stands; expected a word of this prompt."
             )
-        # A word is a pair with itself: training's own way to a word's tokens, through every copy in the context.
-        targets = conditioner.targets([prompt], [[EntityPair(word, word)]], [CaptionDropout.NOTHING])
-        if not targets.has_pairs:
+        positions = [position for segment in segments for position in segment.positions(word)]
+        if not positions:
             copy = {"both": "CLIP or the LLM", "clip": "CLIP", "llm": "the LLM"}[options.tokens]
             raise LLM4GENError(
                 f"Word {word.text!r}, at character {word.start} of the prompt, is not in the part of the context that "
                 f"comes from {copy}: there is no such part, or the prompt is too long for it. Look at another copy of "
                 "the word, or use a shorter prompt."
             )
-        columns.append(targets.columns[0])
-        shares.append(targets.attribute[0].sum(0))
+        columns.append(torch.tensor(positions))
+        shares.append(torch.ones(1, len(positions)))
     return torch.cat(columns), torch.block_diag(*shares)
 
 

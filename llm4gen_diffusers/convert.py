@@ -9,8 +9,8 @@ from pathlib import Path
 
 from llm4gen_core import (
     RANKGEN_T5_XL,
+    Adapter,
     AdapterMetadata,
-    CrossAdapter,
     LLM4GENError,
     LLMSpec,
     load_adapter,
@@ -55,7 +55,7 @@ def convert(settings: ConvertSettings) -> None:
     if target.exists() and not settings.force:
         raise LLM4GENError(f"Target {target} exists; choose another name, or give --force to replace it.")
     adapter = load_adapter(source)
-    found = adapter.metadata or AdapterMetadata(base_family=None, llm=None)
+    found = adapter.metadata
     family = settings.family or found.base_family
     if family is None:
         raise LLM4GENError(
@@ -71,11 +71,11 @@ def convert(settings: ConvertSettings) -> None:
         training=training,
         **{name: value for name, value in given.items() if value is not None},
     )
-    save_adapter(adapter, target, metadata, adapter.unet_part)
+    save_adapter(adapter.module, target, metadata, adapter.unet_part)
     print(_summary(adapter, metadata, source, target))
 
 
-def _llm_spec(settings: ConvertSettings, adapter: CrossAdapter, found: LLMSpec | None) -> LLMSpec | None:
+def _llm_spec(settings: ConvertSettings, adapter: Adapter, found: LLMSpec | None) -> LLMSpec | None:
     spec = found
     if settings.llm is not None:
         path = Path(settings.llm)
@@ -109,9 +109,9 @@ def _read_spec(path: Path) -> LLMSpec:
         raise LLM4GENError(f"LLM {path}: {error}") from error
 
 
-def _summary(adapter: CrossAdapter, metadata: AdapterMetadata, source: Path, target: Path) -> str:
+def _summary(adapter: Adapter, metadata: AdapterMetadata, source: Path, target: Path) -> str:
     config = adapter.config
-    tensors = adapter.state_dict().values()
+    tensors = adapter.module.state_dict().values()
     precisions = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
     return "\n".join(
         (

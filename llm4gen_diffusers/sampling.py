@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from llm4gen_core import CrossAdapter, LLM4GENError, LLMEncoder, UNetPart, load_adapter
+from llm4gen_core import Adapter, LLM4GENError, LLMEncoder, UNetPart, load_adapter
 from llm4gen_core.encoder import folder_spec
 from llm4gen_core.entity_guidance import GuidanceOptions
 from llm4gen_core.lambda_modes import LAMBDA_MODES, LLMTokens
@@ -46,7 +46,7 @@ class Pipeline:
     def __init__(
         self,
         family: Family,
-        adapter: CrossAdapter | None = None,
+        adapter: Adapter | None = None,
         llm: LLMEncoder | None = None,
         lambda_mode: str | None = None,
     ) -> None:
@@ -89,23 +89,23 @@ class Pipeline:
         """
         _require_both_or_neither(adapter, llm)
         opened = family_class(family, base).open(base, unet=unet, clip=clip, tokenizer=tokenizer)
-        cross_adapter = None
+        loaded_adapter = None
         if adapter is not None and llm is not None:
-            cross_adapter = load_adapter(adapter)
-            _check_adapter(cross_adapter, Path(adapter), opened)
-            _check_llm(Path(llm), cross_adapter, Path(adapter))
-            training = cross_adapter.metadata.training if cross_adapter.metadata else {}
+            loaded_adapter = load_adapter(adapter)
+            _check_adapter(loaded_adapter, Path(adapter), opened)
+            _check_llm(Path(llm), loaded_adapter, Path(adapter))
+            training = loaded_adapter.metadata.training
             if "prediction" in training:
                 opened.change_schedule(training["prediction"], bool(training.get("zero_terminal_snr")))
         vae_dtype = dtype if opened.vae_in_half else torch.float32
         loaded = opened.load_parts(unet_dtype=dtype, vae_dtype=vae_dtype)
-        if cross_adapter is None or llm is None:
+        if loaded_adapter is None or llm is None:
             return cls(loaded.to(device), lambda_mode=lambda_mode)
-        if cross_adapter.unet_part is not None:
-            add_unet_part(loaded.unet, cross_adapter.unet_part, f"Adapter {adapter}")
-        spec = cross_adapter.metadata.llm if cross_adapter.metadata else None
-        encoder = LLMEncoder.from_folder(llm, spec, dtype, device)
-        return cls(loaded.to(device), cross_adapter.to(device=device, dtype=torch.float32), encoder, lambda_mode)
+        if loaded_adapter.unet_part is not None:
+            add_unet_part(loaded.unet, loaded_adapter.unet_part, f"Adapter {adapter}")
+        loaded_adapter.module.to(device=device, dtype=torch.float32)
+        encoder = LLMEncoder.from_folder(llm, loaded_adapter.metadata.llm, dtype, device)
+        return cls(loaded.to(device), loaded_adapter, encoder, lambda_mode)
 
     @property
     def device(self) -> torch.device:
@@ -113,8 +113,7 @@ class Pipeline:
 
     def default_strength(self) -> float:
         """λ that the adapter was made for; 1 if it does not say."""
-        metadata = self.adapter.metadata if self.adapter else None
-        return metadata.default_strength if metadata else 1.0
+        return self.adapter.metadata.default_strength if self.adapter else 1.0
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], strength: float | None = None, chunks: int | None = None) -> TextFeatures:
@@ -133,16 +132,16 @@ class Pipeline:
             fusion has it; c_t [B, L k, d_text] without an adapter. pooled: the base's own. llm: of the λ modes beside
             "embedding", where λ is not in `hidden`.
         """
-        with _evaluation(*self.family.text_encoders, self.adapter):
+        with _evaluation(*self.family.text_encoders, *([self.adapter.module] if self.adapter else ())):
             text = self.family.encode_text(prompts, chunks)
             if self.adapter is None or self.llm is None:
                 return text
             adapted = self.adapter(text.hidden, self.llm.encode(prompts).hidden.to(text.hidden))
             strength = self.default_strength() if strength is None else strength
             if self.lambda_mode == "embedding" or strength == 0:
-                return TextFeatures(self.adapter.combine(text.hidden, adapted, strength), text.pooled)
+                return TextFeatures(self.adapter.module.combine(text.hidden, adapted, strength), text.pooled)
             inside = LLMTokens(self.lambda_mode, text.hidden.shape[1], strength)
-            return TextFeatures(self.adapter.combine(text.hidden, adapted), text.pooled, inside)
+            return TextFeatures(self.adapter.module.combine(text.hidden, adapted), text.pooled, inside)
 
     @torch.no_grad()
     def predict_noise(
@@ -401,23 +400,23 @@ def _require_both_or_neither(adapter: object, llm: object) -> None:
         )
 
 
-def _check_adapter(adapter: CrossAdapter, path: Path, family: Family) -> None:
+def _check_adapter(adapter: Adapter, path: Path, family: Family) -> None:
     if adapter.config.d_text != family.d_text:
         raise LLM4GENError(
             f"Adapter {path} is made for a text context of width {adapter.config.d_text}, but base {family.base.path} "
             f"has {family.d_text}; use an adapter that was trained for {family.title}."
         )
     metadata = adapter.metadata
-    if metadata is not None and metadata.base_family not in (None, family.name):
+    if metadata.base_family not in (None, family.name):
         raise LLM4GENError(
             f"Adapter {path} was trained for {metadata.base_family}; expected {family.name}. Use an adapter for "
             f"{family.title}."
         )
 
 
-def _lambda_mode(adapter: CrossAdapter | None, wanted: str | None) -> str:
+def _lambda_mode(adapter: Adapter | None, wanted: str | None) -> str:
     """The mode that is asked for, or the adapter's."""
-    own = adapter.metadata.lambda_mode if adapter is not None and adapter.metadata is not None else "embedding"
+    own = adapter.metadata.lambda_mode if adapter is not None else "embedding"
     mode = own if wanted is None else wanted
     if mode not in LAMBDA_MODES:
         raise LLM4GENError(f"The λ mode is {mode!r}; expected one of {', '.join(LAMBDA_MODES)}.")
@@ -431,10 +430,10 @@ def _lambda_mode(adapter: CrossAdapter | None, wanted: str | None) -> str:
     return mode
 
 
-def _check_llm(folder: Path, adapter: CrossAdapter, path: Path) -> None:
+def _check_llm(folder: Path, adapter: Adapter, path: Path) -> None:
     """What `LLMEncoder` would find too, but before weights of gigabytes are read."""
     found = folder_spec(folder)
-    expected = adapter.metadata.llm if adapter.metadata else None
+    expected = adapter.metadata.llm
     reason = expected.mismatch(found) if expected else None
     if expected and reason:
         raise LLM4GENError(

@@ -14,7 +14,7 @@ import comfy.ops
 import folder_paths
 import torch
 
-from ..llm4gen_core import AdapterMetadata, CrossAdapter, LLM4GENError, load_adapter
+from ..llm4gen_core import AdapterMetadata, CrossAdapter, LLM4GENError, UNetPart, load_adapter
 from ..llm4gen_core.weights import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES
 
 log = logging.getLogger("llm4gen")
@@ -144,28 +144,28 @@ class HostAdapter:
 
     patcher: comfy.model_patcher.ModelPatcher
     metadata: AdapterMetadata
+    unet_part: UNetPart | None
     name: str
 
     @classmethod
     def load(cls, name: str) -> HostAdapter:
         """Read the adapter with that name in the adapter list. Raises LLM4GENError as `load_adapter`."""
-        module = load_adapter(adapter_path(name), operations=comfy.ops.manual_cast)
+        loaded = load_adapter(adapter_path(name), operations=comfy.ops.manual_cast)
         management = comfy.model_management
         # The host replaces the class at start-up, so it is looked up when used; 0.3.64 has only ModelPatcher.
         patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
         patcher = patcher_class(
-            module,
+            loaded.module,
             load_device=management.text_encoder_device(),
             offload_device=management.text_encoder_offload_device(),
         )
-        metadata = module.metadata
-        assert metadata is not None
-        if metadata.lambda_mode != "embedding" and module.config.context_layout[0] != "text":
+        metadata = loaded.metadata
+        if metadata.lambda_mode != "embedding" and loaded.config.context_layout[0] != "text":
             raise LLM4GENError(
-                f"Adapter {name} has the λ mode {metadata.lambda_mode!r} and the fusion {module.config.fusion!r}, "
+                f"Adapter {name} has the λ mode {metadata.lambda_mode!r} and the fusion {loaded.config.fusion!r}, "
                 "which leaves no CLIP tokens that it could stand beside. Train it with λ mode 'embedding'."
             )
-        adapter = cls(patcher, metadata, name)
+        adapter = cls(patcher, metadata, loaded.unet_part, name)
         log.info("Adapter %s: %s", name, adapter.description)
         return adapter
 
@@ -181,7 +181,7 @@ class HostAdapter:
     @property
     def unet_label(self) -> str:
         """For people: what it holds of the UNet; empty if that is nothing."""
-        part = self.module.unet_part
+        part = self.unet_part
         if part is None:
             return ""
         kinds = {"lora": "LoRA", "cross_attention_kv": "cross-attention keys and values"}

@@ -41,7 +41,7 @@ def patch_unet(
     Raises:
         LLM4GENError: the model lacks layers that the part changes, or has them in other sizes.
     """
-    part = adapter.module.unet_part
+    part = adapter.unet_part
     if part is None:
         return model
     weights = _weight_names(model, part, adapter)

@@ -119,7 +119,7 @@ def test(arguments: list[str]) -> None:
         (["tests/train"], of_main),
         (["tests/host"], of_main),
         (ON_OLDEST[0], of_oldest),
-        (["tests/core", "tests/miniature", "tests/diffusers"], of_main),
+        (["tests/test_imports.py", "tests/core", "tests/miniature", "tests/diffusers"], of_main),
         (["tests/evaluation"], of_main),
         (["tests/browser"], of_main),
         (ON_OLDEST[1], of_oldest),

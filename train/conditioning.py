@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from llm4gen_core import EntityPair, LLMEncoder
+from llm4gen_core.entities.positions import context_segments
 from llm4gen_core.entity_guidance import (
-    ContextSegment,
     GuidanceOptions,
     GuidanceTargets,
     PairPositions,
@@ -87,7 +87,7 @@ class Conditioner:
         self.device = device
         self._empty: dict[str, Tensor] | None = None
         # A data set of some tens of thousands of captions is tokenized in its first epoch alone.
-        self._places = functools.lru_cache(_KEPT_CAPTIONS)(self._find_places)
+        self._positions = functools.lru_cache(_KEPT_CAPTIONS)(self._find_positions)
 
     @torch.no_grad()
     def features(self, captions: Sequence[str]) -> dict[str, Tensor]:
@@ -129,42 +129,20 @@ class Conditioner:
         self, captions: Sequence[str], pairs: Sequence[Sequence[EntityPair]], drops: Sequence[CaptionDropout]
     ) -> GuidanceTargets:
         """Where the paired words of each caption stand in the context; none for a caption that is dropped."""
-        found: list[list[PairPositions]] = []
-        real: list[list[int]] = []
-        length = 0
-        for caption, of_caption, drop in zip(captions, pairs, drops, strict=True):
-            if self.options.support == "full" and (not of_caption or drop is CaptionDropout.CAPTION):
-                found.append([])
-                continue
-            positions, tokens, length = self._places(caption, tuple(of_caption), drop)
-            found.append(positions)
-            real.append(tokens)
-        return guidance_targets(found, self.options, real, length)
+        return guidance_targets(
+            [
+                self._positions(caption, tuple(of_caption), drop)
+                if of_caption and drop is not CaptionDropout.CAPTION
+                else []
+                for caption, of_caption, drop in zip(captions, pairs, drops, strict=True)
+            ]
+        )
 
-    def _find_places(
-        self, caption: str, pairs: tuple[EntityPair, ...], drop: CaptionDropout
-    ) -> tuple[list[PairPositions], list[int], int]:
-        """Positions of the pairs, positions of all tokens that stand for text, and the context's length."""
-        dropped = drop is CaptionDropout.CAPTION
-        segments, length = self._segments("" if dropped else caption, drop)
-        positions = [] if dropped else pair_positions(pairs, segments, self.options)
-        tokens = [s.start + i for s in segments for i, (start, end) in enumerate(s.offsets) if start < end]
-        return positions, tokens, length
-
-    def _segments(self, caption: str, drop: CaptionDropout) -> tuple[list[ContextSegment], int]:
-        """The copies of the caption in the context, and the context's length."""
-        clip = self.family.text_offsets(caption, self.chunks)
-        segments, start = [], 0
-        for position, part in enumerate(self.layout):
-            # Of two parts the second is the adapter's; with CLIP as query it has CLIP's tokens.
-            kind = "llm" if position == 1 or part == "llm" else "clip"
-            if part == "text":
-                offsets = clip
-            else:
-                assert self.llm is not None
-                offsets = prompt_offsets(
-                    self.llm.tokenizer, caption if drop is CaptionDropout.NOTHING else "", self.llm.spec
-                )
-            segments.append(ContextSegment(kind, start, offsets))
-            start += len(offsets)
-        return segments, start
+    def _find_positions(self, caption: str, pairs: tuple[EntityPair, ...], drop: CaptionDropout) -> list[PairPositions]:
+        llm = None
+        if "llm" in self.layout:
+            assert self.llm is not None
+            text = caption if drop is CaptionDropout.NOTHING else ""
+            llm = prompt_offsets(self.llm.tokenizer, text, self.llm.spec)
+        segments = context_segments(self.layout, self.family.text_offsets(caption, self.chunks), llm)
+        return pair_positions(pairs, segments, self.options)

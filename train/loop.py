@@ -332,7 +332,11 @@ class Trainer:
                 self.objective.recorder.begin(None)
             with self._averaged():
                 files = generate_validation(
-                    recipe, self.family, self.adapter, self.llm, self.folder.validation / f"step-{self.step:08d}"
+                    recipe,
+                    self.family,
+                    self.models.validation_adapter(),
+                    self.llm,
+                    self.folder.validation / f"step-{self.step:08d}",
                 )
             self._show(files)
         self.accelerator.wait_for_everyone()

@@ -255,21 +255,18 @@ class FakeRun:
 
     def inputs(self, batch: int, shapes: Shapes, guided: bool) -> StepInputs:
         """What the objective reads of a micro-batch of that many samples."""
-        recipe, family = self.models.recipe, self.family
+        family = self.family
         factor = family.pixels_per_latent
         latents = torch.empty(batch, family.latent_channels, shapes.image[0] // factor, shapes.image[1] // factor)
         form = {
             name: torch.empty(batch, *shape, dtype=dtype) for name, (shape, dtype) in text_form(self.models).items()
         }
-        llm_length = self.models.spec.max_length if self.models.spec is not None else 0
-        length = recipe.data.clip_chunks * family.clip_length + llm_length
         targets = GuidanceTargets(
             columns=torch.zeros(batch, shapes.columns, dtype=torch.long),
             attribute=torch.empty(batch, shapes.pairs, shapes.columns),
             entity=torch.empty(batch, shapes.pairs, shapes.columns),
             pairs=torch.ones(batch, shapes.pairs, dtype=torch.bool),
             others=torch.zeros(batch, shapes.pairs, shapes.pairs, dtype=torch.bool),
-            bias=torch.empty(batch, length) if recipe.guidance.support == "real" else None,
         )
         return StepInputs(
             latents=latents,

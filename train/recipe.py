@@ -45,6 +45,21 @@ else:
     """The method's own options, with an error for unknown keys."""
 
 
+_REMOVED_GUIDANCE = {
+    "wordpieces": "mean",
+    "heads": "mean",
+    "axis": "tokens",
+    "support": "full",
+    "reduction": "mean",
+    "attributes": "each",
+    "stop_gradient": "none",
+    "time_weight": "none",
+    "time_window": [0.0, 1.0],
+    "max_pairs": 16,
+}
+"""Options that recipes of older runs hold, with the values that are built in now."""
+
+
 def has_adapter(parts: Parts) -> bool:
     """Whether there is a CAM, and with it an LLM."""
     return parts.startswith("cam")
@@ -443,10 +458,13 @@ class Recipe(Section):
 
     @field_validator("guidance", mode="before")
     @classmethod
-    def _no_truth_in_guidance(cls, value: Any) -> Any:
-        for key, found in value.items() if isinstance(value, dict) else ():
+    def _guidance_values(cls, value: Any) -> Any:
+        """Refuse booleans, and take the options of older recipes out where they say what is always done now."""
+        if not isinstance(value, dict):
+            return value
+        for key, found in value.items():
             _require(not isinstance(found, bool), key, found, "a number or a word")
-        return value
+        return {key: found for key, found in value.items() if _REMOVED_GUIDANCE.get(key, _REMOVED_GUIDANCE) != found}
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:

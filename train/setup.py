@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from llm4gen_core import (
+    Adapter,
     AdapterMetadata,
     CrossAdapter,
     CrossAdapterConfig,
@@ -44,7 +45,7 @@ class Models:
     family: Family
     spec: LLMSpec | None
     adapter: CrossAdapter | None
-    start: CrossAdapter | None
+    start: Adapter | None
 
     @property
     def trains_text(self) -> bool:
@@ -66,6 +67,12 @@ class Models:
                 self.start.unet_part if self.start is not None else None,
                 self.family.unused_text_parameters() if self.trains_text else (),
             )
+
+    def validation_adapter(self) -> Adapter | None:
+        """The adapter as the run's validation images need it."""
+        if self.adapter is None:
+            return None
+        return Adapter(self.adapter, AdapterMetadata(self.recipe.family, self.spec, self.recipe.adapter.lambda_mode))
 
     def load_llm(self, device: torch.device | str) -> LLMEncoder | None:
         """The LLM itself, which `open_models` leaves out."""
@@ -97,7 +104,7 @@ def open_models(recipe: Recipe, parts: Collection[str] = PARTS) -> Models:
         config = CrossAdapterConfig(family.d_text, spec.width, recipe.adapter.heads, recipe.adapter.fusion)
         if start is not None:
             _check_start(start, config, spec, recipe)
-            adapter = start
+            adapter = start.module
         else:
             with seeded(recipe.seed, "adapter"):
                 adapter = CrossAdapter(config)
@@ -129,13 +136,11 @@ def llm_spec(recipe: Recipe) -> LLMSpec | None:
     )
 
 
-def _check_start(start: CrossAdapter, config: CrossAdapterConfig, spec: LLMSpec, recipe: Recipe) -> None:
+def _check_start(start: Adapter, config: CrossAdapterConfig, spec: LLMSpec, recipe: Recipe) -> None:
     """An adapter to go on from must be what the recipe would make."""
     path, metadata = recipe.model.adapter, start.metadata
     if start.config != config:
         raise LLM4GENError(f"model.adapter {path} is {start.config}; the recipe and its models need {config}.")
-    if metadata is None:
-        return
     if metadata.base_family not in (None, recipe.family):
         raise LLM4GENError(f"model.adapter {path} is for {metadata.base_family}; the recipe trains {recipe.family}.")
     if metadata.lambda_mode != recipe.adapter.lambda_mode:

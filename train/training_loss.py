@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llm4gen_core import CrossAdapter
-from llm4gen_core.entity_guidance import GuidanceOptions, GuidanceTargets, time_weights
+from llm4gen_core.entity_guidance import GuidanceOptions, GuidanceTargets
 from llm4gen_core.lambda_modes import LLMTokens
 from llm4gen_diffusers.attention import install_cross_attention, unknown_cross_attention
 from llm4gen_diffusers.families import Family
@@ -110,5 +110,4 @@ class TrainingLoss(nn.Module):
         if self.recorder is None or inputs.targets is None:
             return error, torch.zeros_like(error), error.new_zeros(len(error), 2)
         guidance, mass = self.recorder.finish(len(error))
-        time = inputs.timesteps.float() / (len(self.denoising) - 1)
-        return error, guidance * time_weights(time, self.options), mass
+        return error, guidance, mass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llm4gen_core import CrossAdapter, LLMEncoder
+from llm4gen_core import Adapter, LLMEncoder
 from llm4gen_diffusers.families import Family
 from llm4gen_diffusers.images import save_png
 from llm4gen_diffusers.sampling import Pipeline
@@ -13,7 +13,7 @@ from .recipe import Recipe
 
 
 def generate_validation(
-    recipe: Recipe, family: Family, adapter: CrossAdapter | None, llm: LLMEncoder | None, folder: Path
+    recipe: Recipe, family: Family, adapter: Adapter | None, llm: LLMEncoder | None, folder: Path
 ) -> list[Path]:
     """Paint every prompt of `recipe.validation` from every seed with the models as they are now.
 
@@ -22,7 +22,7 @@ def generate_validation(
     """
     settings = recipe.validation
     size = settings.size or recipe.data.resolution
-    pipeline = Pipeline(family, adapter, llm, None if adapter is None else recipe.adapter.lambda_mode)
+    pipeline = Pipeline(family, adapter, llm)
     files = []
     for number, prompt in enumerate(settings.prompts, 1):
         for seed in settings.seeds:

@@ -105,7 +105,7 @@ def test_round_trip_is_bit_equal(dtype: torch.dtype, make_adapter: MakeAdapter, 
     adapter = make_adapter(heads=2).to(dtype)
     save_adapter(adapter, tmp_path / "a.safetensors", METADATA)
     loaded = load_adapter(tmp_path / "a.safetensors")
-    assert same_tensors(loaded, adapter.state_dict())
+    assert same_tensors(loaded.module, adapter.state_dict())
     assert loaded.config == adapter.config == CrossAdapterConfig(16, 24, 2)
 
 
@@ -152,7 +152,7 @@ def test_every_tensor_is_stored_under_cam(own_file: Path, make_adapter: MakeAdap
 
 
 def test_a_loaded_adapter_is_frozen_and_in_evaluation_mode(own_file: Path) -> None:
-    adapter = load_adapter(own_file)
+    adapter = load_adapter(own_file).module
     assert not adapter.training
     assert not any(parameter.requires_grad for parameter in adapter.parameters())
 
@@ -167,8 +167,7 @@ def test_loading_leaves_the_global_seed_alone(own_file: Path) -> None:
 
 def test_saving_a_loaded_adapter_gives_the_same_content(own_file: Path, tmp_path: Path) -> None:
     adapter = load_adapter(own_file)
-    assert adapter.metadata is not None
-    save_adapter(adapter, tmp_path / "again.safetensors", adapter.metadata)
+    save_adapter(adapter.module, tmp_path / "again.safetensors", adapter.metadata)
     first, again = read_raw(own_file), read_raw(tmp_path / "again.safetensors")
     first[1].pop("modelspec.date"), again[1].pop("modelspec.date")
     assert again == first
@@ -178,7 +177,7 @@ def test_a_trainable_adapter_with_transposed_memory_can_be_saved(make_adapter: M
     adapter = make_adapter()
     adapter.q_proj.weight = torch.nn.Parameter(adapter.q_proj.weight.detach().t())
     save_adapter(adapter, tmp_path / "a.safetensors", METADATA)
-    assert same_tensors(load_adapter(tmp_path / "a.safetensors"), adapter.state_dict())
+    assert same_tensors(load_adapter(tmp_path / "a.safetensors").module, adapter.state_dict())
 
 
 # The other fusions, and a part of the UNet
@@ -192,7 +191,7 @@ def test_round_trip_of_every_fusion_and_part(
     adapter = make_adapter(fusion=fusion)
     save_adapter(adapter, tmp_path / "a.safetensors", METADATA, part)
     loaded = load_adapter(tmp_path / "a.safetensors")
-    assert same_tensors(loaded, adapter.state_dict())
+    assert same_tensors(loaded.module, adapter.state_dict())
     assert (loaded.config, loaded.metadata) == (adapter.config, METADATA)
     assert (loaded.unet_part is None) == (part is None)
     if part is not None:
@@ -220,16 +219,16 @@ def test_the_lowest_version_that_suffices_is_written(
 
 def test_the_unet_part_is_no_part_of_the_module(make_adapter: MakeAdapter, tmp_path: Path) -> None:
     save_adapter(make_adapter(), tmp_path / "a.safetensors", METADATA, KV)
-    assert load_adapter(tmp_path / "a.safetensors").state_dict().keys() == make_adapter().state_dict().keys()
+    assert load_adapter(tmp_path / "a.safetensors").module.state_dict().keys() == make_adapter().state_dict().keys()
 
 
 def test_a_loaded_unet_part_is_stored_again_only_when_it_is_passed(make_adapter: MakeAdapter, tmp_path: Path) -> None:
     first, again = tmp_path / "a.safetensors", tmp_path / "again.safetensors"
     save_adapter(make_adapter(), first, METADATA, LORA)
     adapter = load_adapter(first)
-    save_adapter(adapter, again, METADATA, adapter.unet_part)
+    save_adapter(adapter.module, again, METADATA, adapter.unet_part)
     assert read_raw(again)[2] == read_raw(first)[2]
-    save_adapter(adapter, again, METADATA)
+    save_adapter(adapter.module, again, METADATA)
     assert load_adapter(again).unet_part is None and read_raw(again)[1]["format_version"] == "1"
 
 
@@ -274,7 +273,7 @@ def test_official_forms_hold_the_official_tensors(
 ) -> None:
     adapter = load_adapter(request.getfixturevalue(form))
     expected = {name.removeprefix("CrossFusionModule.0."): tensor for name, tensor in official_tensors.items()}
-    assert same_tensors(adapter, expected)
+    assert same_tensors(adapter.module, expected)
     assert adapter.config == CrossAdapterConfig(d_text=64, d_llm=96, heads=8)
 
 
@@ -287,7 +286,6 @@ def test_official_sizes_are_recognised_as_the_sd15_release(make_adapter: MakeAda
     tensors = {"CrossFusionModule.0." + name: tensor.detach() for name, tensor in adapter.state_dict().items()}
     save_file(tensors, tmp_path / "projector.safetensors")
     metadata = load_adapter(tmp_path / "projector.safetensors").metadata
-    assert metadata is not None
     assert (metadata.base_family, metadata.llm, metadata.lambda_mode) == ("sd15", RANKGEN_T5_XL, "embedding")
 
 

@@ -242,7 +242,7 @@ def lora_part(unet):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_what_the_adapter_stores_of_the_unet_is_added_to_it(models, plain, tmp_path, make, dtype):
     adapter, part = load_adapter(models.adapter), make(plain.family.unet)
-    save_adapter(adapter, tmp_path / "a.safetensors", AdapterMetadata("sd15", None), part)
+    save_adapter(adapter.module, tmp_path / "a.safetensors", AdapterMetadata("sd15", None), part)
     painter = Pipeline.from_files(models.base, adapter=tmp_path / "a.safetensors", llm=models.llm, dtype=dtype)
     base = load_family(None, models.base, parts=["unet"], unet_dtype=dtype).unet.state_dict()
     deltas = {f"{name}.weight": delta for name, delta in part.deltas()}
@@ -297,7 +297,7 @@ def test_modules_in_training_paint_the_same_and_go_on_training(models, sd15):
     for module in unet.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.5
-    adapter.train()
+    adapter.module.train()
     modes = [module.training for module in unet.modules()]
     torch.manual_seed(4)
     expected = torch.rand(3)
@@ -305,7 +305,7 @@ def test_modules_in_training_paint_the_same_and_go_on_training(models, sd15):
     painted = live.generate("a cat", seed=3, **SMALL)
     assert torch.equal(torch.rand(3), expected)
     assert torch.equal(painted, sd15.generate("a cat", seed=3, **SMALL))
-    assert [module.training for module in unet.modules()] == modes and adapter.training
+    assert [module.training for module in unet.modules()] == modes and adapter.module.training
     assert not unet._forward_hooks and not unet._forward_pre_hooks
     assert all(parameter.grad is None for parameter in unet.parameters())
 

@@ -50,7 +50,7 @@ def test_the_unet_reads_what_combine_gives(server, adapters, features, tmp_path,
     ((context, options),), ((negative, _),) = load(paths["positive_path"]), load(paths["negative_path"])
     adapter = load_adapter(adapters / f"{fusion}.safetensors")
     text, llm = features
-    expected = adapter.combine(text, adapter(text, llm), 0.5)
+    expected = adapter.module.combine(text, adapter(text, llm), 0.5)
     assert context.shape == negative.shape == (1, LENGTHS.get(fusion, 77 + 256), 768)
     assert ((context - expected).norm() / expected.norm()).item() < 1e-5
     assert ((options["cross_attn_controlnet"] - text).norm() / text.norm()).item() < 1e-5

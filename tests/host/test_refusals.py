@@ -152,7 +152,7 @@ def test_adapter_names_its_llm(server, bad, pack):
     core = importlib.import_module(f"{pack.__name__}.llm4gen_core")
     adapter = core.load_adapter(bad / "llm4gen" / "projector.pth")
     spec = core.LLMSpec(model="google/flan-t5-small", architecture="t5", layers=8, width=64)
-    core.save_adapter(adapter, bad / "llm4gen" / "flan.safetensors", core.AdapterMetadata("sd15", spec))
+    core.save_adapter(adapter.module, bad / "llm4gen" / "flan.safetensors", core.AdapterMetadata("sd15", spec))
     nodes = graph()
     nodes["adapter"]["inputs"]["adapter_name"] = "flan.safetensors"
     error = message(server, nodes)
@@ -163,7 +163,7 @@ def test_features_made_for_another_adapter(server, bad, pack):
     core = importlib.import_module(f"{pack.__name__}.llm4gen_core")
     adapter = core.load_adapter(bad / "llm4gen" / "projector.pth")
     spec = core.LLMSpec(model="", architecture="t5", layers=3, width=64, prefix="caption: ")
-    core.save_adapter(adapter, bad / "llm4gen" / "prefixed.safetensors", core.AdapterMetadata("sd15", spec))
+    core.save_adapter(adapter.module, bad / "llm4gen" / "prefixed.safetensors", core.AdapterMetadata("sd15", spec))
     nodes = separate(graph())
     nodes["adapter2"] = {"class_type": "LLM4GENLoadAdapter", "inputs": {"adapter_name": "prefixed.safetensors"}}
     nodes["fuse_positive"]["inputs"]["adapter"] = ["adapter2", 0]
@@ -175,7 +175,7 @@ def test_features_of_another_llm(server, bad, pack):
     core = importlib.import_module(f"{pack.__name__}.llm4gen_core")
     adapter = core.load_adapter(bad / "llm4gen" / "projector.pth")
     spec = core.LLMSpec(model="google/flan-t5-small", architecture="t5", layers=8, width=64)
-    core.save_adapter(adapter, bad / "llm4gen" / "flan2.safetensors", core.AdapterMetadata("sd15", spec))
+    core.save_adapter(adapter.module, bad / "llm4gen" / "flan2.safetensors", core.AdapterMetadata("sd15", spec))
     nodes = separate(graph())
     nodes["adapter2"] = {"class_type": "LLM4GENLoadAdapter", "inputs": {"adapter_name": "flan2.safetensors"}}
     nodes["fuse_positive"]["inputs"]["adapter"] = ["adapter2", 0]

@@ -80,9 +80,8 @@ def test_every_30_tokens_make_a_chunk(family: Family, words: int, chunks: int) -
 def test_guided_words_are_found_behind_a_short_chunk(world: Path, family: Family) -> None:
     """The LLM's copy begins where CLIP's ends, and the context is as long as both."""
     llm = open_models(recipe(world, world / "none"), parts=()).load_llm("cpu")
-    made = Conditioner(family, llm, ("text", "llm"), GuidanceOptions(support="real"), 1, False, torch.device("cpu"))
+    made = Conditioner(family, llm, ("text", "llm"), GuidanceOptions(), 1, False, torch.device("cpu"))
     targets = made.targets([CAPTION], [[PAIR]], [CaptionDropout.NOTHING])
-    assert targets.bias is not None and targets.bias.shape == (1, LENGTH + 24)
     words = [targets.columns[0, targets.attribute[0, p].nonzero().flatten()].tolist() for p in range(2)]
     assert words[0] == [6]  # start, a, red, circle, and, a, blue
     ids = tokenize_prompt(llm.tokenizer, CAPTION, llm.spec).ids

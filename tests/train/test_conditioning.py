@@ -89,13 +89,11 @@ LLM = [("Red", "circle"), ("red", "square"), ("red", "circle")]
     [
         (("text", "llm"), CaptionDropout.NOTHING, {}, CLIP + LLM),
         (("text", "llm"), CaptionDropout.NOTHING, {"tokens": "llm"}, LLM),
-        (("text", "llm"), CaptionDropout.NOTHING, {"max_pairs": 2}, CLIP[:2] + LLM[:2]),
         (("llm",), CaptionDropout.NOTHING, {}, LLM),
         (("text", "text"), CaptionDropout.NOTHING, {}, CLIP + CLIP),
         (("text",), CaptionDropout.NOTHING, {}, CLIP),
         (("text", "llm"), CaptionDropout.LLM, {}, CLIP),
         (("text", "llm"), CaptionDropout.CAPTION, {}, []),
-        (("text", "llm"), CaptionDropout.NOTHING, {"support": "real"}, CLIP + LLM),
     ],
     ids=str,
 )
@@ -111,15 +109,6 @@ def test_each_mention_has_its_own_tokens(family: Family, llm: LLMEncoder) -> Non
     assert targets.pairs.sum() == 6
     circles = [targets.columns[0, targets.entity[0, p].nonzero().flatten()].tolist() for p in (0, 2)]
     assert not set(circles[0]) & set(circles[1])
-
-
-def test_only_real_tokens_support_the_softmax_if_wanted(family: Family, llm: LLMEncoder) -> None:
-    made = conditioner(family, llm, ("text", "llm"), support="real")
-    bias = made.targets([CAPTION], [PAIRS], [CaptionDropout.NOTHING]).bias
-    assert bias is not None and bias.shape == (1, 77 + LENGTH)
-    assert bias[0, 0] == -torch.inf  # CLIP's start
-    assert (bias[0, 1:11] == 0).all()
-    assert (bias[0, 77:] == 0).sum() < (bias[0, 77:] == -torch.inf).sum() + LENGTH
 
 
 def test_dropped_captions_see_the_pair_of_empty_prompts(family: Family, llm: LLMEncoder) -> None:

@@ -104,6 +104,6 @@ def test_strength_0_is_plain_clip(sd15, plain):
 def test_strength_is_the_adapters_unless_it_is_given(models, tmp_path):
     adapter = load_adapter(models.adapter)
     metadata = dataclasses.replace(adapter.metadata, base_family="sd15", default_strength=0.25)
-    save_adapter(adapter, tmp_path / "a.safetensors", metadata)
+    save_adapter(adapter.module, tmp_path / "a.safetensors", metadata)
     gentle = Pipeline.from_files(models.base, adapter=tmp_path / "a.safetensors", llm=models.llm)
     assert torch.equal(gentle.encode([PROMPT]).hidden, gentle.encode([PROMPT], 0.25).hidden)

@@ -50,7 +50,7 @@ def pipeline(models: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     def make(own: str, asked: str | None = None) -> Pipeline:
         path = folder / f"{own}.safetensors"
         if not path.is_file():
-            save_adapter(load_adapter(models.adapter), path, AdapterMetadata("sd15", None, lambda_mode=own))
+            save_adapter(load_adapter(models.adapter).module, path, AdapterMetadata("sd15", None, lambda_mode=own))
         return Pipeline.from_files(models.base, adapter=path, llm=models.llm, lambda_mode=asked)
 
     return make

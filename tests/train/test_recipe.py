@@ -251,7 +251,7 @@ def test_overrides_that_are_not_understood(small, override, message):
         ("data.sources=[]", "data.sources is []; expected at least 1 item"),
         ("data.entities=regex", 'data.entities is "regex"; expected auto, rules, spacy or spacy:PACKAGE'),
         ("adapter.fusion=sum", 'adapter.fusion is "sum"; expected one of cross_adapter, mlp'),
-        ("guidance.heads=all", "guidance.heads is 'all'; expected one of mean, each"),
+        ("guidance.normalize=all", "guidance.normalize is 'all'; expected one of none, spatial"),
         # values that do not fit together
         ("train.micro_batch=3", "train.micro_batch is 3; expected a divisor of batch_size 8"),
         ("data.caption_dropout=1.5", "data.caption_dropout is 1.5; expected at most 1"),

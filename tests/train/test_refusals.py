@@ -194,7 +194,7 @@ def test_adapter_of_another_text_width(models, tmp_path):
 
 def test_adapter_of_another_family(models, tmp_path):
     path = tmp_path / "a.safetensors"
-    save_adapter(load_adapter(models.adapter), path, metadata(base_family="sdxl"))
+    save_adapter(load_adapter(models.adapter).module, path, metadata(base_family="sdxl"))
     assert "was trained for sdxl; expected sd15" in refusal(models.base, adapter=path, llm=models.llm)
 
 
@@ -207,7 +207,7 @@ def test_llm_of_another_width(models, tmp_path):
 def test_llm_other_than_the_adapters(models, tmp_path):
     path = tmp_path / "a.safetensors"
     spec = LLMSpec(model="", architecture="t5", layers=3, width=96)
-    save_adapter(load_adapter(models.adapter), path, metadata(llm=spec))
+    save_adapter(load_adapter(models.adapter).module, path, metadata(llm=spec))
     message = refusal(models.base, adapter=path, llm=models.llm)
     assert "2 layers" in message and "was trained with t5, 3 layers" in message
 

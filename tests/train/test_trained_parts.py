@@ -408,7 +408,7 @@ def test_a_run_goes_on_from_exactly_what_was_exported(
     start = exports[before]
     trainer = open_trainer(going_on(world, tmp_path / "run", start, after))
     adapter, now = load_adapter(start / "adapter.safetensors"), tensors(trainer)
-    assert all(torch.equal(now[f"adapter.{name}"], tensor) for name, tensor in adapter.state_dict().items())
+    assert all(torch.equal(now[f"adapter.{name}"], tensor) for name, tensor in adapter.module.state_dict().items())
     noisy, found, timesteps = prediction(trainer.objective, trainer.conditioner, CAPTIONS)
     unet = start / "unet" if (start / "unet").is_dir() else None
     model = Pipeline.from_files(world / "base", unet=unet, adapter=start / "adapter.safetensors", llm=world / "llm")
