@@ -18,7 +18,7 @@ from short_runs import REPOSITORY, losses
 
 from llm4gen_core import LLM4GENError
 from llm4gen_diffusers.sampling import Pipeline
-from miniature import command, run
+from miniature import experiment, reproduce
 from miniature.dataset import SETS
 from miniature.experiment import CURVE_SETS, HELD_OUT_SETS, MAIN_SETS, QUICK, SAMPLES, Reproduction
 from miniature.judge import read
@@ -168,8 +168,8 @@ def test_a_world_that_was_interrupted_goes_on_with_the_part_that_is_missing(
             raise KeyboardInterrupt
         return {"color": float(len(made))}
 
-    monkeypatch.setattr(run, "LLMS", {"t5": train_llm, "llama": train_llm})
-    monkeypatch.setattr(run, "probe_encoders", lambda base, llms, prompts: {name: prompts for name in llms})
+    monkeypatch.setattr(experiment, "LLMS", {"t5": train_llm, "llama": train_llm})
+    monkeypatch.setattr(experiment, "probe_encoders", lambda base, llms, prompts: {name: prompts for name in llms})
     scale = replace(QUICK, pairs=4, vae_steps=1, clip_steps=1)
     with pytest.raises(KeyboardInterrupt):
         Reproduction(tmp_path, scale).make_world()
@@ -222,7 +222,7 @@ def test_sigterm_reaches_trainings_and_starts_no_more(tmp_path: Path, monkeypatc
         started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]))
         return started[-1]
 
-    monkeypatch.setattr(command, "_start", start)
+    monkeypatch.setattr(reproduce, "_start", start)
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
     with pytest.raises(SystemExit) as end:
         run_tasks(Reproduction(tmp_path, QUICK), [("finetune", seed) for seed in range(3)], 2)
