@@ -1,4 +1,4 @@
-"""What entity guidance costs: the attention columns alone, and a whole training step with and without.
+"""Cost of entity guidance: the attention columns alone, and a whole training step with and without.
 
     python benchmarks/guidance.py columns                  SD1.5's layers, against softmax(Q Kᵀ) written down
     python benchmarks/guidance.py step                     a shallow UNet of SD1.5's width
@@ -175,7 +175,7 @@ def peak(device: str) -> float:
 
 
 def ways(options: argparse.Namespace) -> dict[str, Callable[[], Callable[[], float]]]:
-    """By name, what makes a function that runs once and gives seconds; first what is compared with."""
+    """Factories of functions that run once and return seconds, by name; the first is the reference."""
     if options.what == "columns":
         return {
             "full map": lambda: lambda: run_columns(full_map, options),
@@ -185,7 +185,7 @@ def ways(options: argparse.Namespace) -> dict[str, Callable[[], Callable[[], flo
 
 
 def measure_alone(options: argparse.Namespace) -> None:
-    """In a process of its own: peak memory, less what was there before the first run."""
+    """Peak memory above that before the first run, measured in a process of its own."""
     run = ways(options)[options.alone]()
     before = peak(options.device) if options.what == "columns" else 0.0
     run()
