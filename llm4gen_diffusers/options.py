@@ -142,7 +142,9 @@ class RunOptions(Options):
 class GenerateSettings(ModelFiles, GenerationOptions, RunOptions):
     """Arguments of `generate`: every prompt is generated with the same seed, as a workflow with a fixed seed would."""
 
-    prompts: tuple[str, ...] = Field(json_schema_extra=_TEXT | {"option": "prompt"}, description="prompt; repeatable")
+    prompts: tuple[str, ...] = Field(
+        min_length=1, json_schema_extra=_TEXT | {"option": "prompt"}, description="prompt; repeatable"
+    )
     batch: int = Field(default=1, ge=1, description="images of each prompt")
 
 
