@@ -11,7 +11,7 @@ from PIL import Image
 from short_runs import losses, prediction, recipe_content, relative_error, train
 from torch import Tensor
 
-from llm4gen_core import LLM4GENError
+from llm4gen_core import Adapter, AdapterMetadata, LLM4GENError
 from llm4gen_diffusers.options import GenerationOptions, ModelFiles
 from llm4gen_diffusers.sampling import Pipeline
 from miniature.miniature_world import make_world
@@ -38,6 +38,10 @@ def runs(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     }
 
 
+def adapter_of(trainer: Trainer, mode: str = "embedding") -> Adapter:
+    return Adapter(trainer.adapter, AdapterMetadata("miniature", None, lambda_mode=mode))
+
+
 def test_the_adapter_says_its_mode_and_paints_in_it(runs: dict[str, Path], world: Path) -> None:
     for mode, run in runs.items():
         export = run / "export"
@@ -57,7 +61,7 @@ def test_what_is_painted_is_what_was_trained(world: Path, tmp_path: Path, mode: 
     content = recipe_content(world, tmp_path / "run", adapter={"heads": 4, "lambda_mode": mode})
     trainer = Trainer(parse_recipe(content, "Recipe of the test"), RunFolder(tmp_path / "run"))
     noisy, expected, timesteps = prediction(trainer.objective, trainer.conditioner, CAPTIONS)
-    mine = Pipeline(trainer.family, trainer.adapter, trainer.llm, mode)
+    mine = Pipeline(trainer.family, adapter_of(trainer), trainer.llm, mode)
     features = mine.encode(CAPTIONS)
     found = mine.predict_noise(noisy, timesteps, features)
     assert relative_error(found, expected) < 1e-5
@@ -71,11 +75,13 @@ def test_validation_paints_in_the_mode_of_the_run(world: Path, tmp_path: Path) -
     )
     recipe = parse_recipe(content, "Recipe of the test")
     trainer = Trainer(recipe, RunFolder(tmp_path / "run"))
-    [file] = generate_validation(recipe, trainer.family, trainer.adapter, trainer.llm, tmp_path / "images" / "step")
+    [file] = generate_validation(
+        recipe, trainer.family, adapter_of(trainer, "decoupled"), trainer.llm, tmp_path / "images" / "step"
+    )
     found = torch.from_numpy(np.array(Image.open(file)).astype(np.float32))
 
     def generate(mode: str) -> Tensor:
-        mine = Pipeline(trainer.family, trainer.adapter, trainer.llm, mode)
+        mine = Pipeline(trainer.family, adapter_of(trainer), trainer.llm, mode)
         image = mine.generate(CAPTIONS[0], GenerationOptions(steps=2, guidance=3.0, width=16, height=16), seed=3)[0]
         return image.permute(1, 2, 0) * 255
 
