@@ -8,7 +8,7 @@ from small_painters import with_strength
 from transformers import AutoTokenizer, CLIPTextModel, T5Config, T5EncoderModel
 
 from llm4gen_core import fuse, load_adapter, save_adapter
-from llm4gen_diffusers.clip_text import clip_tokens
+from llm4gen_diffusers.families.stable_diffusion import clip_tokens
 from llm4gen_diffusers.options import ModelFiles
 from llm4gen_diffusers.sampling import Pipeline
 

@@ -9,7 +9,7 @@ from checkpoint import checkpoint_state, write_checkpoint
 from safetensors.torch import load_file, save_file
 
 from llm4gen_core import LLM4GENError
-from llm4gen_diffusers.families import SD15, SDXL, family_of, load_family
+from llm4gen_diffusers.families import SD15, SDXL, family_class, load_family
 from llm4gen_diffusers.families import single_file as module
 
 UNET = "model.diffusion_model."
@@ -76,7 +76,7 @@ def test_the_same_outputs_as_from_the_folder(folders, checkpoints, models, name)
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
 def test_sizes_are_told_without_reading_weights(folders, checkpoints, name):
-    folder, file = (family_of(p).open(p) for p in (folders[name], checkpoints[name]))
+    folder, file = (family_class(None, p).open(p) for p in (folders[name], checkpoints[name]))
     for attribute in ("d_text", "latent_channels", "pixels_per_latent", "native_size", "prediction_type"):
         assert getattr(file, attribute) == getattr(folder, attribute)
 
