@@ -165,8 +165,8 @@ def install_cross_attention(unet: UNet2DConditionModel, options: GuidanceOptions
     """
     if unknown := unknown_cross_attention(unet):
         raise LLM4GENError(
-            f"The UNet's layer {unknown[0]} is not plain cross-attention as in SD1.5 and SDXL, which entity guidance and "
-            "the λ modes other than `embedding` need. Set guidance.alpha to 0 and adapter.lambda_mode to embedding."
+            f"The UNet's layer {unknown[0]} is not plain cross-attention as in SD1.5 and SDXL, which entity guidance "
+            "and the λ modes other than `embedding` need. Set guidance.alpha to 0 and adapter.lambda_mode to embedding."
         )
     recorder = GuidanceRecorder(options)
     layers = cross_attention_layers(unet)

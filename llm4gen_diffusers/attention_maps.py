@@ -242,19 +242,17 @@ def _sides(pixels: int, size: tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def overlay(image: Tensor, heat: Tensor, limits: tuple[float, float] | None = None) -> NDArray[np.uint8]:
-    """Draw a map over its image.
+def overlay(image: Tensor, heat: Tensor) -> NDArray[np.uint8]:
+    """Draw a map over its image, in colours from its lowest to its highest value.
 
     Args:
         image: [3, H, W] from 0 to 1.
         heat: [h, w], enlarged to the image's size.
-        limits: values of the darkest and the brightest colour; None for the lowest and the highest of this map. Give
-            them to compare maps by eye.
 
     Returns:
         RGB [H, W, 3].
     """
-    low, high = (float(heat.min()), float(heat.max())) if limits is None else limits
+    low, high = float(heat.min()), float(heat.max())
     size = (image.shape[1], image.shape[2])
     large = F.interpolate(heat[None, None].float(), size, mode="bicubic")[0, 0].numpy()
     level = ((large - low) / max(high - low, 1e-6)).clip(0, 1)

@@ -269,7 +269,6 @@ class Family(ABC):
         text: Tensor,
         pooled: Tensor | None = None,
         sizes: Tensor | None = None,
-        **options: Any,
     ) -> Tensor:
         """Call the UNet on noisy latents; it predicts noise or velocity, see `prediction_type`.
 
@@ -280,7 +279,6 @@ class Family(ABC):
             pooled: [B, d_pooled]; needed by SDXL, ignored where there is none.
             sizes: [B, 6], pixels (original height, original width, crop top, crop left, target height, target
                 width); needed by SDXL, ignored elsewhere.
-            options: further arguments of the UNet's forward.
 
         Returns:
             [B, C, h, w] in float32.
@@ -294,7 +292,6 @@ class Family(ABC):
             encoder_hidden_states=text.to(latents),
             added_cond_kwargs=self._added_conditions(latents, pooled, sizes),
             return_dict=False,
-            **options,
         )[0].float()
 
     def _added_conditions(

@@ -7,9 +7,11 @@ configurations are inferred here from names and shapes, never downloaded. The he
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import init_empty_weights
@@ -105,15 +107,13 @@ def open_checkpoint(path: Path, family: str, tokenizer: Path | None) -> Base:
     schedule = NoiseSchedule.stable_diffusion(
         "v_prediction" if velocity else "epsilon", zero_terminal_snr=velocity and "ztsnr" in shapes
     )
-    text: list[Part] = [_ClipL(path, CLIP_L[family], clip_l_config(shapes.under(CLIP_L[family])))]
-    if is_sdxl:
-        text.append(_ClipG(path, CLIP_G, clip_g_config(shapes.under(CLIP_G))))
+    text = (_ClipL(path, family), _ClipG(path, family)) if is_sdxl else (_ClipL(path, family),)
     return Base(
         path=path,
         schedule=schedule,
         unet=UNetFile(path, family),
         vae=VAEFile(path, family),
-        text=tuple(text),
+        text=text,
         load_tokenizers=lambda: (load_tokenizer(tokenizer or _host_tokenizer(path)),) * len(text),
     )
 
@@ -180,134 +180,158 @@ def _host_tokenizer(checkpoint: Path) -> Path:
 
 
 class _FilePart(Part):
+    """A model in a checkpoint, where its tensors' names have a prefix, or in a file of its own.
+
+    Args:
+        path: the file.
+        family: family of the base.
+    """
+
+    what: ClassVar[str]
+    prefix: str
+
+    def __init__(self, path: Path, family: str) -> None:
+        super().__init__(path)
+        self.family = family
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """Shapes of the model's tensors, without the prefix."""
+        shapes = Shapes.read(self.path, self.what)
+        if not any(name.startswith(self.prefix) for name in shapes):
+            self.prefix = ""
+        return shapes.under(self.prefix)
+
     def check(self) -> None:
         """Do nothing: the header, read to find out what the file is, has said whether it is complete."""
+
+    def load(self, dtype: torch.dtype) -> nn.Module:
+        with init_empty_weights(include_buffers=False):  # random weights are never allocated
+            model = self._make()
+        state = self._convert(self._read())
+        own = set(model.state_dict())
+        if not any(name.startswith("text_model.") for name in own):  # as CLIPTextModel since transformers 5.6
+            state = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
+        if missing := sorted(own - set(state)):
+            raise LLM4GENError(
+                f"{self.what} {self.path} lacks {len(missing)} of its weights ({missing[0]}, ...); the file is "
+                "incomplete. Download it again."
+            )
+        if unknown := sorted(name for name in set(state) - own if not name.endswith(_UNUSED)):
+            raise LLM4GENError(
+                f"{self.what} {self.path} has {len(unknown)} tensors that belong to none of its layers ({unknown[0]}, "
+                "...), as quantised files with scales have; expected plain weights in float16, bfloat16 or float32."
+            )
+        try:
+            model.load_state_dict({name: state[name].to(dtype) for name in own}, assign=True)
+        except RuntimeError as error:
+            raise LLM4GENError(
+                f"{self.what} {self.path} has tensors of unexpected shapes ({first_line(error)})."
+            ) from error
+        return model.eval().requires_grad_(False)
+
+    def _read(self) -> dict[str, Tensor]:
+        """Read the model's tensors alone: a checkpoint may hold gigabytes of others, such as an EMA."""
+        names = {self.prefix + name: name for name in self.shapes}
+        if self.path.suffix.lower() in SAFETENSORS_SUFFIXES:
+            with safe_open(str(self.path), framework="pt") as file:
+                return {name: file.get_tensor(full) for full, name in names.items()}
+        return {names[full]: tensor for full, tensor in load_tensors(self.path).items() if full in names}
+
+    @abstractmethod
+    def _make(self) -> nn.Module:
+        """Make the model."""
+
+    @abstractmethod
+    def _convert(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Convert the names of the file to the model's."""
 
 
 class UNetFile(_FilePart):
     """UNet of a checkpoint, or in a file of its own, as ComfyUI's *Load Diffusion Model* reads it."""
 
-    def __init__(self, path: Path, family: str) -> None:
-        super().__init__(path)
-        self.family = family
+    what = "UNet"
+    prefix = UNET
 
-    def _read_config(self) -> Mapping[str, Any]:
-        return unet_config(self._shapes()[1], self.family)
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        if "input_blocks.0.0.weight" not in self.shapes:
+            is_diffusers = any(name.startswith("down_blocks.") for name in self.shapes)
+            raise LLM4GENError(
+                f"UNet {self.path} is {_other_model(self.shapes)}; expected the UNet of SD1.5 or SDXL as ComfyUI "
+                f"stores it, or a diffusers folder.{' Give the folder that it is in.' if is_diffusers else ''}"
+            )
+        return unet_config(self.shapes, self.family)
 
-    def load(self, dtype: torch.dtype) -> nn.Module:
-        prefix, shapes = self._shapes()
-        tensors = {UNET + name: tensor for name, tensor in _read(self.path, prefix).items() if name in shapes}
-        state = convert_ldm_unet_checkpoint(tensors, self.config)
+    def _make(self) -> nn.Module:
+        return UNet2DConditionModel(**self.config)
+
+    def _convert(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        state = convert_ldm_unet_checkpoint({UNET + name: tensor for name, tensor in tensors.items()}, self.config)
         if len(state) != len(tensors):
             raise LLM4GENError(
                 f"UNet {self.path} holds {len(tensors)} tensors, of which {len(state)} belong to a UNet of "
                 f"{self.family}; expected such a UNet and nothing else under its names."
             )
-        return _fill(self.path, "UNet", lambda: UNet2DConditionModel(**self.config), state, dtype)
-
-    def _shapes(self) -> tuple[str, Shapes]:
-        """(prefix of the UNet's tensors, their shapes without it)."""
-        shapes = Shapes.read(self.path, "UNet")
-        prefix = UNET if any(name.startswith(UNET) for name in shapes) else ""
-        shapes = shapes.under(prefix)
-        if "input_blocks.0.0.weight" not in shapes:
-            advice = " Give the folder that it is in." if any(n.startswith("down_blocks.") for n in shapes) else ""
-            raise LLM4GENError(
-                f"UNet {self.path} is {_other_model(shapes)}; expected the UNet of SD1.5 or SDXL as ComfyUI stores it, "
-                f"or a diffusers folder.{advice}"
-            )
-        return prefix, shapes
+        return state
 
 
 class VAEFile(_FilePart):
     """VAE of a checkpoint, or in a file of its own, as ComfyUI's *Load VAE* reads it."""
 
-    def __init__(self, path: Path, family: str) -> None:
-        super().__init__(path)
-        self.family = family
+    what = "VAE"
+    prefix = VAE
 
-    def _read_config(self) -> Mapping[str, Any]:
-        return vae_config(self._shapes()[1], self.family)
-
-    def load(self, dtype: torch.dtype) -> nn.Module:
-        prefix, _ = self._shapes()
-        tensors = {VAE + name: tensor for name, tensor in _read(self.path, prefix).items()}
-        state = convert_ldm_vae_checkpoint(tensors, self.config)
-        return _fill(self.path, "VAE", lambda: AutoencoderKL(**self.config), state, dtype)
-
-    def _shapes(self) -> tuple[str, Shapes]:
-        shapes = Shapes.read(self.path, "VAE")
-        prefix = VAE if any(name.startswith(VAE) for name in shapes) else ""
-        shapes = shapes.under(prefix)
-        if "encoder.down.0.block.0.conv2.weight" not in shapes or "decoder.conv_in.weight" not in shapes:
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        if not {"encoder.down.0.block.0.conv2.weight", "decoder.conv_in.weight"} <= set(self.shapes):
             raise LLM4GENError(
                 f"VAE {self.path} is not a VAE of SD1.5 or SDXL as ComfyUI stores it (it holds "
-                f"{', '.join(sorted(shapes)[:2]) or 'no tensors'}, ...); give such a file, or a diffusers folder."
+                f"{', '.join(sorted(self.shapes)[:2]) or 'no tensors'}, ...); give such a file, or a diffusers folder."
             )
-        return prefix, shapes
+        return vae_config(self.shapes, self.family)
+
+    def _make(self) -> nn.Module:
+        return AutoencoderKL(**self.config)
+
+    def _convert(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return convert_ldm_vae_checkpoint({VAE + name: tensor for name, tensor in tensors.items()}, self.config)
 
 
 class _ClipL(_FilePart):
-    def __init__(self, path: Path, prefix: str, config: dict[str, Any]) -> None:
-        super().__init__(path)
-        self.prefix, self._known = prefix, config
+    what = "Text encoder"
 
-    def _read_config(self) -> Mapping[str, Any]:
-        return self._known
+    def __init__(self, path: Path, family: str) -> None:
+        super().__init__(path, family)
+        self.prefix = CLIP_L[family]
 
-    def load(self, dtype: torch.dtype) -> nn.Module:
-        tensors = _read(self.path, self.prefix)
-        state = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in tensors.items()}
-        return self._fill(CLIPTextModel, state, dtype)
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        return clip_l_config(self.shapes)
 
-    def _fill(self, kind: type[nn.Module], state: dict[str, Tensor], dtype: torch.dtype) -> nn.Module:
-        return _fill(self.path, "Text encoder", lambda: kind(CLIPTextConfig(**self.config)), state, dtype)
+    def _make(self) -> nn.Module:
+        return CLIPTextModel(CLIPTextConfig(**self.config))
+
+    def _convert(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in tensors.items()}
 
 
-class _ClipG(_ClipL):
-    def load(self, dtype: torch.dtype) -> nn.Module:
-        tensors = _read(self.path, self.prefix)
+class _ClipG(_FilePart):
+    what = "Text encoder"
+    prefix = CLIP_G
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        return clip_g_config(self.shapes)
+
+    def _make(self) -> nn.Module:
+        return CLIPTextModelWithProjection(CLIPTextConfig(**self.config))
+
+    def _convert(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if "text_projection.weight" in tensors:  # some tools store it as a linear layer does
             tensors["text_projection"] = tensors.pop("text_projection.weight").T.contiguous()
         model = None  # diffusers asks it only where there is no projection, and then the file is incomplete
-        state = convert_open_clip_checkpoint(model, tensors, prefix="") if "text_projection" in tensors else {}
-        return self._fill(CLIPTextModelWithProjection, state, dtype)
-
-
-def _read(path: Path, prefix: str) -> dict[str, Tensor]:
-    """Read the tensors under a prefix, without it. A checkpoint may hold gigabytes of others, such as an EMA."""
-    if path.suffix.lower() in SAFETENSORS_SUFFIXES:
-        with safe_open(str(path), framework="pt") as file:
-            return {name.removeprefix(prefix): file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}
-    return {n.removeprefix(prefix): tensor for n, tensor in load_tensors(path).items() if n.startswith(prefix)}
-
-
-def _fill(
-    path: Path, what: str, make: Callable[[], nn.Module], state: dict[str, Tensor], dtype: torch.dtype
-) -> nn.Module:
-    """Make a model with the tensors of a file in place of random ones, which are never allocated."""
-    with init_empty_weights(include_buffers=False):
-        model = make()
-    own = set(model.state_dict())
-    if not any(name.startswith("text_model.") for name in own):  # as CLIPTextModel since transformers 5.6
-        state = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
-    missing = sorted(own - set(state))
-    if missing:
-        raise LLM4GENError(
-            f"{what} {path} lacks {len(missing)} of its weights ({missing[0]}, ...); the file is incomplete. Download "
-            "it again."
-        )
-    unknown = sorted(n for n in set(state) - own if not n.endswith(_UNUSED))
-    if unknown:
-        raise LLM4GENError(
-            f"{what} {path} has {len(unknown)} tensors that belong to none of its layers ({unknown[0]}, ...), as "
-            "quantised files with scales have; expected plain weights in float16, bfloat16 or float32."
-        )
-    try:
-        model.load_state_dict({name: state[name].to(dtype) for name in own}, assign=True)
-    except RuntimeError as error:
-        raise LLM4GENError(f"{what} {path} has tensors of unexpected shapes ({first_line(error)}).") from error
-    return model.eval().requires_grad_(False)
+        return convert_open_clip_checkpoint(model, tensors, prefix="") if "text_projection" in tensors else {}
 
 
 # Configurations
