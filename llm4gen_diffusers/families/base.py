@@ -19,7 +19,7 @@ from llm4gen_core.lambda_modes import LLMTokens
 
 from ..options import PathLike
 from .parts import Base, FolderPart, Part, open_folder, schedule_beside, subfolder, text_parts
-from .single_file import UNetFile, VAEFile, open_checkpoint
+from .single_file import open_checkpoint, unet_file, vae_file
 
 _ENCODED_PIXELS = 2**20
 """Pixels that the VAE encodes at once, such as four images of 512x512. More takes more memory and is no faster."""
@@ -309,13 +309,13 @@ class Family(ABC):
     @classmethod
     def _other_unet(cls, path: Path) -> Part:
         if path.is_file():
-            return UNetFile(path, cls.name)
+            return unet_file(path, cls.name)
         return FolderPart(UNet2DConditionModel, subfolder(path, "unet"), "UNet")
 
     @classmethod
     def _other_vae(cls, path: Path) -> Part:
         if path.is_file():
-            return VAEFile(path, cls.name)
+            return vae_file(path, cls.name)
         return FolderPart(cls.vae_class, subfolder(path, "vae"), "VAE")
 
     def _check(self) -> None:

@@ -7,11 +7,10 @@ configurations are inferred here from names and shapes, never downloaded. The he
 from __future__ import annotations
 
 import re
-from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -24,13 +23,15 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from llm4gen_core.errors import LLM4GENError, first_line
 from llm4gen_core.weights import SAFETENSORS_SUFFIXES, load_pickle, load_tensors, read_header
 
 from ..schedule import NoiseSchedule
 from .parts import Base, Part, load_tokenizer
+
+Config = dict[str, Any]
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP_L = {"sd15": "cond_stage_model.transformer.", "sdxl": "conditioner.embedders.0.transformer."}
@@ -107,12 +108,12 @@ def open_checkpoint(path: Path, family: str, tokenizer: Path | None) -> Base:
     schedule = NoiseSchedule.stable_diffusion(
         "v_prediction" if velocity else "epsilon", zero_terminal_snr=velocity and "ztsnr" in shapes
     )
-    text = (_ClipL(path, family), _ClipG(path, family)) if is_sdxl else (_ClipL(path, family),)
+    text = (_clip_l(path, family), _clip_g(path)) if is_sdxl else (_clip_l(path, family),)
     return Base(
         path=path,
         schedule=schedule,
-        unet=UNetFile(path, family),
-        vae=VAEFile(path, family),
+        unet=unet_file(path, family),
+        vae=vae_file(path, family),
         text=text,
         load_tokenizers=lambda: (load_tokenizer(tokenizer or _host_tokenizer(path)),) * len(text),
     )
@@ -179,20 +180,34 @@ def _host_tokenizer(checkpoint: Path) -> Path:
 # Models in a file
 
 
-class _FilePart(Part):
+class FilePart(Part):
     """A model in a checkpoint, where its tensors' names have a prefix, or in a file of its own.
 
     Args:
+        kind: class of the model.
         path: the file.
-        family: family of the base.
+        what: role of the model, for errors.
+        prefix: prefix of its tensors' names in a checkpoint.
+        infer: infers the configuration from the tensors' shapes.
+        convert: converts tensors, named without the prefix, to the model's names.
     """
 
-    what: ClassVar[str]
-    prefix: str
-
-    def __init__(self, path: Path, family: str) -> None:
+    def __init__(
+        self,
+        kind: type[nn.Module],
+        path: Path,
+        what: str,
+        prefix: str,
+        infer: Callable[[Shapes], Config],
+        convert: Callable[[dict[str, Tensor], Config], dict[str, Tensor]],
+    ) -> None:
         super().__init__(path)
-        self.family = family
+        self.kind, self.what, self.prefix = kind, what, prefix
+        self._infer, self._convert = infer, convert
+
+    @cached_property
+    def config(self) -> Config:
+        return self._infer(self.shapes)
 
     @cached_property
     def shapes(self) -> Shapes:
@@ -206,9 +221,10 @@ class _FilePart(Part):
         """Do nothing: the header, read to find out what the file is, has said whether it is complete."""
 
     def load(self, dtype: torch.dtype) -> nn.Module:
+        is_clip = issubclass(self.kind, PreTrainedModel)
         with init_empty_weights(include_buffers=False):  # random weights are never allocated
-            model = self._make()
-        state = self._convert(self._read())
+            model = self.kind(CLIPTextConfig(**self.config)) if is_clip else self.kind(**self.config)
+        state = self._convert(self._read(), self.config)
         own = set(model.state_dict())
         if not any(name.startswith("text_model.") for name in own):  # as CLIPTextModel since transformers 5.6
             state = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
@@ -238,110 +254,62 @@ class _FilePart(Part):
                 return {name: file.get_tensor(full) for full, name in names.items()}
         return {names[full]: tensor for full, tensor in load_tensors(self.path).items() if full in names}
 
-    @abstractmethod
-    def _make(self) -> nn.Module:
-        """Make the model."""
 
-    @abstractmethod
-    def _convert(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Convert the names of the file to the model's."""
-
-
-class UNetFile(_FilePart):
+def unet_file(path: Path, family: str) -> Part:
     """UNet of a checkpoint, or in a file of its own, as ComfyUI's *Load Diffusion Model* reads it."""
 
-    what = "UNet"
-    prefix = UNET
-
-    @cached_property
-    def config(self) -> Mapping[str, Any]:
-        if "input_blocks.0.0.weight" not in self.shapes:
-            is_diffusers = any(name.startswith("down_blocks.") for name in self.shapes)
-            raise LLM4GENError(
-                f"UNet {self.path} is {_other_model(self.shapes)}; expected the UNet of SD1.5 or SDXL as ComfyUI "
-                f"stores it, or a diffusers folder.{' Give the folder that it is in.' if is_diffusers else ''}"
-            )
-        return unet_config(self.shapes, self.family)
-
-    def _make(self) -> nn.Module:
-        return UNet2DConditionModel(**self.config)
-
-    def _convert(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        state = convert_ldm_unet_checkpoint({UNET + name: tensor for name, tensor in tensors.items()}, self.config)
+    def convert(tensors: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
+        state = convert_ldm_unet_checkpoint({UNET + name: tensor for name, tensor in tensors.items()}, config)
         if len(state) != len(tensors):
             raise LLM4GENError(
-                f"UNet {self.path} holds {len(tensors)} tensors, of which {len(state)} belong to a UNet of "
-                f"{self.family}; expected such a UNet and nothing else under its names."
+                f"UNet {path} holds {len(tensors)} tensors, of which {len(state)} belong to a UNet of {family}; "
+                "expected such a UNet and nothing else under its names."
             )
         return state
 
+    return FilePart(UNet2DConditionModel, path, "UNet", UNET, lambda shapes: unet_config(shapes, family), convert)
 
-class VAEFile(_FilePart):
+
+def vae_file(path: Path, family: str) -> Part:
     """VAE of a checkpoint, or in a file of its own, as ComfyUI's *Load VAE* reads it."""
 
-    what = "VAE"
-    prefix = VAE
+    def convert(tensors: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
+        return convert_ldm_vae_checkpoint({VAE + name: tensor for name, tensor in tensors.items()}, config)
 
-    @cached_property
-    def config(self) -> Mapping[str, Any]:
-        if not {"encoder.down.0.block.0.conv2.weight", "decoder.conv_in.weight"} <= set(self.shapes):
-            raise LLM4GENError(
-                f"VAE {self.path} is not a VAE of SD1.5 or SDXL as ComfyUI stores it (it holds "
-                f"{', '.join(sorted(self.shapes)[:2]) or 'no tensors'}, ...); give such a file, or a diffusers folder."
-            )
-        return vae_config(self.shapes, self.family)
-
-    def _make(self) -> nn.Module:
-        return AutoencoderKL(**self.config)
-
-    def _convert(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return convert_ldm_vae_checkpoint({VAE + name: tensor for name, tensor in tensors.items()}, self.config)
+    return FilePart(AutoencoderKL, path, "VAE", VAE, lambda shapes: vae_config(shapes, family), convert)
 
 
-class _ClipL(_FilePart):
-    what = "Text encoder"
-
-    def __init__(self, path: Path, family: str) -> None:
-        super().__init__(path, family)
-        self.prefix = CLIP_L[family]
-
-    @cached_property
-    def config(self) -> Mapping[str, Any]:
-        return clip_l_config(self.shapes)
-
-    def _make(self) -> nn.Module:
-        return CLIPTextModel(CLIPTextConfig(**self.config))
-
-    def _convert(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _clip_l(path: Path, family: str) -> Part:
+    def convert(tensors: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
         return {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in tensors.items()}
 
+    return FilePart(CLIPTextModel, path, "Text encoder", CLIP_L[family], clip_l_config, convert)
 
-class _ClipG(_FilePart):
-    what = "Text encoder"
-    prefix = CLIP_G
 
-    @cached_property
-    def config(self) -> Mapping[str, Any]:
-        return clip_g_config(self.shapes)
-
-    def _make(self) -> nn.Module:
-        return CLIPTextModelWithProjection(CLIPTextConfig(**self.config))
-
-    def _convert(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _clip_g(path: Path) -> Part:
+    def convert(tensors: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
         if "text_projection.weight" in tensors:  # some tools store it as a linear layer does
             tensors["text_projection"] = tensors.pop("text_projection.weight").T.contiguous()
         model = None  # diffusers asks it only where there is no projection, and then the file is incomplete
         return convert_open_clip_checkpoint(model, tensors, prefix="") if "text_projection" in tensors else {}
 
+    return FilePart(CLIPTextModelWithProjection, path, "Text encoder", CLIP_G, clip_g_config, convert)
+
 
 # Configurations
 
 
-def unet_config(shapes: Shapes, family: str) -> dict[str, Any]:
+def unet_config(shapes: Shapes, family: str) -> Config:
     """Infer the configuration of UNet2DConditionModel.
 
     All levels must have equally many blocks, and the blocks of a level must be alike.
     """
+    if "input_blocks.0.0.weight" not in shapes:
+        is_diffusers = any(name.startswith("down_blocks.") for name in shapes)
+        raise LLM4GENError(
+            f"{shapes.where} is {_other_model(shapes)}; expected the UNet of SD1.5 or SDXL as ComfyUI stores it, or a "
+            f"diffusers folder.{' Give the folder that it is in.' if is_diffusers else ''}"
+        )
     levels: list[list[tuple[int, int]]] = [[]]  # (channels, transformer blocks) of each residual block
     for block in (f"input_blocks.{number}." for number in range(1, _count(shapes, "input_blocks."))):
         if f"{block}0.op.weight" in shapes:
@@ -362,7 +330,7 @@ def unet_config(shapes: Shapes, family: str) -> dict[str, Any]:
         )
     to_k = next(shape for name, shape in shapes.items() if name.endswith("attn2.to_k.weight"))
     projection = next(shape for name, shape in shapes.items() if name.endswith(".1.proj_in.weight"))
-    config: dict[str, Any] = {
+    config: Config = {
         "sample_size": SAMPLE_SIZES[family],
         "in_channels": shapes["input_blocks.0.0.weight"][1],
         "out_channels": shapes["out.2.weight"][0],
@@ -386,8 +354,13 @@ def unet_config(shapes: Shapes, family: str) -> dict[str, Any]:
     return config
 
 
-def vae_config(shapes: Shapes, family: str) -> dict[str, Any]:
+def vae_config(shapes: Shapes, family: str) -> Config:
     """Infer the configuration of AutoencoderKL."""
+    if not {"encoder.down.0.block.0.conv2.weight", "decoder.conv_in.weight"} <= set(shapes):
+        raise LLM4GENError(
+            f"{shapes.where} is not a VAE of SD1.5 or SDXL as ComfyUI stores it (it holds "
+            f"{', '.join(sorted(shapes)[:2]) or 'no tensors'}, ...); give such a file, or a diffusers folder."
+        )
     levels = _count(shapes, "encoder.down.")
     return {
         "in_channels": shapes["encoder.conv_in.weight"][1],
@@ -401,7 +374,7 @@ def vae_config(shapes: Shapes, family: str) -> dict[str, Any]:
     }
 
 
-def clip_l_config(shapes: Shapes) -> dict[str, Any]:
+def clip_l_config(shapes: Shapes) -> Config:
     """Infer the configuration of CLIPTextModel from transformers' names, which may lack `text_model.`."""
     prefix = "text_model." if any(name.startswith("text_model.") for name in shapes) else ""
     return _clip_config(
@@ -413,7 +386,7 @@ def clip_l_config(shapes: Shapes) -> dict[str, Any]:
     )
 
 
-def clip_g_config(shapes: Shapes) -> dict[str, Any]:
+def clip_g_config(shapes: Shapes) -> Config:
     """Infer the configuration of CLIPTextModelWithProjection from OpenCLIP's names."""
     return _clip_config(
         embedding=shapes["token_embedding.weight"],
@@ -424,9 +397,7 @@ def clip_g_config(shapes: Shapes) -> dict[str, Any]:
     )
 
 
-def _clip_config(
-    embedding: tuple[int, ...], positions: int, layers: int, hidden: int, activation: str
-) -> dict[str, Any]:
+def _clip_config(embedding: tuple[int, ...], positions: int, layers: int, hidden: int, activation: str) -> Config:
     vocabulary, width = embedding
     return {
         "vocab_size": vocabulary,

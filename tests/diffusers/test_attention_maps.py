@@ -97,7 +97,7 @@ def test_smaller_layers_are_enlarged_in_their_place(plain: Pipeline, monkeypatch
         assert torch.corrcoef(torch.stack([pooled.flatten(), expected]))[0, 1] > 0.95
 
 
-def test_the_image_is_the_painters_and_nothing_stays_attached(sd15: Pipeline) -> None:
+def test_the_image_is_that_of_generate_and_nothing_stays_attached(sd15: Pipeline) -> None:
     unet = sd15.family.unet
     before = dict(unet.attn_processors)
     expected = sd15.generate(PROMPT, SMALL, **RUN)[0]
@@ -173,7 +173,7 @@ def test_without_strength_the_context_is_clips_alone(sd15: Pipeline, plain: Pipe
         ({"tokens": "t5"}, "tokens is 't5'"),
     ],
 )
-def test_what_cannot_be_looked_at_is_said(plain: Pipeline, changes: dict[str, Any], message: str) -> None:
+def test_impossible_words_tokens_and_layers_are_refused(plain: Pipeline, changes: dict[str, Any], message: str) -> None:
     settings = {"prompt": PROMPT, "words": WORDS, "options": SMALL, **RUN, **changes}
     with pytest.raises(LLM4GENError, match=message):
         attention_maps(Pipeline(plain.family, chunks=1), **settings)

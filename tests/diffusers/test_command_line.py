@@ -104,7 +104,7 @@ def test_a_malicious_llm_is_refused_and_not_executed(refused, models, tmp_path):
     ("arguments", "message"),
     [
         ("", "COMMAND"),
-        ("paint", "'paint'"),
+        ("sample", "'sample'"),
         ("generate --base none", "--prompt"),
         ("generate --prompt x", "--base"),
         ("generate --base none --prompt x --prompt-file y", "not allowed with"),
