@@ -23,6 +23,7 @@ from evaluation.model_files import GenerationOptions, ModelFiles
 from evaluation.models import Model, open_model
 from evaluation.prompts import Prompt, write_prompts
 from llm4gen_core import LLM4GENError
+from llm4gen_diffusers import options
 from llm4gen_diffusers.sampling import Pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,9 +124,12 @@ def test_the_images_are_those_of_the_painter(
     tmp_path: Path, prompts, llm4gen: ModelFiles, quick: GenerationOptions
 ) -> None:
     images = generate(tmp_path / "set", "LLM4GEN", llm4gen, quick, prompts, [5])
-    pipeline = Pipeline.from_files(llm4gen.base, unet=llm4gen.unet, adapter=llm4gen.adapter, llm=llm4gen.llm)
+    pipeline = Pipeline.from_files(
+        options.ModelFiles(base=llm4gen.base, unet=llm4gen.unet, adapter=llm4gen.adapter, llm=llm4gen.llm), chunks=1
+    )
+    settings = options.GenerationOptions(steps=2, guidance=3.0)
     for row, prompt in zip(images.rows(), prompts, strict=True):
-        expected = pipeline.generate(prompt.text, seed=5, steps=2, guidance=3.0, chunks=1, progress=False)[0]
+        expected = pipeline.generate(prompt.text, settings, seed=5, progress=False)[0]
         expected = (expected.permute(1, 2, 0).numpy() * 255).clip(0, 255).astype(int)
         assert np.abs(np.asarray(images.open(row), int) - expected).max() <= 1, "batches of four change the last bits"
     painting = images.settings.painting

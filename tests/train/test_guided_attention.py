@@ -224,14 +224,14 @@ def test_few_pixels_attend_to_the_context_itself_with_the_same_result(
         gradients = {name: p.grad.clone() for name, p in unet.named_parameters() if p.grad is not None}
         return prediction.detach(), loss.detach(), {**gradients, "context": given.grad}
 
-    judge = attention._is_cheaper_brought_to_the_context
+    judge = attention._is_cheaper_to_project_back
     judged: list[bool] = []
     monkeypatch.setattr(
-        attention, "_is_cheaper_brought_to_the_context", lambda *args: judged.append(judge(*args)) or judged[-1]
+        attention, "_is_cheaper_to_project_back", lambda *args: judged.append(judge(*args)) or judged[-1]
     )
     found = run()
     assert sum(judged) >= 4  # of seven layers, those of one pixel
-    monkeypatch.setattr(attention, "_is_cheaper_brought_to_the_context", lambda *args: False)
+    monkeypatch.setattr(attention, "_is_cheaper_to_project_back", lambda *args: False)
     expected = run()
     torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-10)
     torch.testing.assert_close(found[1], expected[1], rtol=0, atol=1e-10)
@@ -243,14 +243,14 @@ def test_few_pixels_attend_to_the_context_itself_with_the_same_result(
 def test_projections_that_are_more_than_a_product_are_not_passed_by(unet: UNet2DConditionModel) -> None:
     layer = next(iter(cross_attention_layers(unet).values()))
     query, context = torch.zeros(1, layer.heads, 1, layer.inner_dim // layer.heads), torch.zeros(1, 160, D_TEXT)
-    assert attention._is_cheaper_brought_to_the_context(layer, query, context)
+    assert attention._is_cheaper_to_project_back(layer, query, context)
     handle = layer.to_v.register_forward_hook(lambda *_: None)
-    assert not attention._is_cheaper_brought_to_the_context(layer, query, context)
+    assert not attention._is_cheaper_to_project_back(layer, query, context)
     handle.remove()
     layer.to_k.bias = torch.nn.Parameter(torch.zeros(layer.inner_dim))
-    assert not attention._is_cheaper_brought_to_the_context(layer, query, context)
+    assert not attention._is_cheaper_to_project_back(layer, query, context)
     layer.to_k = torch.nn.Sequential(layer.to_v)  # what a LoRA layer looks like
-    assert not attention._is_cheaper_brought_to_the_context(layer, query, context)
+    assert not attention._is_cheaper_to_project_back(layer, query, context)
 
 
 def test_sd15_and_sdxl_at_their_sizes_project_as_ever() -> None:
@@ -259,4 +259,4 @@ def test_sd15_and_sdxl_at_their_sizes_project_as_ever() -> None:
         layer = torch.nn.Module()
         layer.to_k = layer.to_v = torch.nn.Linear(d_text, 1280, bias=False, device="meta")
         query, context = torch.empty(1, heads, pixels, 1280 // heads, device="meta"), torch.empty(1, 333, d_text)
-        assert not attention._is_cheaper_brought_to_the_context(layer, query, context)
+        assert not attention._is_cheaper_to_project_back(layer, query, context)
