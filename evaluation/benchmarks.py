@@ -308,7 +308,7 @@ BENCHMARKS: dict[str, Benchmark | str] = {
         "T2I-CompBench",
         ("blip_vqa", "spatial", "non_spatial", "three_in_one"),
         (
-            Column("blip_vqa", "Color", "color"),
+            Column("blip_vqa", "Colour", "color"),
             Column("blip_vqa", "Shape", "shape"),
             Column("blip_vqa", "Texture", "texture"),
             Column("spatial", "Spatial", "spatial"),
@@ -319,7 +319,7 @@ BENCHMARKS: dict[str, Benchmark | str] = {
         get=_COMPBENCH_GET,
         categories=tuple(COMPBENCH_FILES),
         official=_COMPBENCH_OFFICIAL,
-        note="Each category has its own metric: BLIP-VQA for color, shape and texture, an object detector for spatial, "
+        note="Each category has its own metric: BLIP-VQA for colour, shape and texture, an object detector for spatial, "
         "CLIP cosine similarity for non-spatial, the mean of the three for complex. Columns are on different scales.",
     ),
     "t2i-compbench++": Benchmark(
@@ -384,9 +384,9 @@ BENCHMARKS: dict[str, Benchmark | str] = {
             Column("geneval", "Single object", "single_object"),
             Column("geneval", "Two objects", "two_object"),
             Column("geneval", "Counting", "counting"),
-            Column("geneval", "Colors", "colors"),
+            Column("geneval", "Colours", "colors"),
             Column("geneval", "Position", "position"),
-            Column("geneval", "Color attribution", "color_attr"),
+            Column("geneval", "Colour attribution", "color_attr"),
         ),
         read=read_geneval,
         get="clone https://github.com/djghosh13/geneval (MIT) and pass the clone, or its "
