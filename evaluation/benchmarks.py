@@ -26,7 +26,7 @@ from .sources import (
 
 if TYPE_CHECKING:
     from .metrics.base import ImageMetric, SetMetric
-    from .models import ModelFiles
+    from .models import AnyFiles
 
 PRESETS = ("paper", "bench-official")
 
@@ -149,7 +149,7 @@ class Benchmark:
     categories: tuple[str, ...] = ()
     official: Preset | None = None
     paper: Preset | None = None
-    models: Callable[[], dict[str, ModelFiles]] | None = None
+    models: Callable[[], dict[str, AnyFiles]] | None = None
     official_categories: int = 0
     note: str = ""
 
@@ -319,7 +319,7 @@ BENCHMARKS: dict[str, Benchmark | str] = {
         get=_COMPBENCH_GET,
         categories=tuple(COMPBENCH_FILES),
         official=_COMPBENCH_OFFICIAL,
-        note="Each category has its own metric: BLIP-VQA for colour, shape and texture, an object detector for spatial, "
+        note="Each category has its own metric: BLIP-VQA for colour, shape and texture, a detector for spatial, "
         "CLIP cosine similarity for non-spatial, the mean of the three for complex. Columns are on different scales.",
     ),
     "t2i-compbench++": Benchmark(
