@@ -261,7 +261,7 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--count", type=int, metavar="N", help="only the first N prompts of each category; not comparable to the whole"
     )
-    group = parser.add_argument_group("generation")
+    group = parser.add_argument_group("generation (default: the preset's values)")
     group.add_argument(
         "--preset",
         choices=PRESETS,
@@ -269,10 +269,8 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
         help="paper: DDIM, 50 steps, guidance 7.5; bench-official: settings of the benchmark's own scripts (default: "
         "paper)",
     )
-    group.add_argument(
-        "--seeds", type=_seeds, metavar="LIST", help="an image each, such as 42-51 or 0,7 (default: the preset's)"
-    )
-    add_arguments(group, GenerationOptions)
+    group.add_argument("--seeds", type=_seeds, metavar="LIST", help="an image each, such as 42-51 or 0,7")
+    add_arguments(group, GenerationOptions, defaults=False)
 
 
 def _settings(benchmark: Benchmark, args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:

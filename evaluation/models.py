@@ -7,8 +7,9 @@ import inspect
 import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import torch
 import yaml
 from PIL import Image
 from pydantic import Field
@@ -16,9 +17,15 @@ from pydantic import Field
 from llm4gen_core import LLM4GENError
 from llm4gen_core.files import read_json
 from llm4gen_diffusers import options
+from llm4gen_diffusers.devices import choose_device, choose_dtype, dtype_name
+from llm4gen_diffusers.images import to_image
 from llm4gen_diffusers.options import DType, Options, PathLike, options_from
+from llm4gen_diffusers.provenance import content_hash, machine
 
 from .prompts import Prompt
+
+if TYPE_CHECKING:
+    from llm4gen_diffusers.sampling import Pipeline
 
 PATHS = ("base", "unet", "adapter", "llm", "clip", "tokenizer", "pipeline", "workflow")
 """Fields of model files that name files and folders."""
@@ -193,7 +200,6 @@ def open_model(files: AnyFiles, settings: PresetOptions, device: str | None = No
     if isinstance(files, PipelineFiles):
         return DiffusersModel(files, settings, device)
 
-    from llm4gen_diffusers.devices import choose_device
     from llm4gen_diffusers.sampling import Pipeline
 
     pipeline = Pipeline.from_files(files, choose_device(device), chunks=files.chunks or None)
@@ -204,7 +210,7 @@ class LLM4GENModel:
     """A pipeline of one of the project's families, alone or with LLM4GEN.
 
     Args:
-        pipeline: `llm4gen_diffusers.sampling.Pipeline`, which is also what λ and chunks are taken from.
+        pipeline: opened pipeline; λ and chunks are its own.
         settings: steps, guidance, size and negative prompt.
         batch: number of images generated at once.
         files: what identifies the weights, for `describe`; JSON values.
@@ -213,7 +219,7 @@ class LLM4GENModel:
 
     def __init__(
         self,
-        pipeline: Any,
+        pipeline: Pipeline,
         settings: options.GenerationOptions,
         batch: int = 1,
         files: Mapping[str, Any] | None = None,
@@ -226,8 +232,6 @@ class LLM4GENModel:
         self.notes = notes
 
     def describe(self) -> dict[str, Any]:
-        from llm4gen_diffusers.devices import dtype_name
-
         pipeline, size = self.pipeline, self.pipeline.family.native_size
         # These values are fingerprinted: images of older sets go on only while they stay the same.
         record: dict[str, Any] = {
@@ -252,8 +256,6 @@ class LLM4GENModel:
         return _made(self.pipeline.device)
 
     def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> _Batches:
-        from llm4gen_diffusers.images import to_image
-
         for part in _parts(len(prompts), self.batch):
             texts = [prompt.text for prompt in prompts[part]]
             images = self.pipeline.generate_prompts(
@@ -267,8 +269,6 @@ class DiffusersModel:
 
     def __init__(self, files: PipelineFiles, settings: PresetOptions, device: str | None = None) -> None:
         from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-
-        from llm4gen_diffusers.devices import choose_device, choose_dtype, dtype_name
 
         self.files, self.settings, self.device = files, settings, choose_device(device)
         folder = Path(files.pipeline)
@@ -339,8 +339,6 @@ class DiffusersModel:
         return _made(self.device)
 
     def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> _Batches:
-        import torch
-
         known = {
             "num_inference_steps": self.settings.steps,
             "guidance_scale": self.settings.guidance,
@@ -390,12 +388,8 @@ def _parts(count: int, size: int) -> Iterator[slice]:
         yield slice(first, first + size)
 
 
-def _made(device: Any) -> dict[str, Any]:
+def _made(device: torch.device) -> dict[str, Any]:
     """Device and versions of a torch model."""
-    import torch
-
-    from llm4gen_diffusers.provenance import machine
-
     about = machine()
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -426,8 +420,6 @@ def _check_pipeline(folder: Path) -> None:
 
 def _hashes(files: AnyFiles) -> dict[str, Any]:
     """Name and hash of every file and folder; no paths, since settings are shared."""
-    from llm4gen_diffusers.provenance import content_hash
-
     record: dict[str, Any] = {}
     for name in PATHS:
         if (value := getattr(files, name, None)) is not None:
