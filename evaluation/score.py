@@ -39,8 +39,11 @@ def metric_class(name: str) -> type[ImageMetric] | type[SetMetric]:
 
 def check_metrics(metrics: Iterable[str], context: Context) -> None:
     """Raise LLM4GENError if a metric, a judge or an option is missing, before hours of painting; all judges at once."""
+    from .metrics.base import check_options
     from .metrics.judge_model import chosen_folder
 
+    metrics = list(metrics)
+    check_options([metric_class(name) for name in metrics], context.options)
     missing: dict[str, str] = {}
     for name in metrics:
         for judge in metric_class(name).judges_needed:

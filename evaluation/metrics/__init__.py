@@ -1,18 +1,18 @@
-"""Metrics: a class each, with what it needs to judge and what it says of an image or of a set."""
+"""Metrics: a class for each, with the judge models that it needs and the scores that it gives."""
 
 METRICS = {
-    "clip_score": "clip_score:ClipScore",
-    "long_clip_score": "clip_score:LongClipScore",
-    "non_spatial": "clip_score:NonSpatial",
-    "aesthetic": "aesthetic:Aesthetic",
-    "vqa_score": "vqa_score:VQAScore",
-    "blip_vqa": "blip_vqa:BlipVQA",
+    "clip_score": "clip:ClipScore",
+    "long_clip_score": "clip:LongClipScore",
+    "non_spatial": "clip:NonSpatial",
+    "aesthetic": "clip:Aesthetic",
+    "vqa_score": "questions:VQAScore",
+    "blip_vqa": "questions:BlipVQA",
+    "dpg": "questions:DPG",
     "spatial": "spatial:Spatial",
     "three_in_one": "three_in_one:ThreeInOne",
-    "dpg": "dpg:DPG",
     "geneval": "geneval:GenEval",
     "fid": "fid:FID",
-    "inception_score": "inception_score:InceptionScore",
+    "inception_score": "fid:InceptionScore",
     "miniature": "miniature:MiniatureJudge",
 }
-"""Name -> module and class. They load when they are used."""
+"""Key -> module and class. Modules are imported when their metric is used."""

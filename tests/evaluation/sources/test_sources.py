@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.image_set import noise_seed
-from evaluation.metrics.dpg import questions_of
+from evaluation.metrics.questions import questions_of
 from evaluation.metrics.three_in_one import kind_of
 from evaluation.prompts import Prompt, write_prompts
 from evaluation.sources import SOURCES, load_prompts
