@@ -130,7 +130,7 @@ def _run(args: argparse.Namespace) -> None:
     }
     if len({*folders.values()}) < len(folders):
         raise LLM4GENError(f"Models {', '.join(folders)} would share a folder; give them names that differ in letters.")
-    metrics = args.metrics or benchmark.metrics
+    metrics = _metrics(benchmark, args)
     context = _context(args)
     check_metrics(metrics, context)
     settings, images_of = _settings(benchmark, args)
@@ -210,12 +210,20 @@ def _score(args: argparse.Namespace) -> None:
 
     quiet_libraries()
     sets = [ImageSet(path) for path in args.sets]
-    metrics = [args.metrics or benchmark_of(images.settings.benchmark).metrics for images in sets]
+    metrics = [_metrics(benchmark_of(images.settings.benchmark), args) for images in sets]
     context = _context(args)
-    for names in metrics:
-        check_metrics(names, context)
+    check_metrics({name for names in metrics for name in names}, context)
     for images, names in zip(sets, metrics, strict=True):
         score(images, names, context, args.score_batch)
+
+
+def _metrics(benchmark: Benchmark, args: argparse.Namespace) -> Sequence[str]:
+    from llm4gen_core import LLM4GENError
+
+    metrics: Sequence[str] = args.metrics or benchmark.metrics
+    if not metrics:
+        raise LLM4GENError(f"{benchmark.title} has no metrics of its own; choose some (--metrics).")
+    return metrics
 
 
 def _judges_arguments(parser: argparse.ArgumentParser) -> None:
@@ -228,7 +236,7 @@ def _judges(args: argparse.Namespace) -> None:
     from llm4gen_core import LLM4GENError
 
     from .benchmarks import BENCHMARKS, find_benchmark, find_metric
-    from .judges import Judge, judge_folder
+    from .metrics.base import Context, Judge
 
     needed: dict[Judge, list[str]] = {}
     metrics = [name for key in args.benchmarks or BENCHMARKS for name in find_benchmark(key).metrics]
@@ -239,7 +247,7 @@ def _judges(args: argparse.Namespace) -> None:
         print("No judge is needed.")
     for judge, users in needed.items():
         try:
-            state = f"there: {judge_folder(Path(args.judges), judge)}"
+            state = f"there: {Context(Path(args.judges)).folder(judge)}"
         except LLM4GENError as error:
             state = str(error)
         print(f"{', '.join(users)}\n    {state}")

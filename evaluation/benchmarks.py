@@ -59,18 +59,18 @@ class MetricEntry:
 METRICS = {
     metric.name: metric
     for metric in (
-        MetricEntry("clip_score", "CLIP score", "evaluation.metrics.clip_score:ClipScore"),
-        MetricEntry("long_clip_score", "Long-CLIP score", "evaluation.metrics.clip_score:LongClipScore"),
-        MetricEntry("non_spatial", "Non-spatial", "evaluation.metrics.clip_score:NonSpatial"),
-        MetricEntry("aesthetic", "Aesthetic score", "evaluation.metrics.aesthetic:Aesthetic"),
-        MetricEntry("vqa_score", "VQAScore", "evaluation.metrics.vqa_score:VQAScore"),
-        MetricEntry("blip_vqa", "BLIP-VQA", "evaluation.metrics.blip_vqa:BlipVQA"),
+        MetricEntry("clip_score", "CLIP score", "evaluation.metrics.clip:ClipScore"),
+        MetricEntry("long_clip_score", "Long-CLIP score", "evaluation.metrics.clip:LongClipScore"),
+        MetricEntry("non_spatial", "Non-spatial", "evaluation.metrics.clip:NonSpatial"),
+        MetricEntry("aesthetic", "Aesthetic score", "evaluation.metrics.clip:Aesthetic"),
+        MetricEntry("vqa_score", "VQAScore", "evaluation.metrics.questions:VQAScore"),
+        MetricEntry("blip_vqa", "BLIP-VQA", "evaluation.metrics.questions:BlipVQA"),
         MetricEntry("spatial", "Spatial", "evaluation.metrics.spatial:Spatial"),
         MetricEntry("three_in_one", "3-in-1", "evaluation.metrics.three_in_one:ThreeInOne"),
-        MetricEntry("dpg", "DPG", "evaluation.metrics.dpg:DPG"),
+        MetricEntry("dpg", "DPG", "evaluation.metrics.questions:DPG"),
         MetricEntry("geneval", "GenEval", "evaluation.metrics.geneval:GenEval"),
         MetricEntry("fid", "FID", "evaluation.metrics.fid:FID", lower_is_better=True, also={"kid": "KID"}),
-        MetricEntry("inception_score", "Inception score", "evaluation.metrics.inception_score:InceptionScore"),
+        MetricEntry("inception_score", "Inception score", "evaluation.metrics.fid:InceptionScore"),
         MetricEntry("miniature", "Requested content present", "miniature.benchmark:MiniatureJudge"),
     )
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,27 +14,25 @@ from llm4gen_diffusers.provenance import fingerprint
 
 from .benchmarks import find_metric
 from .image_set import ImageRow, ImageSet, is_own, process_state, read_scores
-from .metrics.base import Context, ImageMetric, SetMetric
-from .metrics.judge_model import chosen_folder
+from .metrics.base import Context, ImageMetric, SetMetric, check_options
 
 
-def check_metrics(metrics: Sequence[str], context: Context) -> None:
+def check_metrics(metrics: Iterable[str], context: Context) -> None:
     """Check judges and options of metrics before hours of generation.
 
     Raises:
-        LLM4GENError: there is no metric or an unknown one, an option is wrong, or judges are missing (all are named).
+        LLM4GENError: a metric or an option is unknown, an option's value is wrong, or judges are missing.
     """
-    if not metrics:
-        raise LLM4GENError("These prompts have no metrics of their own; choose some (--metrics).")
+    kinds = [find_metric(name).load_class() for name in metrics]
+    check_options(kinds, context.options)
     missing: dict[str, str] = {}
-    for name in metrics:
-        metric = find_metric(name).load_class()
-        for judge in metric.judges_needed:
+    for kind in kinds:
+        for judge in kind.judges_needed:
             try:
-                chosen_folder(context, judge)
+                context.folder(judge)
             except LLM4GENError as error:
                 missing[judge.folder] = str(error)
-        metric.check(context)
+        kind.check(context)
     if missing:
         raise LLM4GENError(" ".join(missing.values()))
 

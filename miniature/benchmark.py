@@ -37,7 +37,6 @@ class MiniatureJudge(ImageMetric):
     """
 
     name = "miniature"
-    title = "Requested content present"
     share = True
 
     @classmethod

@@ -15,7 +15,7 @@ import pytest
 
 from evaluation.dense.duplicates import jaccard, shingles
 from evaluation.dense.generator import COUNT, QUESTIONS, SIMILAR, generate_prompts
-from evaluation.metrics.dpg import Question
+from evaluation.metrics.questions import Question
 from evaluation.prompts import Prompt
 from llm4gen_core import EntityPair, LLM4GENError, parse_entities
 

@@ -15,8 +15,8 @@ from PIL import Image
 from transformers import AutoTokenizer, BlipForQuestionAnswering
 
 from evaluation.metrics.base import Context
-from evaluation.metrics.blip_vqa import BlipJudge, BlipVQA, asked_chunks, question_of
 from evaluation.metrics.noun_chunks import TemplateChunker
+from evaluation.metrics.questions import BlipJudge, BlipVQA, asked_chunks, question_of
 from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
 

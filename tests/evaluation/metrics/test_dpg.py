@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from evaluation.metrics.base import Context
-from evaluation.metrics.dpg import ASKED, DPG, questions_of
-from evaluation.metrics.vqa_score import Answer, VQAJudge
+from evaluation.metrics.questions import ASKED, DPG, Answer, VQAJudge, questions_of
 from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
 
@@ -97,9 +96,9 @@ def test_an_image_whose_questions_do_not_fit_is_not_judged(llava_folder: Path, p
     [
         (None, "no questions"),
         ([], "no questions"),
-        ([{"id": "1", "category": "entity", "text": "Is there a cat?"}], "questions.0.id"),
-        ([QUESTIONS[0], QUESTIONS[0]], "two questions of one id"),
-        ([{**QUESTIONS[0], "parents": [7]}], "not there"),
+        ([{"id": "1", "category": "entity", "text": "Is there a cat?"}], "0.id: Input should be a valid integer"),
+        ([QUESTIONS[0], QUESTIONS[0]], "two questions with the same id"),
+        ([{**QUESTIONS[0], "parents": [7]}], "question 7, which is missing"),
         ([{**QUESTIONS[0], "parents": [2]}, {**QUESTIONS[1], "parents": [1]}], "in a circle"),
         ([{**QUESTIONS[0], "parents": [1]}], "in a circle"),
     ],

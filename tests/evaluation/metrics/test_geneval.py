@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,8 @@ import torch
 from PIL import Image
 from small_detectors import COCO, write_mask2former, write_rt_detr
 
-from evaluation.judges import judge_folder
 from evaluation.metrics.base import Context
+from evaluation.metrics.detectors import MASK2FORMER, Instance, InstanceSegmenter
 from evaluation.metrics.geneval import (
     COLORS,
     TEMPLATES,
@@ -29,7 +28,6 @@ from evaluation.metrics.geneval import (
     read_row,
     relative_position,
 )
-from evaluation.metrics.instances import MASK2FORMER, Instance, InstanceSegmenter
 from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
 
@@ -122,7 +120,7 @@ def test_position() -> None:
     assert found(row, dog=[thing(HERE)], cup=[thing(HERE)]) == ["Expected cup left of its target, found no side."]
     assert found(row, cup=[thing(HERE)]) == [
         "Expected 1 of dog, found 0.",
-        "There is nothing that cup could be left of.",
+        "There is no target that cup could be left of.",
     ]
 
 
@@ -136,7 +134,7 @@ def test_position_holds_for_every_pair() -> None:
 def test_the_position_of_something_in_the_wrong_colour_is_no_target() -> None:
     row = wants({"class": "dog", "color": "red"}, {"class": "cup", "position": ["left of", 0]})
     reasons = found(row, dog=[thing(THERE)], cup=[thing(HERE)], colors=["blue"])
-    assert reasons == ["Expected 1 of dog in red, found blue.", "There is nothing that cup could be left of."]
+    assert reasons == ["Expected 1 of dog in red, found blue.", "There is no target that cup could be left of."]
 
 
 def test_sixteen_of_a_class_are_kept() -> None:
@@ -178,11 +176,14 @@ def test_rows_of_geneval_are_read() -> None:
     [
         (wants({"class": "keyboard"}), "asks for the class 'keyboard'; expected one of GenEval's 80"),
         (wants(exclude=[{"class": "unicorn", "count": 1}]), "asks for the class 'unicorn'"),
-        (wants({"class": "cup", "color": "grey"}), "is no row of GenEval .include.0.color: Input should be 'red'"),
+        (
+            wants({"class": "cup", "color": "grey"}),
+            "not a GenEval metadata row .include.0.color: Input should be 'red'",
+        ),
         (wants({"class": "cup", "count": 0}), "include.0.count"),
         (wants({"class": "cup", "position": ["near", 0]}), "include.0.position"),
-        (wants({"class": "cup", "position": ["left of", 0]}), "entry 0 of include stands left of entry 0; expected"),
-        ({"include": []}, "is no row of GenEval .tag: Field required"),
+        (wants({"class": "cup", "position": ["left of", 0]}), "entry 0 of include is left of entry 0; expected"),
+        ({"include": []}, "is not a GenEval metadata row .tag: Field required"),
     ],
 )
 def test_what_is_no_row_is_refused(about: dict[str, Any], sentence: str) -> None:
@@ -215,7 +216,7 @@ class Palette:
     def embed_texts(self, texts: Sequence[str]) -> Any:
         self.asked += 1
         vectors = torch.nn.functional.normalize(torch.stack([self.read(text) for text in texts]), dim=-1)
-        return SimpleNamespace(vectors=vectors)
+        return vectors, []
 
 
 def test_colours_are_those_of_the_masks() -> None:
@@ -316,9 +317,11 @@ def test_masks_are_those_of_transformers_at_the_size_it_works_in(mask2former: Pa
     # transformers keeps as many pairs as there are queries, ten; these are the likeliest here as well.
     assert 0 < len(expected["segments_info"]) <= 10
     for info, mask in zip(expected["segments_info"], expected["segmentation"], strict=True):
-        name = segmenter.names[info["label_id"]]
-        (same,) = [one for one in mine[name] if round(one.score, 5) == round(info["score"], 5)]
-        assert torch.equal(same.mask, mask.bool())
+        found = mine[segmenter.names[info["label_id"]]]
+        same = min(found, key=lambda one: abs(one.score - info["score"]))
+        assert same.score == pytest.approx(info["score"], rel=1e-4)
+        # Masks of two queries differ in 2 % of their pixels or more.
+        assert (same.mask != mask.bool()).float().mean() < 1e-3
     assert {name.replace("computer ", "").replace("tv ", "") for name in segmenter.names.values()} >= {
         "mouse", "remote", "keyboard",
     }  # fmt: skip
@@ -375,7 +378,7 @@ def test_the_real_judges_are_loaded_and_judge(mask2former: Path, clip_folder: Pa
     shutil.copytree(mask2former, tmp_path / MASK2FORMER.folder)
     shutil.copytree(clip_folder, tmp_path / "clip")
     for judge in GenEval.judges_needed:
-        judge_folder(tmp_path, judge)
+        Context(tmp_path).folder(judge)
     image = Image.linear_gradient("L").convert("RGB").resize((64, 64))
     plain = GenEval.load(Context(tmp_path))
     assert plain.describe()["settings"] == {
@@ -388,6 +391,7 @@ def test_the_real_judges_are_loaded_and_judge(mask2former: Path, clip_folder: Pa
     assert plain.describe()["detector"]["edges"] == {"shortest_edge": 800, "longest_edge": 1333}
     metric = GenEval.load(Context(tmp_path, options={"geneval.threshold": "0", "geneval.max_objects": "2"}))
     assert metric.describe() != plain.describe()
+    metric._segmenter._edges = {"shortest_edge": 64, "longest_edge": 128}  # to save time
     (seen,) = metric.score([image], [Prompt(id="p", text="x", about=wants({"class": "cup"}))])
     name = next(iter(seen["objects"]))
     assert all(len(ones) <= 2 for ones in seen["objects"].values())
@@ -400,7 +404,7 @@ def test_the_real_judges_are_loaded_and_judge(mask2former: Path, clip_folder: Pa
     ("write", "sentence"),
     [
         (lambda path: write_mask2former(path, COCO[:50]), "knows 50 classes .person, bicycle, car, .*80 of COCO"),
-        (write_rt_detr, "type 'rt_detr'; expected one of type 'mask2former'"),
+        (write_rt_detr, "type 'rt_detr'; expected type 'mask2former'"),
     ],
 )
 def test_another_model_is_refused(tmp_path: Path, write: Callable[[Path], Path], sentence: str) -> None:

@@ -51,6 +51,11 @@ def test_what_is_no_template_is_not_cut(prompt: str) -> None:
     assert TemplateChunker().chunks(prompt) is None
 
 
+@pytest.fixture(autouse=True)
+def _no_shared_chunker() -> None:
+    find_chunker.cache_clear()
+
+
 @pytest.fixture
 def pipeline(tmp_path: Path) -> Path:
     """A pipeline that parses "DET ADJ NOUN" and "ADJ NOUN" by rules, with spaCy's own noun chunks over its parse."""

@@ -9,10 +9,9 @@ import torch
 from PIL import Image
 from small_detectors import write_owl, write_rt_detr
 
-from evaluation.judges import judge_folder
 from evaluation.metrics.base import Context
-from evaluation.metrics.detector import Detections, LabelDetector, OwlDetector
-from evaluation.metrics.spatial import DETECTOR, RELATIONS, Relation, Spatial, judge, positions, read_relation
+from evaluation.metrics.detectors import DETECTOR, Detections, LabelDetector, OwlDetector
+from evaluation.metrics.spatial import RELATIONS, Relation, Spatial, judge, positions, read_relation
 from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
 
@@ -168,7 +167,7 @@ def test_complex_prompts_are_read(text: str, expected: tuple[str, str, str]) -> 
         ("a dog nearby a cat", "The prompt has none of the relations on the left of, "),
         ("The sun sank below the horizon.", "none of the relations"),
         ("near a cat", "No noun was found before 'near'"),
-        ("a cat next to", "No noun was found behind 'next to'"),
+        ("a cat next to", "No noun was found after 'next to'"),
     ],
 )
 def test_why_a_prompt_cannot_be_read(text: str, reason: str) -> None:
@@ -186,7 +185,7 @@ def test_what_the_prompt_says_itself_goes_before_its_text() -> None:
     [{"first": "cat", "relation": "behind", "second": "dog"}, {"first": "cat", "relation": "near"}, {"second": 3}],
 )
 def test_half_an_answer_is_refused(about: dict[str, Any]) -> None:
-    with pytest.raises(LLM4GENError, match="Prompt 'p': its about says .*; expected the nouns 'first' and 'second'"):
+    with pytest.raises(LLM4GENError, match="Prompt 'p': field `about` has .*; expected the nouns 'first' and 'second'"):
         read_relation(asks("a cat near a dog", **about))
 
 
@@ -234,7 +233,7 @@ def test_it_is_for_the_spatial_category() -> None:
 
 def test_a_real_detector_is_loaded_and_judges(tmp_path: Path) -> None:
     write_owl(tmp_path / DETECTOR.folder)
-    judge_folder(tmp_path, DETECTOR)
+    Context(tmp_path).folder(DETECTOR)
     spatial = Spatial.load(Context(tmp_path, options={"spatial.threshold": "0"}))
     rows = spatial.score(
         [Image.linear_gradient("L").convert("RGB"), Image.new("RGB", (40, 30))],

@@ -11,12 +11,13 @@ from PIL import Image
 from small_detectors import write_owl
 from spacy.language import Language
 
-from evaluation.judges import judge_folder
 from evaluation.metrics.base import Context, ImageMetric, Scores
-from evaluation.metrics.blip_vqa import BlipVQA
-from evaluation.metrics.clip_score import NonSpatial
-from evaluation.metrics.spatial import DETECTOR, Spatial
-from evaluation.metrics.three_in_one import Adjectives, ThreeInOne, kind_of
+from evaluation.metrics.clip import NonSpatial
+from evaluation.metrics.detectors import DETECTOR
+from evaluation.metrics.noun_chunks import TemplateChunker, find_chunker
+from evaluation.metrics.questions import BlipVQA
+from evaluation.metrics.spatial import Spatial
+from evaluation.metrics.three_in_one import ThreeInOne, kind_of
 from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
 
@@ -34,7 +35,6 @@ def part(kind: type[ImageMetric], value: float | None) -> Any:
 
     class Part(ImageMetric):
         name = kind.name
-        title = "part"
         share = True
 
         def __init__(self) -> None:
@@ -58,7 +58,7 @@ def part(kind: type[ImageMetric], value: float | None) -> Any:
 
 def whole(blip: float | None = 0.9, spatial: float | None = 0.6, clip: float | None = 0.3) -> ThreeInOne:
     parts = [part(BlipVQA, blip), part(Spatial, spatial), part(NonSpatial, clip)]
-    return ThreeInOne({one.name: one for one in parts}, Adjectives("template"))
+    return ThreeInOne({one.name: one for one in parts}, TemplateChunker())
 
 
 IMAGES = [Image.new("RGB", (8, width)) for width in (1, 2, 3)]
@@ -134,10 +134,10 @@ def test_adjectives_are_spacys_where_there_is_a_pipeline(tmp_path: Path) -> None
     pipeline.add_pipe("red_and_brown")
     pipeline.meta.update(name="probe", version="1.2.3")
     pipeline.to_disk(tmp_path / "probe")
-    adjectives = Adjectives(str(tmp_path / "probe"))
+    adjectives = find_chunker(str(tmp_path / "probe"))
     # As in the authors' script: tokens joined by blanks, the full stop one of them.
-    assert adjectives.without(HAT) == "The hat was on top of the coat rack ."
-    assert "en_probe 1.2.3" in adjectives.name
+    assert adjectives.without_adjectives(HAT) == "The hat was on top of the coat rack ."
+    assert "en_probe 1.2.3" in adjectives.adjectives
 
 
 def test_it_is_for_the_complex_category() -> None:
@@ -150,7 +150,7 @@ def test_real_parts_are_loaded_and_judge(clip_folder: Path, blip_folder: Path, t
     shutil.copytree(blip_folder, tmp_path / "blip-vqa")
     write_owl(tmp_path / DETECTOR.folder)
     for judge in ThreeInOne.judges_needed:
-        judge_folder(tmp_path, judge)
+        Context(tmp_path).folder(judge)
     context = Context(tmp_path, options={"pipeline": "template", "spatial.threshold": "0"})
     metric = ThreeInOne.load(context)
     image = Image.linear_gradient("L").convert("RGB")

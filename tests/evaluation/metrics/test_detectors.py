@@ -12,14 +12,12 @@ from PIL import Image
 from small_detectors import write_grounding_dino, write_mask2former, write_owl, write_rt_detr
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, AutoModelForZeroShotObjectDetection
 
-from evaluation.metrics.base import Context
-from evaluation.metrics.detector import (
+from evaluation.metrics.detectors import (
     Detector,
     GroundingDetector,
     LabelDetector,
     OwlDetector,
     load_detector,
-    number_option,
 )
 from llm4gen_core import LLM4GENError
 
@@ -53,8 +51,12 @@ class Says(torch.nn.Module):
         return self.answer
 
 
-def says(detector: Detector, logits: list[list[float]], boxes: list[list[float]], **options: Any) -> Detector:
-    return type(detector)(Says(detector.model, logits, boxes), detector.processor, **options)
+def says(
+    detector: Detector, logits: list[list[float]], boxes: list[list[float]], threshold: float | None = None
+) -> Detector:
+    detector._model = Says(detector._model, logits, boxes)
+    detector.threshold = detector.default_threshold if threshold is None else threshold
+    return detector
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -196,7 +198,7 @@ def without_tokenizer(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (lambda path: write_mask2former(path), "of type 'mask2former'; expected a detector of objects"),
+        (lambda path: write_mask2former(path), "of type 'mask2former'; expected an object detector"),
         (lambda path: path.mkdir(), "config.json cannot be read"),
         (without_tokenizer, "has no tokenizer; expected one of tokenizer.json"),
         (lambda path: (write_owl(path) / "model.safetensors").unlink(), "weights cannot be read"),
@@ -207,12 +209,3 @@ def test_what_is_no_detector_is_refused(tmp_path: Path, spoil: Callable[[Path], 
     spoil(tmp_path / "object-detector")
     with pytest.raises(LLM4GENError, match=f"Judge .*object-detector.*{sentence}"):
         load_detector(tmp_path / "object-detector")
-
-
-def test_options_are_numbers_in_their_range() -> None:
-    context = Context(Path(), options={"a": "0.5", "b": "much", "c": "nan", "d": "2"})
-    assert number_option(context, "a", None, 0, 1) == 0.5
-    assert number_option(context, "other", 0.3, 0, 1) == 0.3
-    for name in "bcd":
-        with pytest.raises(LLM4GENError, match=f"Option {name} is .*; expected a number from 0 to 1"):
-            number_option(context, name, 0.3, 0, 1)

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from evaluation.metrics.base import Context
-from evaluation.metrics.vqa_score import QUESTION, VQAJudge, VQAScore
+from evaluation.metrics.questions import QUESTION, VQAJudge, VQAScore
 from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
 
@@ -110,13 +110,13 @@ def test_more_than_a_batch(llava_folder: Path, pictures: list[Image.Image]) -> N
     judge = VQAJudge(llava_folder)
     many = judge.ask(pictures * 5, QUESTIONS * 5)
     assert len(many) == 15
-    assert [round(one.yes, 5) for one in many[:3] if one] == [round(one.yes, 5) for one in many[12:] if one]
+    assert [one.yes for one in many[:3] if one] == pytest.approx([one.yes for one in many[12:] if one], rel=1e-4)
 
 
 def test_a_model_that_cannot_be_asked_is_refused(llava_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(llava_folder, tmp_path / "vqa")
     (folder / "chat_template.jinja").unlink()
-    with pytest.raises(LLM4GENError, match="no chat template"):
+    with pytest.raises(LLM4GENError, match="without a chat template"):
         VQAJudge(folder)
 
 
@@ -131,7 +131,7 @@ def test_a_model_without_all_weights_is_refused(llava_folder: Path, tmp_path: Pa
 
 
 def test_half_precision_is_not_for_the_cpu(llava_folder: Path) -> None:
-    with pytest.raises(LLM4GENError, match="dtype=float16"):
+    with pytest.raises(LLM4GENError, match="dtype is 'float16'"):
         VQAScore.load(Context(judges=llava_folder.parent, options={"dtype": "float16"}))
 
 
