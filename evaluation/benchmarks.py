@@ -264,6 +264,7 @@ def _shipped_dense_prompts(count: int | None) -> list[Prompt]:
     return shipped_prompts()
 
 
+_JSONL_GET = "pass a JSONL file with id, text and optionally category and about in each line"
 _NOISE = (
     "Noise is sampled on the CPU in float32, as ComfyUI does; the official script samples it on the GPU. The same seed "
     "gives another image, so only means over many prompts compare."
@@ -362,7 +363,7 @@ BENCHMARKS: dict[str, Benchmark | str] = {
             Column("vqa_score", "VQAScore"),
         ),
         read=read_prompts,
-        get="pass a JSONL file with id, text and optionally category and about in each line",
+        get=_JSONL_GET,
         shipped=_shipped_dense_prompts,
         note="CLIP reads 77 tokens; the table shows how many prompts it truncates. Metrics of the whole text stand "
         "beside it.",
@@ -425,12 +426,7 @@ BENCHMARKS: dict[str, Benchmark | str] = {
         "and pass it",
     ),
     "text": Benchmark("text", "Prompts", read=read_lines, get="pass a text file with one prompt per line"),
-    "jsonl": Benchmark(
-        "jsonl",
-        "Prompts",
-        read=read_prompts,
-        get="pass a JSONL file with id, text and optionally category and about in each line",
-    ),
+    "jsonl": Benchmark("jsonl", "Prompts", read=read_prompts, get=_JSONL_GET),
     "miniature": "miniature.benchmark:BENCHMARK",
 }
 """By name. A string is "module:object", imported when it is used."""
