@@ -61,9 +61,9 @@ def build_parser() -> Parser:
     )
     commands.add_parser(
         "dense",
-        help="DensePrompts: the shipped set, the builder, statistics",
-        description="Dense prompts: the set that comes with the project and its generator, the paper's way to build "
-        "another one from images, and statistics of any set of prompts.",
+        help="DensePrompts: build another set, statistics of any set",
+        description="Dense prompts: the paper's way to build a prompt set from images, and statistics of any prompt "
+        "set. The shipped set needs no command: it is the benchmark dense-prompts.",
         configured_by="evaluation.dense.command",
     )
     commands.add_parser(

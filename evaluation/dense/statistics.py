@@ -1,47 +1,49 @@
-"""How long, dense and varied prompts are: what Fig. 4 of the paper shows of DensePrompts, for any set.
+"""Statistics of a prompt set: length, density and variety, which Fig. 4 of the paper shows of DensePrompts.
 
 The paper gives the figure without numbers, apart from "more than 7,000" prompts and an "average word length" (words of
-a prompt) of "more than 40"; see `statistics_table` for these.
+a prompt) of "more than 40"; see `QUOTED`.
 
-Words are what blanks separate. Tokens are counted with those that begin and end a text, so that CLIP takes prompts of
-up to 77 whole. Parts of speech need a trained spaCy pipeline. Without one, adjectives are the attributes of the pairs
-and prepositions the words of a list, which is said beside them, and nouns and verbs are left open. Attributes of an
-entity are those of gold pairs where every prompt has them, else of `llm4gen_core.parse_entities`; an entity is a
-mention with at least one attribute.
+Words are separated by spaces. Tokens include those that begin and end a text, so that CLIP reads prompts of up to 77
+whole. Parts of speech need a trained spaCy pipeline. Without one, adjectives are the attributes of the pairs and
+prepositions are counted by a word list, which the output says; nouns and verbs are not counted. Attribute-entity pairs
+are gold pairs if every prompt has them, else those of `llm4gen_core.parse_entities`; an entity is a mention with at
+least one attribute.
 """
 
 from __future__ import annotations
 
 import statistics as st
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llm4gen_core import EntityPair, LLM4GENError
+from llm4gen_core import LLM4GENError
 from llm4gen_core.entities import load_backend
 from llm4gen_core.entities.lexicon import PREPOSITIONS
+from llm4gen_core.errors import first_line
 
 from ..prompts import Prompt
-from .markup import Pair
+
+Pair = tuple[tuple[int, int], tuple[int, int]]
+"""(start, end) of an attribute and of its entity, in characters."""
 
 CLIP_LIMIT = 77
-"""Tokens that CLIP's text encoder reads, those of begin and end among them."""
+"""Tokens that CLIP's text encoder reads, including those that begin and end a text."""
 
 T5_LIMIT = 128
-"""Tokens of the LLM that the paper reads."""
+"""Tokens that the paper's LLM reads."""
 
 TAGS = {"nouns": ("NOUN", "PROPN"), "adjectives": ("ADJ",), "verbs": ("VERB",), "prepositions": ("ADP",)}
-"""Universal part-of-speech tags that are counted."""
-
+"""Universal part-of-speech tags to count."""
 
 _MARKS = ".,;:!?\"'()"
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Of a number that every prompt has."""
+    """Distribution of a number over the prompts."""
 
     mean: float
     deviation: float
@@ -57,13 +59,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Of one tokenizer.
+    """Token counts by one tokenizer.
 
     Attributes:
         tokenizer: its folder.
-        count: tokens of a prompt.
-        limit: that the encoder reads.
-        truncated: share of the prompts that are longer.
+        count: tokens per prompt.
+        limit: tokens that the encoder reads.
+        truncated: share of the prompts with more.
     """
 
     tokenizer: str
@@ -74,15 +76,15 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Attributes:
-    """Which attributes belong to which entities.
+    """Attribute-entity pairs.
 
     Attributes:
         how: "gold", or name and version of the parser.
-        pairs: of a prompt.
-        entities: mentions of a prompt that have an attribute.
-        per_entity: attributes of such a mention, over all prompts.
+        pairs: per prompt.
+        entities: mentions with an attribute, per prompt.
+        per_entity: mean number of attributes of such a mention.
         share: of the prompts that have a pair.
-        distinct_attributes, distinct_entities: texts in lower case, over all prompts.
+        distinct_attributes, distinct_entities: different texts in lower case, over all prompts.
     """
 
     how: str
@@ -99,9 +101,10 @@ class Speech:
     """Parts of speech.
 
     Attributes:
-        how: name and version of the spaCy pipeline, or what took its place.
-        counts: of a prompt, by keys of `TAGS`; what could not be counted is not there.
-        distinct_nouns: lemmas, over all prompts; word forms where the pipeline has no lemmatizer. None without one.
+        how: name and version of the spaCy pipeline, or what replaced it.
+        counts: per prompt, by keys of `TAGS`; a part of speech that was not counted is missing.
+        distinct_nouns: different lemmas over all prompts, or word forms if the pipeline has no lemmatizer; None
+            without a pipeline.
     """
 
     how: str
@@ -110,8 +113,29 @@ class Speech:
 
 
 @dataclass(frozen=True)
+class Quoted:
+    """Statistics of a prompt set as a paper states them; None where it does not."""
+
+    name: str
+    source: str
+    prompts: str | None = None
+    words: str | None = None
+    tokens: str | None = None
+
+
+QUOTED = (
+    Quoted("DensePrompts", "LLM4GEN", "> 7,000", "> 40"),
+    Quoted("DPG-Bench", "ELLA", "1,065", "67.12", "83.91"),
+    Quoted("DSG-1k", "ELLA", words="17.13"),
+    Quoted("T2I-CompBench", "ELLA", words="9.60", tokens="12.65"),
+    Quoted("PartiPrompts", "ELLA", words="9.11"),
+)
+"""Numbers to compare with: those of the LLM4GEN paper, and those of ELLA (Hu et al. 2024, arXiv 2403.05135)."""
+
+
+@dataclass(frozen=True)
 class Statistics:
-    """Of one set of prompts; None for what could not be counted."""
+    """Statistics of a prompt set; None for what was not counted."""
 
     name: str
     prompts: int
@@ -125,8 +149,8 @@ class Statistics:
     speech: Speech | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """JSON values."""
-        return asdict(self)
+        """JSON values: what was measured, and apart from it the numbers that papers state."""
+        return {"measured": asdict(self), "quoted": [asdict(one) for one in QUOTED]}
 
 
 def count_statistics(
@@ -136,21 +160,21 @@ def count_statistics(
     t5_tokenizer: str | None = None,
     pipeline: str | None = "auto",
 ) -> Statistics:
-    """What there is to count.
+    """Count the statistics of a prompt set.
 
     Args:
         name: of the set, for tables.
         prompts: at least one.
         clip_tokenizer, t5_tokenizer: folders with a tokenizer of transformers; None counts no such tokens.
-        pipeline: spaCy's, a name or folder; "auto" takes what is installed, if anything is; None counts no parts of
-            speech.
+        pipeline: name or folder of a spaCy pipeline; "auto" takes an installed one if there is one; None counts no
+            parts of speech.
 
     Raises:
-        LLM4GENError: there is no prompt, a folder holds no tokenizer, a pipeline that was named cannot be loaded, or
-            gold pairs are impossible.
+        LLM4GENError: there is no prompt, a folder holds no tokenizer, a named pipeline cannot be loaded, or gold pairs
+            lie outside of their prompt.
     """
     if not prompts:
-        raise LLM4GENError(f"Statistics of {name}: there is no prompt.")
+        raise LLM4GENError(f"Statistics of {name}: there is no prompt; expected at least one.")
     texts = [prompt.text for prompt in prompts]
     asked = [prompt.about.get("questions") for prompt in prompts]
     questions = [len(one) for one in asked if isinstance(one, list)]
@@ -178,19 +202,23 @@ def _tokens(folder: str, texts: Sequence[str], limit: int) -> Tokens:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         counts = [len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]]
     except (OSError, ValueError, LookupError, ImportError, TypeError, AttributeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise LLM4GENError(
-            f"Tokenizer {folder} cannot be read ({reason}); expected a folder with a tokenizer of transformers."
+            f"Tokenizer {folder} cannot be read ({first_line(error)}); expected a folder with a tokenizer of "
+            "transformers."
         ) from error
     return Tokens(folder, Spread.of(counts), limit, sum(count > limit for count in counts) / len(counts))
 
 
 def _pairs(prompts: Sequence[Prompt]) -> tuple[str, list[list[Pair]]]:
-    """Where the pairs come from, and those of each prompt."""
+    """Return the source of the pairs, and the pairs of each prompt."""
     if all(isinstance(prompt.about.get("pairs"), list) for prompt in prompts):
         return "gold", [list(_gold(prompt)) for prompt in prompts]
     parser = load_backend("auto")
-    return parser.name, [[_spans(pair) for pair in found] for found in parser.pipe([one.text for one in prompts])]
+    parsed = parser.pipe([one.text for one in prompts])
+    return parser.name, [
+        [((one.attribute.start, one.attribute.end), (one.entity.start, one.entity.end)) for one in found]
+        for found in parsed
+    ]
 
 
 def _attributes(prompts: Sequence[Prompt], pairs: Sequence[Sequence[Pair]], how: str) -> Attributes:
@@ -220,22 +248,19 @@ def _gold(prompt: Prompt) -> Iterator[Pair]:
             spans = tuple((int(start), int(end)) for start, end in (pair["attribute"], pair["entity"]))
         except (TypeError, ValueError, LookupError) as error:
             raise LLM4GENError(
-                f'Prompt {prompt.id!r}: the pair {pair!r} is none; expected {{"attribute": [start, end], "entity": '
+                f'Prompt {prompt.id!r}: pair {pair!r} is not valid; expected {{"attribute": [start, end], "entity": '
                 "[start, end]}."
             ) from error
         if not all(0 <= start < end <= len(prompt.text) for start, end in spans):
             raise LLM4GENError(
-                f"Prompt {prompt.id!r}: the pair {pair!r} lies outside of its {len(prompt.text)} characters."
+                f"Prompt {prompt.id!r}: pair {pair!r} lies outside of its {len(prompt.text)} characters; correct the "
+                "prompt set."
             )
         yield spans[0], spans[1]
 
 
-def _spans(pair: EntityPair) -> Pair:
-    return (pair.attribute.start, pair.attribute.end), (pair.entity.start, pair.entity.end)
-
-
 def _speech(package: str, texts: Sequence[str]) -> Speech | None:
-    """None if nothing is installed and nothing was named."""
+    """Tag the texts; None if no pipeline is installed and none was named."""
     if package == "auto":
         found = load_backend("auto")
         if not found.spec.startswith("spacy:"):
@@ -246,17 +271,16 @@ def _speech(package: str, texts: Sequence[str]) -> Speech | None:
 
         pipeline: Any = spacy.load(package, exclude=["ner"])
     except (ImportError, OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise LLM4GENError(
-            f"spaCy pipeline {package!r} cannot be loaded ({reason}); name one that is installed, such as "
-            "en_core_web_sm, or leave parts of speech out (--no-spacy)."
+            f"spaCy pipeline {package!r} cannot be loaded ({first_line(error)}); name one that is installed, such as "
+            "en_core_web_sm, or skip parts of speech (--no-spacy)."
         ) from error
     counts: dict[str, list[int]] = {kind: [] for kind in TAGS}
     nouns: set[str] = set()
     for doc in pipeline.pipe(texts, batch_size=256):
         tags = Counter(token.pos_ for token in doc)
         if not set(tags) - {"", "SPACE", "X"}:
-            raise LLM4GENError(f"spaCy pipeline {package!r} tells no parts of speech; expected a trained one.")
+            raise LLM4GENError(f"spaCy pipeline {package!r} assigns no parts of speech; expected a trained one.")
         for kind, names in TAGS.items():
             counts[kind].append(sum(tags[name] for name in names))
         nouns.update((token.lemma_ or token.text).lower() for token in doc if token.pos_ in TAGS["nouns"])
@@ -266,8 +290,53 @@ def _speech(package: str, texts: Sequence[str]) -> Speech | None:
 
 
 def _by_lists(texts: Sequence[str], pairs: Sequence[Sequence[Pair]]) -> Speech:
-    """What can be said without a tagger."""
+    """Count without a tagger."""
     adjectives = [len({attribute for attribute, _ in found}) for found in pairs]
     prepositions = [sum(word.strip(_MARKS).lower() in PREPOSITIONS for word in text.split()) for text in texts]
     counts = {"adjectives": Spread.of(adjectives), "prepositions": Spread.of(prepositions)}
     return Speech("no tagger: attributes of the pairs, and a list of prepositions", counts)
+
+
+def table(found: Statistics) -> str:
+    """Return the statistics as text: what was measured, and below it the numbers that papers state."""
+    rows = list(_rows(found))
+    left = max(len(label) for label, _ in rows)
+    lines = [f"{found.name}", "", "Measured"]
+    lines += [f"  {label:<{left}}  {value}" for label, value in rows]
+    lines += ["", "Quoted from papers, not measured here", f"  {'':<14}{'prompts':>9}{'words':>8}{'tokens':>8}  from"]
+    for one in QUOTED:
+        shown = (one.prompts or "-", one.words or "-", one.tokens or "-")
+        lines.append(f"  {one.name:<14}{shown[0]:>9}{shown[1]:>8}{shown[2]:>8}  {one.source}")
+    return "\n".join(lines)
+
+
+def _rows(found: Statistics) -> Iterable[tuple[str, str]]:
+    untagged = "not counted: no trained spaCy pipeline"
+    yield "prompts", f"{found.prompts:,}"
+    yield "words per prompt", _shown(found.words)
+    yield "distinct words", f"{found.distinct_words:,}"
+    for title, tokens in (("CLIP", found.clip), ("T5", found.t5)):
+        if tokens is None:
+            yield f"{title} tokens per prompt", f"not counted: no tokenizer was given (--{title.lower()}-tokenizer)"
+        else:
+            yield f"{title} tokens per prompt", _shown(tokens.count)
+            yield f"longer than {tokens.limit}", f"{tokens.truncated:.1%}"
+    counts = found.speech.counts if found.speech else {}
+    for kind in TAGS:
+        yield f"{kind} per prompt", _shown(counts[kind]) if kind in counts else untagged
+    nouns = found.speech.distinct_nouns if found.speech else None
+    yield "distinct nouns", untagged if nouns is None else f"{nouns:,}"
+    yield "parts of speech by", found.speech.how if found.speech else "not counted (--no-spacy)"
+    attributes = found.attributes
+    how = "gold pairs" if attributes.how == "gold" else f"parsed by {attributes.how}"
+    yield "attribute-entity pairs per prompt", f"{_shown(attributes.pairs)} ({how})"
+    yield "entities with an attribute per prompt", _shown(attributes.entities)
+    yield "attributes per such entity", f"{attributes.per_entity:.2f}"
+    yield "distinct attributes", f"{attributes.distinct_attributes:,}"
+    yield "distinct entities", f"{attributes.distinct_entities:,}, of those with an attribute"
+    if found.questions:
+        yield "questions per prompt", _shown(found.questions)
+
+
+def _shown(spread: Spread) -> str:
+    return f"{spread.mean:.2f} (sd {spread.deviation:.2f}, {spread.least:g} to {spread.most:g})"
