@@ -41,8 +41,8 @@ def write_report(sets: Sequence[str | os.PathLike[str]], output: Path, markdown:
     from llm4gen_core.files import write_text
 
     from .build import build_report
-    from .page import report_page
     from .report_json import report_json
+    from .report_page import report_page
     from .text import report_markdown
 
     report = build_report(sets)

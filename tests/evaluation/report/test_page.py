@@ -18,14 +18,14 @@ from PIL import Image
 from evaluation.__main__ import main
 from evaluation.image_set import ImageSet
 from evaluation.prompts import Prompt
-from evaluation.report import page as report_page_module
+from evaluation.report import report_page as report_page_module
 from evaluation.report.build import build_report
 from evaluation.report.cost import costs
 from evaluation.report.numbers import Measured, Total
-from evaluation.report.page import report_page
 from evaluation.report.pictures import Pictures
 from evaluation.report.read import read_sets
 from evaluation.report.report_json import report_json
+from evaluation.report.report_page import report_page
 from evaluation.report.text import report_markdown
 
 if TYPE_CHECKING:

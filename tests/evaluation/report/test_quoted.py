@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from evaluation.report import build, quoted
-from evaluation.report.page import report_page
 from evaluation.report.quoted import QUOTED, Quotation, QuotedTable
 from evaluation.report.report_json import report_json
+from evaluation.report.report_page import report_page
 
 if TYPE_CHECKING:
     from .conftest import SetMaker
