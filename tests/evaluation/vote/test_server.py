@@ -98,12 +98,12 @@ def test_a_vote_is_on_the_disk_when_it_is_answered(served, session):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"task": "0" * 16}, "not among those that 'ada' is asked"),
+        ({"task": "0" * 16}, "not in the schedule of 'ada'"),
         ({"question": "taste"}, "Question 'taste' is not in this study"),
         ({"choice": "both"}, "choice: Input should be 'left', 'right' or 'tie'"),
         ({"choice": None}, "choice"),
-        ({"rater": " "}, "expected 1 to 60 letters"),
-        ({"rater": "\ud800"}, "expected 1 to 60 letters"),
+        ({"rater": " "}, "expected 1 to 60 printable"),
+        ({"rater": "\ud800"}, "expected 1 to 60 printable"),
         ({"seconds": -1}, "seconds: Input should be greater than or equal to 0"),
         ({"seconds": float("nan")}, "seconds"),
         ({"seconds": "2"}, "seconds"),
@@ -173,7 +173,7 @@ def test_it_listens_on_this_machine_alone_and_once(served):
         timeout=60,
     )
     assert "is served by another process already" in second.stderr
-    assert not any("Whoever reaches this machine" in line for line in served.said)
+    assert not any("Anyone who reaches this machine" in line for line in served.said)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Which pairs are chosen, and how each rater sees them."""
+"""The choice of pairs, and the schedule of each rater."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from vote_study import flat, make_prompts, make_set
 
 from evaluation.image_set import ImageSet
 from evaluation.prompts import Prompt
-from evaluation.vote.schedule import GAP, schedule
-from evaluation.vote.study import StudyFolder, make_study
+from evaluation.vote.study import GAP, StudyFolder, make_study, schedule
 from llm4gen_core import LLM4GENError
 
 
@@ -90,7 +89,7 @@ def test_an_image_that_was_painted_anew_is_refused(tmp_path):
     folder.create(make_study(folder.path, sets))
     image = folder.study.pairs[0].first
     flat("other", prompts[0], 0).save(sets["alpha"].path / image.file)
-    with pytest.raises(LLM4GENError, match="another one than when the study was made"):
+    with pytest.raises(LLM4GENError, match="is not the one that the study was created with"):
         folder.read(folder.study, image)
     (sets["alpha"].path / image.file).unlink()
     with pytest.raises(LLM4GENError, match="cannot be read"):

@@ -1,4 +1,4 @@
-"""The file of votes: nothing is lost, nothing is written twice, the later vote counts."""
+"""The file of votes: nothing is lost or written twice, the later vote counts."""
 
 from __future__ import annotations
 
@@ -63,24 +63,24 @@ def test_a_torn_line_costs_only_itself(folder):
 
 def test_votes_for_what_is_not_asked_are_refused(folder):
     votes = VoteFile(folder.study, folder.votes)
-    with pytest.raises(LLM4GENError, match="Pair 'nothing' is not among those that 'ada' is asked"):
+    with pytest.raises(LLM4GENError, match="Pair 'nothing' is not in the schedule of 'ada'"):
         votes.check(ballot(folder, 1, task="nothing"))
     with pytest.raises(LLM4GENError, match="Question 'taste' .* expected one of quality, alignment"):
         votes.check(ballot(folder, 1, question="taste"))
     # That pairs are repeated is drawn for each rater.
     once = [task.id for task in votes.tasks("ada").values() if task.id + "-2" not in votes.tasks("ada")]
-    with pytest.raises(LLM4GENError, match="not among"):
+    with pytest.raises(LLM4GENError, match="not in the schedule"):
         votes.check(ballot(folder, 1, task=once[0] + "-2"))
 
 
 def test_damaged_and_foreign_lines_are_named(folder, tmp_path):
     folder.votes.append({"id": "1"})
-    with pytest.raises(LLM4GENError, match=r"votes\.jsonl, line 1, is no vote"):
+    with pytest.raises(LLM4GENError, match=r"votes\.jsonl, line 1, is not a vote"):
         VoteFile(folder.study, folder.votes)
     folder.votes.path.unlink()
     votes = VoteFile(folder.study, folder.votes)
     folder.votes.append({**votes.check(ballot(folder, 1)).model_dump(), "pair": "of another study"})
-    with pytest.raises(LLM4GENError, match="line 1, is a vote in another study"):
+    with pytest.raises(LLM4GENError, match="line 1, belongs to another study"):
         list(read_votes(folder.study, folder.votes))
 
 
@@ -88,5 +88,5 @@ def test_names(folder):
     assert rater_name("  Ada \t LOVELACE ") == "ada lovelace"
     assert rater_name("Zoe\u0308") == rater_name("ZOË") == "zoë"
     for bad in ("", "  ", "a" * 61, "a\x00b", "\ud800"):
-        with pytest.raises(LLM4GENError, match="expected 1 to 60 letters"):
+        with pytest.raises(LLM4GENError, match="expected 1 to 60 printable"):
             rater_name(bad)
