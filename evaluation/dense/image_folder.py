@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
+from pydantic import BaseModel, Field, ValidationError
 
 from llm4gen_core import LLM4GENError
+from llm4gen_core.errors import first_problem
 from llm4gen_core.files import JSONLines
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -46,6 +46,12 @@ class SourceImage:
             raise LLM4GENError(f"Image {self.path} cannot be read ({error}); repair or remove it.") from error
 
 
+class _Licence(BaseModel):
+    image: str = Field(min_length=1)
+    licence: str = ""
+    source: str = ""
+
+
 def source_images(folder: Path, licences: Path | None = None) -> list[SourceImage]:
     """List the images of a folder and its subfolders by name; identical files count once.
 
@@ -78,21 +84,17 @@ def source_images(folder: Path, licences: Path | None = None) -> list[SourceImag
 
 
 def _licences(path: Path) -> dict[str, tuple[str, str]]:
+    """Return licence and source by image name."""
     if not path.is_file():
         raise LLM4GENError(f"List of licences {path} does not exist; check the path.")
     found: dict[str, tuple[str, str]] = {}
     for number, line in JSONLines(path, "List of licences").lines():
         try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if (
-            not isinstance(row, Mapping)
-            or not all(isinstance(row.get(key, ""), str) for key in ("image", "licence", "source"))
-            or not row.get("image")
-        ):
+            row = _Licence.model_validate_json(line)
+        except ValidationError as error:
             raise LLM4GENError(
-                f'List of licences {path}, line {number}: expected {{"image": NAME, "licence": TEXT, "source": TEXT}}.'
-            )
-        found[row["image"]] = (row.get("licence", ""), row.get("source", ""))
+                f"List of licences {path}, line {number}, is not valid ({first_problem(error)}); expected "
+                '{"image": NAME, "licence": TEXT, "source": TEXT}.'
+            ) from error
+        found[row.image] = (row.licence, row.source)
     return found

@@ -14,20 +14,17 @@ from __future__ import annotations
 
 import statistics as st
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llm4gen_core import LLM4GENError
+from llm4gen_core import EntityPair, LLM4GENError
 from llm4gen_core.entities import load_backend
 from llm4gen_core.entities.lexicon import PREPOSITIONS
 from llm4gen_core.errors import first_line
 
 from ..prompts import Prompt
-
-Pair = tuple[tuple[int, int], tuple[int, int]]
-"""(start, end) of an attribute and of its entity, in characters."""
 
 CLIP_LIMIT = 77
 """Tokens that CLIP's text encoder reads, including those that begin and end a text."""
@@ -112,25 +109,14 @@ class Speech:
     distinct_nouns: int | None = None
 
 
-@dataclass(frozen=True)
-class Quoted:
-    """Statistics of a prompt set as a paper states them; None where it does not."""
-
-    name: str
-    source: str
-    prompts: str | None = None
-    words: str | None = None
-    tokens: str | None = None
-
-
 QUOTED = (
-    Quoted("DensePrompts", "LLM4GEN", "> 7,000", "> 40"),
-    Quoted("DPG-Bench", "ELLA", "1,065", "67.12", "83.91"),
-    Quoted("DSG-1k", "ELLA", words="17.13"),
-    Quoted("T2I-CompBench", "ELLA", words="9.60", tokens="12.65"),
-    Quoted("PartiPrompts", "ELLA", words="9.11"),
+    {"name": "DensePrompts", "source": "LLM4GEN", "prompts": "> 7,000", "words": "> 40", "tokens": None},
+    {"name": "DPG-Bench", "source": "ELLA", "prompts": "1,065", "words": "67.12", "tokens": "83.91"},
+    {"name": "DSG-1k", "source": "ELLA", "prompts": None, "words": "17.13", "tokens": None},
+    {"name": "T2I-CompBench", "source": "ELLA", "prompts": None, "words": "9.60", "tokens": "12.65"},
+    {"name": "PartiPrompts", "source": "ELLA", "prompts": None, "words": "9.11", "tokens": None},
 )
-"""Numbers to compare with: those of the LLM4GEN paper, and those of ELLA (Hu et al. 2024, arXiv 2403.05135)."""
+"""Numbers that papers state: LLM4GEN of its own set, ELLA (Hu et al. 2024, arXiv 2403.05135) of others."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +136,7 @@ class Statistics:
 
     def as_json(self) -> dict[str, Any]:
         """JSON values: what was measured, and apart from it the numbers that papers state."""
-        return {"measured": asdict(self), "quoted": [asdict(one) for one in QUOTED]}
+        return {"measured": asdict(self), "quoted": [*QUOTED]}
 
 
 def count_statistics(
@@ -185,7 +171,7 @@ def count_statistics(
         dict(sorted(Counter(prompt.category for prompt in prompts).items())),
         Spread.of([len(text.split()) for text in texts]),
         len({word.strip(_MARKS).lower() for text in texts for word in text.split()}),
-        _attributes(prompts, pairs, how),
+        _attributes(pairs, how),
         Spread.of(questions) if len(questions) == len(prompts) else None,
         _tokens(clip_tokenizer, texts, CLIP_LIMIT) if clip_tokenizer else None,
         _tokens(t5_tokenizer, texts, T5_LIMIT) if t5_tokenizer else None,
@@ -209,54 +195,36 @@ def _tokens(folder: str, texts: Sequence[str], limit: int) -> Tokens:
     return Tokens(folder, Spread.of(counts), limit, sum(count > limit for count in counts) / len(counts))
 
 
-def _pairs(prompts: Sequence[Prompt]) -> tuple[str, list[list[Pair]]]:
+def _pairs(prompts: Sequence[Prompt]) -> tuple[str, list[list[EntityPair]]]:
     """Return the source of the pairs, and the pairs of each prompt."""
-    if all(isinstance(prompt.about.get("pairs"), list) for prompt in prompts):
-        return "gold", [list(_gold(prompt)) for prompt in prompts]
-    parser = load_backend("auto")
-    parsed = parser.pipe([one.text for one in prompts])
-    return parser.name, [
-        [((one.attribute.start, one.attribute.end), (one.entity.start, one.entity.end)) for one in found]
-        for found in parsed
-    ]
+    if not all(isinstance(prompt.about.get("pairs"), list) for prompt in prompts):
+        parser = load_backend("auto")
+        return parser.name, list(parser.pipe([one.text for one in prompts]))
+    gold = []
+    for prompt in prompts:
+        pairs: Any = prompt.about["pairs"]
+        try:
+            gold.append([EntityPair.from_offsets(prompt.text, *one["attribute"], *one["entity"]) for one in pairs])
+        except (LLM4GENError, TypeError, LookupError) as error:
+            raise LLM4GENError(
+                f"Prompt {prompt.id!r} has an invalid pair ({first_line(error)}); expected pairs such as "
+                '{"attribute": [start, end], "entity": [start, end]}, characters of the prompt.'
+            ) from error
+    return "gold", gold
 
 
-def _attributes(prompts: Sequence[Prompt], pairs: Sequence[Sequence[Pair]], how: str) -> Attributes:
-    texts = [prompt.text.lower() for prompt in prompts]
+def _attributes(pairs: Sequence[Sequence[EntityPair]], how: str) -> Attributes:
     counts = [len(found) for found in pairs]
-    entities = [len({entity for _, entity in found}) for found in pairs]
-    named = [
-        (text[slice(*attribute)], text[slice(*entity)])
-        for text, found in zip(texts, pairs, strict=True)
-        for attribute, entity in found
-    ]
+    entities = [len({pair.entity for pair in found}) for found in pairs]
     return Attributes(
         how,
         Spread.of(counts),
         Spread.of(entities),
         sum(counts) / max(1, sum(entities)),
         sum(count > 0 for count in counts) / len(counts),
-        len({attribute for attribute, _ in named}),
-        len({entity for _, entity in named}),
+        len({pair.attribute.text.lower() for found in pairs for pair in found}),
+        len({pair.entity.text.lower() for found in pairs for pair in found}),
     )
-
-
-def _gold(prompt: Prompt) -> Iterator[Pair]:
-    pairs: Any = prompt.about["pairs"]
-    for pair in pairs:
-        try:
-            spans = tuple((int(start), int(end)) for start, end in (pair["attribute"], pair["entity"]))
-        except (TypeError, ValueError, LookupError) as error:
-            raise LLM4GENError(
-                f'Prompt {prompt.id!r}: pair {pair!r} is not valid; expected {{"attribute": [start, end], "entity": '
-                "[start, end]}."
-            ) from error
-        if not all(0 <= start < end <= len(prompt.text) for start, end in spans):
-            raise LLM4GENError(
-                f"Prompt {prompt.id!r}: pair {pair!r} lies outside of its {len(prompt.text)} characters; correct the "
-                "prompt set."
-            )
-        yield spans[0], spans[1]
 
 
 def _speech(package: str, texts: Sequence[str]) -> Speech | None:
@@ -289,9 +257,9 @@ def _speech(package: str, texts: Sequence[str]) -> Speech | None:
     return Speech(f"spaCy {meta['lang']}_{meta['name']} {meta['version']}", spreads, len(nouns))
 
 
-def _by_lists(texts: Sequence[str], pairs: Sequence[Sequence[Pair]]) -> Speech:
+def _by_lists(texts: Sequence[str], pairs: Sequence[Sequence[EntityPair]]) -> Speech:
     """Count without a tagger."""
-    adjectives = [len({attribute for attribute, _ in found}) for found in pairs]
+    adjectives = [len({pair.attribute for pair in found}) for found in pairs]
     prepositions = [sum(word.strip(_MARKS).lower() in PREPOSITIONS for word in text.split()) for text in texts]
     counts = {"adjectives": Spread.of(adjectives), "prepositions": Spread.of(prepositions)}
     return Speech("no tagger: attributes of the pairs, and a list of prepositions", counts)
@@ -305,8 +273,8 @@ def table(found: Statistics) -> str:
     lines += [f"  {label:<{left}}  {value}" for label, value in rows]
     lines += ["", "Quoted from papers, not measured here", f"  {'':<14}{'prompts':>9}{'words':>8}{'tokens':>8}  from"]
     for one in QUOTED:
-        shown = (one.prompts or "-", one.words or "-", one.tokens or "-")
-        lines.append(f"  {one.name:<14}{shown[0]:>9}{shown[1]:>8}{shown[2]:>8}  {one.source}")
+        prompts, words, tokens = (one[name] or "-" for name in ("prompts", "words", "tokens"))
+        lines.append(f"  {one['name']:<14}{prompts:>9}{words:>8}{tokens:>8}  {one['source']}")
     return "\n".join(lines)
 
 

@@ -325,7 +325,7 @@ def _json(value: Any) -> Any:
 
 HOW = (
     "A preference is the share of votes for the first model, ties as half a vote for each. Brackets are 95 % intervals "
-    "over raters and prompts, which are crossed: other raters and other prompts. p is two-sided, of *both are "
+    "over raters and prompts, which are crossed, so they cover other raters and prompts. p is two-sided, of *both are "
     "preferred equally often*; p (Holm) is adjusted for all comparisons and questions. Alpha is Krippendorff's for "
     "nominal values (first, tie, second): 1 if raters agree about every pair, 0 if they agree as often as by chance; "
     "its interval is a bootstrap over prompts. Second showings of a pair count only for consistency."

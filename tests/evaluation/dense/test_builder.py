@@ -264,7 +264,11 @@ def test_a_model_from_a_folder_writes(photos: Path, tmp_path: Path, writer_folde
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("{}", "line 1: expected"), ('{"image": "other.png"}', "names 'other.png', which is not in"), ("no", "line 1")],
+    [
+        ("{}", "line 1, is not valid .image: Field required"),
+        ('{"image": "other.png"}', "names 'other.png', which is not in"),
+        ("no", "line 1"),
+    ],
 )
 def test_a_damaged_list_of_licences(photos: Path, tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "licences.jsonl"

@@ -124,7 +124,7 @@ def test_measured_and_quoted_numbers_are_apart() -> None:
 
 @pytest.mark.parametrize("pairs", [[{"attribute": [0, 99], "entity": [1, 2]}], [[1, 2]], [{"attribute": [1, 2]}]])
 def test_invalid_pairs_are_named(pairs: list) -> None:
-    with pytest.raises(LLM4GENError, match="Prompt 'x': pair"):
+    with pytest.raises(LLM4GENError, match="Prompt 'x' has an invalid pair"):
         count_statistics("one", [Prompt(id="x", text=CAT, about={"pairs": pairs})])
 
 
