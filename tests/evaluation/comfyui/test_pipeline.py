@@ -46,14 +46,14 @@ def test_the_command_generates_a_set_and_continues_where_the_server_failed(comfy
     assert images.settings.notes == [WORKFLOW_NOTE]
 
 
-def test_the_workflow_itself_is_kept(comfy, connect):
+def test_the_rest_of_the_workflow_is_unchanged(comfy, connect):
     list(connect().generate(prompts(1), [0]))
     wanted = changed({"2.text": "prompt 0", "5.seed": 0})
     del wanted["7"]
     assert comfy.got == [{**wanted, "6-image": {"class_type": "PreviewImage", "inputs": {"images": ["6", 0]}}}]
 
 
-def test_a_kind_of_nodes_with_any_name(comfy, connect):
+def test_a_node_class_with_special_characters(comfy, connect):
     pipeline = connect(
         changed({"2.text": ["8", 0]}, n8=("Text/from a pack (x)", {"text": "{prompt}"})), prompt_inputs=()
     )
@@ -90,7 +90,7 @@ def test_negative_prompt_is_the_workflows_unless_given(comfy, connect):
     assert [nodes["3"]["inputs"]["text"] for nodes in comfy.got] == ["ugly", "a \\(bad\\) one"]
 
 
-def test_description_has_all_that_changes_pixels_and_nothing_else(comfy, connect, capsys):
+def test_description_has_everything_that_changes_pixels(comfy, connect, capsys):
     about = connect().describe()
     assert "goes to 2.text (CLIPTextEncode), the seed to 5.seed (KSampler)" in capsys.readouterr().out
     assert about["prompt_inputs"] == ["2.text"] and about["seed_inputs"] == ["5.seed"]

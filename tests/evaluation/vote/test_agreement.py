@@ -11,7 +11,7 @@ from evaluation.vote.results import agreement
 
 
 def units(*raters):
-    """Rows of raters, "." for no value, as units."""
+    """Turn rows of raters into units; "." is a missing value."""
     return [
         [value for value in column if value != "."] for column in zip(*(row.split() for row in raters), strict=True)
     ]
@@ -36,7 +36,7 @@ def test_four_raters_with_missing_values():
     assert 0 < found.low < 0.6 and 0.9 < found.high <= 1
 
 
-def test_agreement_of_all_and_of_chance():
+def test_perfect_and_no_agreement():
     assert krippendorff([["a"] * 3, ["b"] * 3, ["a"] * 3]).value == 1
     # Two raters who never agree: D_o = 1, D_e = 2 8^2 / (16 15).
     assert krippendorff([["a", "b"]] * 8).value == pytest.approx(1 - 15 * 16 / 128)
@@ -49,7 +49,7 @@ def test_nothing_to_compare():
 
 
 def test_units_of_a_cluster_are_drawn_together():
-    """Forty copies of two units are no more than those two: the interval stays as wide."""
+    """Copies of a unit in its cluster add no information: the interval stays as wide."""
     few = [["a", "a"], ["b", "b"], ["a", "b"], ["b", "a"], ["a", "a"], ["b", "b"]]
     alone = krippendorff(few)
     copied = krippendorff(few * 40, list(range(6)) * 40)
@@ -66,8 +66,8 @@ def by_pairs(data):
     return 1 - (within / len(values)) / (among / (len(values) * (len(values) - 1)))
 
 
-def test_the_interval_is_that_of_a_plain_bootstrap():
-    """Against resampling written out, unit by unit, of another formula for two raters."""
+def test_interval_equals_a_plain_bootstrap():
+    """Against a loop that resamples units, with another formula for alpha."""
     generator = random.Random(5)
     data = [[value, value] if place < 20 else [value, generator.choice("ab")] for place, value in enumerate("aab" * 12)]
     found = krippendorff(data)

@@ -64,7 +64,7 @@ def test_create_results_and_export(sets, tmp_path, capsys):
     assert len((tmp_path / "pairs.jsonl").read_text().splitlines()) == 4
 
 
-def test_errors_are_sentences(sets, tmp_path, capsys):
+def test_command_errors(sets, tmp_path, capsys):
     assert vote("create", tmp_path / "s", "--images", *sets) == 2
     assert "Two image sets have the model name 'the same name'" in capsys.readouterr().err
     assert vote("create", tmp_path / "s", "--images", sets[0]) == 2
