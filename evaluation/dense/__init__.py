@@ -19,9 +19,7 @@ with the paper's. Commit 4b76608 is the last one that holds the grammar (`evalua
 
 from __future__ import annotations
 
-import gzip
 import os
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,33 +47,10 @@ def read_prompt_file(path: str | os.PathLike[str]) -> list[Prompt]:
     Raises:
         LLM4GENError: the file cannot be read, a line is not a prompt, an id occurs twice, or there is no prompt.
     """
-    from pydantic import ValidationError
-
-    from llm4gen_core.errors import LLM4GENError, first_problem
     from llm4gen_diffusers.command_line import read_prompts as read_lines
 
-    from ..prompts import Prompt, check_prompts, read_prompts
+    from ..prompts import Prompt, read_prompts
 
-    path = Path(path)
-    if path.name.endswith(".txt"):
-        return [Prompt(id=f"{number:05d}", text=text) for number, text in enumerate(read_lines(str(path)), 1)]
-    if not path.name.endswith(".gz"):
+    if not str(path).endswith(".txt"):
         return read_prompts(path)
-    try:
-        lines = gzip.decompress(path.read_bytes()).splitlines()
-    except FileNotFoundError:
-        raise LLM4GENError(
-            f"Prompt set {path} does not exist; expected a .jsonl, .jsonl.gz or .txt file. Check the path."
-        ) from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise LLM4GENError(f"Prompt set {path} cannot be decompressed ({error}); expected gzip of JSONL.") from error
-    prompts = []
-    for number, line in enumerate(lines, 1):
-        try:
-            prompts.append(Prompt.model_validate_json(line))
-        except ValidationError as error:
-            raise LLM4GENError(
-                f"Prompt set {path}, line {number}, is not a prompt ({first_problem(error)}); expected a JSON object "
-                "with id, text and optionally category and about."
-            ) from error
-    return check_prompts(prompts, f"Prompt set {path}")
+    return [Prompt(id=f"{number:05d}", text=text) for number, text in enumerate(read_lines(str(path)), 1)]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import krippendorff
@@ -163,11 +163,14 @@ class Results:
 
     def as_json(self) -> dict[str, Any]:
         """JSON values; a preference comes with its interval and the numbers of votes, pairs, prompts and raters."""
+        # The seeds of an estimate are raters here, which a comparison names itself.
+        dropped = ("study", "seeds")
+        numbers = asdict(self, dict_factory=lambda fields: {name: one for name, one in fields if name not in dropped})
         return {
             "study": self.study.id,
             "models": [model.model_dump() for model in self.study.models],
             "questions": [question.model_dump() for question in self.study.questions],
-            **{name: _json(getattr(self, name)) for name in ("comparisons", "categories", "consistency", "raters")},
+            **numbers,
             "quoted": QUOTED,
         }
 
@@ -310,17 +313,6 @@ def _rater(name: str, votes: Sequence[Vote]) -> RaterSummary:
         ties=Share.count([vote.choice == "tie" for vote in votes]),
         consistent=Share.count(list(_twice(votes).values())),
     )
-
-
-def _json(value: Any) -> Any:
-    """JSON values of dataclasses; an estimate is its mean and the ends of its interval."""
-    if isinstance(value, Estimate):
-        return {"mean": value.mean, "low": value.low, "high": value.high}
-    if isinstance(value, list | tuple):
-        return [_json(one) for one in value]
-    if is_dataclass(value):
-        return {field.name: _json(getattr(value, field.name)) for field in fields(value)}
-    return value
 
 
 HOW = (

@@ -130,7 +130,7 @@ def test_twenty_pairs_by_keyboard_with_a_reload(browser, tmp_path):
                 expect(ada.page.locator(".answers .chosen")).to_have_attribute("data-choice", chosen[29])
                 ada.press("Enter", 30)
             ada.press(KEYS[choice][step % 2], step + 1 if step < 39 else None)
-        expect(ada.page.locator("#end")).to_contain_text("answered for all 20 pairs")
+        expect(ada.page.locator("#end")).to_contain_text("answered all questions on 20 pairs")
         expect(ada.page.locator("#end")).to_contain_text("All of your answers are saved")
         assert ada.errors == []
         for url, headers, body in ada.told:
