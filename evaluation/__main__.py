@@ -49,7 +49,7 @@ def build_parser() -> Parser:
         description="Write one page and one JSON file about scored sets of images; the first is what the others are "
         "compared with.",
         epilog="example: python -m evaluation report sets/sd15 sets/llm4gen --output report",
-        configured_by="evaluation.report.command",
+        configured_by="evaluation.report.write",
     )
     commands.add_parser(
         "judges",

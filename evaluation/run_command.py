@@ -35,7 +35,7 @@ def _run(args: argparse.Namespace) -> None:
     from .generate import generate
     from .model_files import read_models
     from .processes import process_state
-    from .report.command import write_report
+    from .report.write import write_report
     from .score import check_metrics, score
 
     benchmark = find_benchmark(args.benchmark)

@@ -70,8 +70,10 @@ class Measured:
     kind: str = field(default="measured", init=False)
 
     def __post_init__(self) -> None:
-        ends = () if self.low is None and self.high is None else (self.low, self.high)
-        _check_number(self.value, *ends)
+        if self.low is None or self.high is None:
+            _check_number(self.value, self.value, self.value)
+        else:
+            _check_number(self.value, self.low, self.high)
         if self.n < 1 or self.asked < self.n or not self.how:
             raise LLM4GENError(
                 f"A number has n = {self.n} of {self.asked} images and its interval is made by {self.how!r}; expected "
@@ -499,9 +501,9 @@ def _too_few(parts: Mapping[str, Values]) -> str:
     return "" if parts else "no categories"
 
 
-def _check_number(value: float, *ends: float | None) -> None:
-    if not all(one is not None and math.isfinite(one) for one in (value, *ends)) or list(ends) != sorted(ends):
+def _check_number(value: float, low: float, high: float) -> None:
+    if not all(map(math.isfinite, (value, low, high))) or low > high:
         raise LLM4GENError(
-            f"A number is {value} with the interval {list(ends)}; expected finite numbers and an interval whose lower "
-            "end comes first."
+            f"A number is {value} with the interval [{low}, {high}]; expected finite numbers and an interval whose "
+            "lower end comes first."
         )
