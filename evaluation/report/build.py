@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import yaml
@@ -17,6 +17,7 @@ import yaml
 from llm4gen_diffusers.provenance import machine
 
 from ..image_set import ImageRow, image_id
+from ..prompts import Prompt
 from .read import About, EvaluatedSet, SetScores, metric_title, number_of, read_sets
 from .tables import Absent, Count, Group, Measured, Table, Total, build_tables, group_sets, mean
 
@@ -51,137 +52,22 @@ class Notice:
     text: str
 
 
-@dataclass(frozen=True)
-class Example:
-    """A prompt of which a set and the baseline have images.
-
-    Attributes:
-        prompt, text, category: of the prompt.
-        score, baseline_score, difference: means over the seeds that both have.
-        seeds: number of those seeds.
-        shown_seed: the seed whose difference is closest to the mean.
-    """
-
-    prompt: str
-    text: str
-    category: str
-    score: float
-    baseline_score: float
-    difference: float
-    seeds: int
-    shown_seed: int
-
-
-@dataclass(frozen=True)
-class WinsAndLosses:
-    """Prompts on which a set differs most from the baseline by a metric.
-
-    Attributes:
-        set, baseline: labels of the sets.
-        metric, title, share: of the metric.
-        better, worse, equal: counts of the prompts that are compared.
-        wins, losses: prompts with the largest differences, the largest first.
-    """
-
-    set: str
-    baseline: str
-    metric: str
-    title: str
-    share: bool
-    better: Count
-    worse: Count
-    equal: Count
-    wins: tuple[Example, ...]
-    losses: tuple[Example, ...]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A prompt that was chosen without regard to scores, and the seed of its images."""
-
-    prompt: str
-    text: str
-    category: str
-    seed: int
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Cost of the images of a set that were generated on one kind of device.
-
-    Attributes:
-        set: label of the set.
-        device: such as "NVIDIA A100-SXM4-80GB" or "CPU".
-        seconds_per_image: with its interval over prompts.
-        images_per_second: the reciprocal.
-        hours: GPU-hours or CPU-hours of all these images: time of processes, which may have run at the same time.
-    """
-
-    set: str
-    device: str
-    seconds_per_image: Measured | Absent
-    images_per_second: Measured | Absent
-    hours: Total
-
-
-@dataclass(frozen=True)
-class Judge:
-    """The judge of a metric.
-
-    Attributes:
-        metric, title: of the metric.
-        judge: fingerprint of `describe`.
-        describe: everything that changes a score.
-        sets: number of scores by label of the set.
-    """
-
-    metric: str
-    title: str
-    judge: str
-    describe: Mapping[str, Any]
-    sets: dict[str, int]
-
-
-@dataclass(frozen=True)
-class QuotedRow:
-    """Values of a model, as its source prints them."""
-
-    model: str
-    values: tuple[str, ...]
-    source: str
-
-
-@dataclass(frozen=True)
-class QuotedTable:
-    """Published numbers from `quoted.yaml`. They are text, so that nothing is computed with them by mistake."""
-
-    key: str
-    benchmark: str
-    title: str
-    unit: str
-    columns: tuple[str, ...]
-    rows: tuple[QuotedRow, ...]
-    warnings: tuple[str, ...]
-    quoted: bool = True
-
-    def __post_init__(self) -> None:
-        for row in self.rows:
-            if not row.source or len(row.values) != len(self.columns):
-                raise ValueError(f"{self.key}, {row.model}: expected a source and {len(self.columns)} values")
+Record: TypeAlias = "dict[str, Any]"
+"""A part of report.json; `write` says what is in it. `Cell`s are values too."""
 
 
 @dataclass(frozen=True)
 class BenchmarkReport:
-    """Part of a report that is about one benchmark."""
+    """Part of a report that is about one benchmark; see report.json for the records."""
 
     group: Group
-    notices: tuple[Notice, ...]
-    judges: tuple[Judge, ...]
-    tables: tuple[Table, ...]
-    wins_and_losses: tuple[WinsAndLosses, ...]
-    samples: tuple[Sample, ...]
-    cost: tuple[Cost, ...]
-    quoted: tuple[QuotedTable, ...]
+    notices: Sequence[Notice]
+    judges: Sequence[Record]
+    tables: Sequence[Table]
+    wins_and_losses: Sequence[Record]
+    samples: Sequence[Record]
+    cost: Sequence[Record]
+    quoted: Sequence[Record]
 
 
 @dataclass(frozen=True)
@@ -194,9 +80,9 @@ class Report:
         program: versions of the software that made the report.
     """
 
-    benchmarks: tuple[BenchmarkReport, ...]
-    quoted_costs: tuple[QuotedTable, ...]
-    program: Mapping[str, Any]
+    benchmarks: Sequence[BenchmarkReport]
+    quoted_costs: Sequence[Record]
+    program: Record
 
     @property
     def notices(self) -> list[Notice]:
@@ -217,22 +103,22 @@ def build_report(paths: Sequence[str | os.PathLike[str]]) -> Report:
     Raises:
         LLM4GENError: see `read_sets`.
     """
-    benchmarks = tuple(
+    benchmarks = [
         BenchmarkReport(
             group,
-            tuple(notices(group)),
-            tuple(_judges(group.sets)),
-            tuple(build_tables(group)),
-            tuple(wins_and_losses(group)),
-            tuple(samples(group)),
-            tuple(cost for one in group.sets for cost in costs(one)),
-            quoted_tables(group.benchmark.name),
+            list(notices(group)),
+            _judges(group.sets),
+            build_tables(group),
+            list(wins_and_losses(group)),
+            samples(group),
+            [cost for one in group.sets for cost in costs(one)],
+            quoted(group.benchmark.name),
         )
         for group in group_sets(read_sets(paths))
-    )
+    ]
     packages = {name: metadata.version(name) for name in PACKAGES}
     program = {"llm4gen": machine()["llm4gen"], "python": platform.python_version(), "packages": packages}
-    return Report(benchmarks, quoted_tables("cost"), program)
+    return Report(benchmarks, quoted("cost"), program)
 
 
 def notices(group: Group) -> Iterator[Notice]:
@@ -312,67 +198,79 @@ def _not_compared(group: Group, one: EvaluatedSet) -> Iterator[Notice]:
             yield Notice("other_judge", title, one.label, text)
 
 
-def wins_and_losses(group: Group) -> Iterator[WinsAndLosses]:
-    """Yield examples for every metric of single images and every set that is compared with the baseline."""
+def wins_and_losses(group: Group) -> Iterator[Record]:
+    """Yield the prompts on which a set differs most from the baseline, for every metric of single images."""
     for metric in group.metrics():
         for one in group.sets[1:]:
-            if not group.why_not_compared(one, metric) and (found := _wins_and_losses(group, one, metric)):
-                yield found
+            if not group.why_not_compared(one, metric):
+                yield from _wins_and_losses(group, one, metric)
 
 
-def _wins_and_losses(group: Group, one: EvaluatedSet, metric: str) -> WinsAndLosses | None:
+def _wins_and_losses(group: Group, one: EvaluatedSet, metric: str) -> Iterator[Record]:
     prompts, seeds = group.shared(one, metric)
     ours, baseline = (values[..., 0] for values in group.matched(one, metric))
     changes = ours - baseline
     means = {n: float(np.nanmean(row)) for n, row in enumerate(changes) if np.isfinite(row).any()}
     if len(means) < 2:
-        return None
-    order = sorted(means, key=lambda n: -means[n])
+        return
 
-    def example(n: int) -> Example:
+    def example(n: int) -> Record:
         both, prompt = np.isfinite(changes[n]), one.known[prompts[n]]
-        seed = seeds[int(np.nanargmin(np.abs(changes[n] - means[n])))]
-        scores = float(ours[n, both].mean()), float(baseline[n, both].mean())
-        return Example(prompt.id, prompt.text, prompt.category, *scores, scores[0] - scores[1], int(both.sum()), seed)
+        score, baseline_score = float(ours[n, both].mean()), float(baseline[n, both].mean())
+        return {
+            **_prompt(prompt),
+            "score": score,
+            "baseline_score": baseline_score,
+            "difference": score - baseline_score,
+            "seeds": int(both.sum()),
+            "shown_seed": seeds[int(np.nanargmin(np.abs(changes[n] - means[n])))],
+        }
 
+    order = sorted(means, key=lambda n: -means[n])
     better, worse = [n for n in order if means[n] > 0], [n for n in order[::-1] if means[n] < 0]
-    return WinsAndLosses(
-        one.label,
-        group.baseline.label,
-        metric,
-        group.title(metric),
-        group.share(metric),
-        Count(len(better), len(means)),
-        Count(len(worse), len(means)),
-        Count(len(means) - len(better) - len(worse), len(means)),
-        tuple(map(example, better[:EXAMPLES])),
-        tuple(map(example, worse[:EXAMPLES])),
-    )
+    yield {
+        "set": one.label,
+        "baseline": group.baseline.label,
+        "metric": metric,
+        "better": Count(len(better), len(means)),
+        "worse": Count(len(worse), len(means)),
+        "equal": Count(len(means) - len(better) - len(worse), len(means)),
+        "wins": list(map(example, better[:EXAMPLES])),
+        "losses": list(map(example, worse[:EXAMPLES])),
+    }
 
 
-def samples(group: Group) -> list[Sample]:
+def samples(group: Group) -> list[Record]:
     """Return the first prompt of each category, then the second of each, and so on, with the baseline's first seed."""
-    by_category: dict[str, list[Sample]] = {}
+    by_category: dict[str, list[Record]] = {}
     for prompt in group.baseline.prompts:
-        sample = Sample(prompt.id, prompt.text, prompt.category, group.baseline.settings.seeds[0])
+        sample = {**_prompt(prompt), "seed": group.baseline.settings.seeds[0]}
         by_category.setdefault(prompt.category, []).append(sample)
-    turns = range(max(map(len, by_category.values())))
-    return [found[turn] for turn in turns for found in by_category.values() if turn < len(found)][:SAMPLES]
+    turns = itertools.zip_longest(*by_category.values())
+    return [sample for turn in turns for sample in turn if sample][:SAMPLES]
 
 
-def costs(one: EvaluatedSet) -> Iterator[Cost]:
+def _prompt(prompt: Prompt) -> Record:
+    return {"prompt": prompt.id, "text": prompt.text, "category": prompt.category}
+
+
+def costs(one: EvaluatedSet) -> Iterator[Record]:
     """Yield the cost of a set's images for each kind of device, from the manifest."""
     devices: dict[tuple[str, str], list[ImageRow]] = {}
     for row in one.rows.values():
         devices.setdefault(_device(row), []).append(row)
-    for device, unit in sorted(devices):
-        rows = devices[device, unit]
+    for (device, unit), rows in sorted(devices.items(), key=lambda item: item[0]):
         by_image = {(row.prompt, row.seed): row.seconds for row in rows}
         prompts, seeds = dict.fromkeys(row.prompt for row in rows), sorted({row.seed for row in rows})
         values = np.array([[[by_image.get((prompt, seed), np.nan)] for seed in seeds] for prompt in prompts])
         seconds = mean({"": values}, share=False, asked=len(rows))
-        hours = Total(float(np.nansum(values)) / 3600, unit, len(rows))
-        yield Cost(one.label, device, seconds, _reciprocal(seconds), hours)
+        yield {
+            "set": one.label,
+            "device": device,
+            "seconds_per_image": seconds,
+            "images_per_second": _reciprocal(seconds),
+            "hours": Total(float(np.nansum(values)) / 3600, unit, len(rows)),
+        }
 
 
 def _reciprocal(seconds: Measured | Absent) -> Measured | Absent:
@@ -381,13 +279,12 @@ def _reciprocal(seconds: Measured | Absent) -> Measured | Absent:
         return seconds
     if seconds.low is None or seconds.high is None or seconds.low <= 0:
         return Absent("times vary too much")
-    how = f"one over the seconds of an image: {seconds.how}"
-    low, high = 1 / seconds.high, 1 / seconds.low
-    return Measured(1 / seconds.value, low, high, seconds.n, seconds.prompts, seconds.asked, how)
+    how, ends = f"one over the seconds of an image: {seconds.how}", (1 / seconds.high, 1 / seconds.low)
+    return replace(seconds, value=1 / seconds.value, low=ends[0], high=ends[1], how=how)
 
 
 def _device(row: ImageRow) -> tuple[str, str]:
-    """Kind of device, and the unit of its hours."""
+    """Kind of device, such as "CPU" or "NVIDIA A100-SXM4-80GB", and the unit of its hours."""
     if server := row.made.get("server"):
         return f"ComfyUI at {server}", "hours"
     device = str(row.made.get("device") or "not recorded")
@@ -396,37 +293,35 @@ def _device(row: ImageRow) -> tuple[str, str]:
     return device, "hours" if device == "not recorded" else "GPU-hours"
 
 
-def _judges(sets: Sequence[EvaluatedSet]) -> list[Judge]:
-    found: dict[tuple[str, str], Judge] = {}
+def _judges(sets: Sequence[EvaluatedSet]) -> list[Record]:
+    found: dict[tuple[str, str], Record] = {}
     for one in sets:
-        counts: list[tuple[str, About | SetScores, int]] = [
+        scored: list[tuple[str, About | SetScores, int]] = [
             (metric, scores.about, len(scores.values)) for metric, scores in one.metrics.items()
         ]
-        counts += [
-            (metric, whole, max((number.n for number in whole.scores.values()), default=0))
+        scored += [
+            (metric, whole, max((found.n for found in whole.scores.values()), default=0))
             for metric, whole in one.set_metrics.items()
         ]
-        for metric, about, count in counts:
-            judge = Judge(metric, metric_title(metric, about.title), about.judge, about.describe, {})
-            found.setdefault((metric, about.judge), judge).sets[one.label] = count
+        for metric, about, count in scored:
+            title = metric_title(metric, about.title)
+            judge = {"metric": metric, "title": title, "judge": about.judge, "describe": about.describe, "sets": {}}
+            found.setdefault((metric, about.judge), judge)["sets"][one.label] = count
     return [found[key] for key in sorted(found)]
 
 
-def quoted_tables(benchmark: str) -> tuple[QuotedTable, ...]:
-    """Return the published numbers for a benchmark, or for "cost"."""
-    return tuple(table for table in _quoted() if table.benchmark == benchmark)
+def quoted(benchmark: str) -> list[Record]:
+    """Return the published numbers for a benchmark, or for "cost", from `quoted.yaml`.
 
-
-@cache
-def _quoted() -> tuple[QuotedTable, ...]:
-    content = yaml.load(Path(__file__).with_name("quoted.yaml").read_text(encoding="utf-8"), yaml.BaseLoader)
-    tables = []
-    for table in content:
-        rows = tuple(
-            QuotedRow(model, tuple(values.split() if isinstance(values, str) else values), source)
-            for source, models in table.pop("rows").items()
+    All values are text, so that nothing is computed with them by mistake.
+    """
+    text = Path(__file__).with_name("quoted.yaml").read_text(encoding="utf-8")
+    tables: list[Record] = [one for one in yaml.load(text, yaml.BaseLoader) if one["benchmark"] == benchmark]
+    for table in tables:
+        table["quoted"] = True
+        table["rows"] = [
+            {"model": model, "values": values.split() if isinstance(values, str) else values, "source": source}
+            for source, models in table["rows"].items()
             for model, values in models.items()
-        )
-        columns, warnings = tuple(table.pop("columns")), tuple(table.pop("warnings"))
-        tables.append(QuotedTable(columns=columns, rows=rows, warnings=warnings, **table))
-    return tuple(tables)
+        ]
+    return tables

@@ -20,7 +20,7 @@ report.json has the numbers for programs. Keys are stable; `schema` grows when o
                        rows: [{set, cells: {column key: CELL}}],
                        comparisons: [{set, baseline, cells: {column key: CELL}}]}]
         set_metrics   [{set, metric, judge, numbers: {name: {value, low, high, n, how, details}}}]
-        wins_and_losses [{set, baseline, metric, title, share, better, worse, equal (CELLs), wins, losses:
+        wins_and_losses [{set, baseline, metric, better, worse, equal (CELLs), wins, losses:
                        [{prompt, text, category, score, baseline_score, difference, seeds, shown_seed}]}]
         samples       [{prompt, text, category, seed}]
         cost          [{set, device, seconds_per_image, images_per_second, hours (CELLs)}]
@@ -43,25 +43,27 @@ are text: others have published them, and nothing is computed with them.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from llm4gen_core.files import write_json, write_text
+from llm4gen_core.files import write_text
 
 from ..image_set import image_id
-from . import page
-from .build import INCOMPLETE, BenchmarkReport, Example, QuotedTable, Report, Sample, WinsAndLosses, build_report
-from .page import Shown, literal, number
+from .build import INCOMPLETE, BenchmarkReport, Record, Report, build_report
+from .page import Shown, image_source, literal, number, render
+from .page import Table as ShownTable
 from .read import EvaluatedSet, number_of
-from .tables import WHOLE_SETS, Absent, Cell, Column, Compared, Count, Measured, Row, Table, Total
+from .tables import Absent, Cell, Column, Compared, Count, Measured, Row, Table, Total
 
 INTERVALS = "Brackets and bars: 95 % intervals ({}); the bars of a column share one scale."
 HOLM = "p-values: two-sided, paired by prompt and seed, after Holm's correction for all comparisons of this table."
@@ -112,7 +114,7 @@ def write_report(sets: Sequence[str | os.PathLike[str]], output: Path, markdown:
     """
     report = build_report(sets)
     html = report_html(report)
-    write_json(output / "report.json", report_json(report))
+    write_text(output / "report.json", report_json(report))
     write_text(output / "report.html", html)
     if markdown:
         print(report_markdown(report))
@@ -121,56 +123,59 @@ def write_report(sets: Sequence[str | os.PathLike[str]], output: Path, markdown:
     return output / "report.html"
 
 
-def report_json(report: Report) -> dict[str, Any]:
-    """Return the content of report.json."""
-    return {
+def report_json(report: Report) -> str:
+    """Return report.json."""
+    content = {
         "schema": 1,
         "kind": "llm4gen evaluation report",
         "complete": report.complete,
-        "notices": list(map(asdict, report.notices)),
-        "benchmarks": list(map(_benchmark_json, report.benchmarks)),
-        "quoted_costs": list(map(asdict, report.quoted_costs)),
+        "notices": report.notices,
+        "benchmarks": [
+            {
+                "key": one.group.benchmark.name,
+                "title": one.group.benchmark.title,
+                "baseline": one.group.baseline.label,
+                "sets": list(map(_set_record, one.group.sets)),
+                "judges": one.judges,
+                "tables": one.tables,
+                "set_metrics": [
+                    {
+                        "set": images.label,
+                        "metric": metric,
+                        "judge": whole.judge,
+                        "numbers": {name: found.model_dump() for name, found in sorted(whole.scores.items())},
+                    }
+                    for images in one.group.sets
+                    for metric, whole in images.set_metrics.items()
+                ],
+                "wins_and_losses": one.wins_and_losses,
+                "samples": one.samples,
+                "cost": one.cost,
+                "quoted": one.quoted,
+            }
+            for one in report.benchmarks
+        ],
+        "quoted_costs": report.quoted_costs,
         "program": report.program,
     }
+    return json.dumps(content, default=asdict, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _benchmark_json(one: BenchmarkReport) -> dict[str, Any]:
-    group = one.group
+def _set_record(one: EvaluatedSet) -> Record:
     return {
-        "key": group.benchmark.name,
-        "title": group.benchmark.title,
-        "baseline": group.baseline.label,
-        "sets": [
-            {
-                "label": images.label,
-                "folder": images.images.path.resolve().name,
-                "benchmark": images.settings.benchmark,
-                "settings": images.settings.generation,
-                "settings_hash": images.settings.fingerprint,
-                "notes": images.settings.notes,
-                "seeds": images.settings.seeds,
-                "prompts": len(images.prompts),
-                "images_asked": images.asked,
-                "images_there": images.asked - len(images.missing),
-                "images_missing": list(images.missing),
-                "images_hash": images.images_hash,
-                "painted_by": images.made_by,
-            }
-            for images in group.sets
-        ],
-        "judges": list(map(asdict, one.judges)),
-        "tables": list(map(asdict, one.tables)),
-        "set_metrics": [
-            {
-                "set": images.label,
-                "metric": metric,
-                "judge": whole.judge,
-                "numbers": {name: found.model_dump() for name, found in sorted(whole.scores.items())},
-            }
-            for images in group.sets
-            for metric, whole in images.set_metrics.items()
-        ],
-        **{key: list(map(asdict, getattr(one, key))) for key in ("wins_and_losses", "samples", "cost", "quoted")},
+        "label": one.label,
+        "folder": one.images.path.resolve().name,
+        "benchmark": one.settings.benchmark,
+        "settings": one.settings.generation,
+        "settings_hash": one.settings.fingerprint,
+        "notes": one.settings.notes,
+        "seeds": one.settings.seeds,
+        "prompts": len(one.prompts),
+        "images_asked": one.asked,
+        "images_there": one.asked - len(one.missing),
+        "images_missing": one.missing,
+        "images_hash": one.images_hash,
+        "painted_by": one.made_by,
     }
 
 
@@ -195,26 +200,33 @@ def report_html(report: Report, budget: int = IMAGE_BYTES) -> str:
         report: what to show.
         budget: bytes of all images of the page.
     """
-    parts = list(map(_part, report.benchmarks))
-    _encode([picture for part in parts for card in part["cards"] for picture in card["pictures"]], budget)
+    titles = [one.group.benchmark.title for one in report.benchmarks]
+    cards = list(map(_cards, report.benchmarks))
+    shown = [image for samples, examples in cards for card in (*samples, *examples) for image in card["images"]]
     costs = [
-        Row(f"{cost.set}, {one.group.benchmark.title}, on {cost.device}", vars(cost))
-        for one in report.benchmarks
+        Row(f"{cost['set']}, {title}, on {cost['device']}", cost)
+        for title, one in zip(titles, report.benchmarks, strict=True)
         for cost in one.cost
     ]
-    return page.render(
+    return render(
         "report.html.j2",
-        page={"title": f"Evaluation: {', '.join(one.group.benchmark.title for one in report.benchmarks)}"},
-        incomplete=[notice.text for notice in report.notices if notice.kind in INCOMPLETE],
-        notices=[notice.text for notice in report.notices if notice.kind not in INCOMPLETE],
-        parts=parts,
+        page={"title": f"Evaluation: {', '.join(titles)}"},
+        report=report,
+        incomplete=INCOMPLETE,
+        parts=list(zip(report.benchmarks, cards, strict=True)),
+        sources=_sources(shown, budget),
         costs=_numbers(COST_COLUMNS, costs, "Measured here: the cost of generation.", "Model, prompts, device"),
-        quoted_costs=list(map(_quoted, report.quoted_costs)),
-        versions=_facts("Versions of the software that made it", (), [report.program]),
+        small=SMALL,
+        facts_of=_facts,
+        number_of=number_of,
+        quoted=_quoted,
+        score=_score,
+        set_record=_set_record,
+        shown_tables=shown_tables,
     )
 
 
-def shown_tables(table: Table) -> list[page.Table]:
+def shown_tables(table: Table) -> list[ShownTable]:
     """Return the numbers of a table as text, and the differences from the baseline if there are any."""
     shown = [_numbers(table.columns, table.rows, f"Measured here: {literal(table.title)}.")]
     if table.comparisons:
@@ -246,7 +258,7 @@ def shown_cell(cell: Cell, percent: bool, digits: int) -> Shown:
     return Shown(text(cell.value), interval, None, (f"n = {of}", *prompts), cell.note, cell.n < cell.asked, ends)
 
 
-def _numbers(columns: Sequence[Column], rows: Sequence[Row], caption: str, first: str = "Model") -> page.Table:
+def _numbers(columns: Sequence[Column], rows: Sequence[Row], caption: str, first: str = "Model") -> ShownTable:
     by_column = []
     for column in columns:
         cells = [row.cells[column.key] for row in rows]
@@ -257,7 +269,7 @@ def _numbers(columns: Sequence[Column], rows: Sequence[Row], caption: str, first
     notes = [INTERVALS.format("; ".join(how))] * bool(how)
     notes += [HOLM] * any(isinstance(cell, Compared) for cell in shown)
     notes += [LESS] * any(isinstance(cell, Measured) and cell.n < cell.asked for cell in shown)
-    return page.Table([first, *(literal(column.header) for column in columns)], body, caption, notes=notes)
+    return ShownTable([first, *(literal(column.header) for column in columns)], body, caption, notes=notes)
 
 
 def _digits(cells: Sequence[Cell], percent: bool) -> int:
@@ -268,98 +280,26 @@ def _digits(cells: Sequence[Cell], percent: bool) -> int:
     return min(max(1 - math.floor(math.log10(min(halves))), int(percent)), 4) if halves else 2
 
 
-def _quoted(table: QuotedTable) -> page.Table:
-    rows = [[Shown(text) for text in (row.model, *row.values, row.source)] for row in table.rows]
-    return page.Table(
-        ["Model", *table.columns, "Source"], rows, f"{table.title} ({table.unit})", notes=table.warnings, quoted=True
-    )
+def _quoted(table: Record) -> ShownTable:
+    rows = [[Shown(text) for text in (row["model"], *row["values"], row["source"])] for row in table["rows"]]
+    columns, caption = ["Model", *table["columns"], "Source"], f"{table['title']} ({table['unit']})"
+    return ShownTable(columns, rows, caption, notes=table["warnings"], quoted=True)
 
 
-def _facts(title: str, sets: Sequence[EvaluatedSet], facts: Sequence[Mapping[str, Any]]) -> page.Table:
-    """Table of JSON values by name, with a column for each set (or one); rows whose values differ are highlighted."""
+def _facts(names: Sequence[str], records: Sequence[Mapping[str, Any]], keys: Sequence[str] = ()) -> ShownTable:
+    """Table of JSON values, with a column for each record; rows whose values differ are highlighted."""
     rows: list[list[Shown]] = []
     differing: list[int] = []
-    for key in dict.fromkeys(key for found in facts for key in found):
-        values = [found.get(key, "not recorded") for found in facts]
+    for key in keys or dict.fromkeys(itertools.chain(*records)):
+        values = [record.get(key, "not recorded") for record in records]
         texts = [one if isinstance(one, str) else json.dumps(one, ensure_ascii=False, sort_keys=True) for one in values]
         differing += [len(rows)] * (len({*texts}) > 1)
         rows.append([Shown(key), *map(Shown, texts)])
-    return page.Table(["", *([literal(one.label) for one in sets] or ["value"])], rows, title, differing)
+    return ShownTable(["", *map(literal, names)], rows, highlight=differing)
 
 
-def _part(one: BenchmarkReport) -> dict[str, Any]:
-    """What the page shows of a benchmark."""
-    group = one.group
-    sets = {images.label: images for images in group.sets}
-    notes: dict[str, list[str]] = {}
-    for images in group.sets:
-        for note in images.settings.notes:
-            notes.setdefault(note, []).append(images.label)
-
-    def sample(found: Sample) -> dict[str, Any]:
-        prompt = group.baseline.known[found.prompt]
-        same = [images for images in group.sets if images.known.get(found.prompt) == prompt]
-        return _card(found, "", [_Picture(images, found, found.seed) for images in same])
-
-    def example(compared: WinsAndLosses, found: Example) -> dict[str, Any]:
-        pictures = []
-        for images in (sets[compared.baseline], sets[compared.set]):
-            scores = images.metrics[compared.metric].values.get(image_id(found.prompt, found.shown_seed))
-            score = _score(number_of(scores, "score"), compared.share)
-            pictures.append(_Picture(images, found, found.shown_seed, f": {score}"))
-        before, after = _score(found.baseline_score, compared.share), _score(found.score, compared.share)
-        seeds = f"mean of {found.seeds} seeds" if found.seeds > 1 else "one seed"
-        change = _score(found.difference, compared.share, sign=True)
-        return _card(found, f"{before} → {after} ({change}; {seeds})", pictures)
-
-    samples = list(map(sample, one.samples))
-    comparisons = [
-        (found, [example(found, win) for win in found.wins], [example(found, loss) for loss in found.losses])
-        for found in one.wins_and_losses
-    ]
-    return {
-        "title": group.benchmark.title,
-        "note": group.benchmark.note,
-        "sets": group.sets,
-        "notes": [
-            f"{', '.join(labels)}: {note}" if len(labels) < len(sets) else note for note, labels in notes.items()
-        ],
-        "tables": [(table, shown_tables(table), _details(group.sets, table)) for table in one.tables],
-        "quoted": list(map(_quoted, one.quoted)),
-        "samples": samples,
-        "comparisons": comparisons,
-        "cards": [*samples, *(card for _, wins, losses in comparisons for card in (*wins, *losses))],
-        "facts": list(_provenance(one)),
-    }
-
-
-class _Picture:
-    """An image of the page.
-
-    Args:
-        images: its set.
-        shown: its prompt.
-        seed: its seed.
-        about: follows the label and the seed beneath it.
-    """
-
-    def __init__(self, images: EvaluatedSet, shown: Sample | Example, seed: int, about: str = "") -> None:
-        self.images = images
-        name = image_id(shown.prompt, seed)
-        self.row = None if name in images.gone else images.rows.get(name)
-        self.caption = f"{images.label}, seed {seed}{about}"
-        self.alt = f"{images.label}: {shown.text}"
-        self.source = ""
-        """Data URI; "" if the image is missing, or the page would be too large with it."""
-
-    @property
-    def small(self) -> bool:
-        return self.row is not None and max(self.row.width, self.row.height) <= SMALL
-
-
-def _card(shown: Sample | Example, score: str, pictures: Sequence[_Picture]) -> dict[str, Any]:
-    prompt = f"{shown.category}: {shown.text}" if shown.category else shown.text
-    return {"prompt": prompt, "score": score, "pictures": pictures}
+def _images(n: int) -> str:
+    return f"{n:,} image{'s' * (n != 1)}"
 
 
 def _score(value: float | None, share: bool, sign: bool = False) -> str:
@@ -368,26 +308,43 @@ def _score(value: float | None, share: bool, sign: bool = False) -> str:
     return f"{number(100 * value, 1, sign=sign, zero=True)} %" if share else number(value, 3, sign=sign, zero=True)
 
 
-def _images(n: int) -> str:
-    return f"{n:,} image{'s' * (n != 1)}"
+def _cards(one: BenchmarkReport) -> tuple[list[Record], list[Record]]:
+    """Samples and examples with their images: pairs of a set and an image id."""
+    sets, baseline = {images.label: images for images in one.group.sets}, one.group.baseline
+    samples = []
+    for sample in one.samples:
+        prompt = sample["prompt"]
+        same = [images for images in one.group.sets if images.known.get(prompt) == baseline.known[prompt]]
+        samples.append({**sample, "images": [(images, image_id(prompt, sample["seed"])) for images in same]})
+    examples = []
+    for found in one.wins_and_losses:
+        both = sets[found["baseline"]], sets[found["set"]]
+        for kind, example in (
+            *(("wins", win) for win in found["wins"]),
+            *(("losses", loss) for loss in found["losses"]),
+        ):
+            images = [(images, image_id(example["prompt"], example["shown_seed"])) for images in both]
+            examples.append({**example, "images": images, "of": found, "kind": kind})
+    return samples, examples
 
 
-def _encode(pictures: Sequence[_Picture], budget: int) -> None:
-    """Set the sources of pictures, scaled down so that all fit; the last ones are left out if even that is too much."""
-    here = [(str(one.images.images.path), one.row, one) for one in pictures if one.row is not None]
+def _sources(shown: Sequence[tuple[EvaluatedSet, str]], budget: int) -> dict[tuple[Path, str], str]:
+    """Data URIs by path of the set and image id, scaled down so that all fit within a budget of bytes.
+
+    If even the smallest size is too much, the last images have none. Missing images have none either.
+    """
+    counts = Counter((one.images.path, name) for one, name in shown if name in one.rows and name not in one.gone)
     # A JPEG takes some 0.1 bytes a pixel or more: sizes that cannot fit are not tried.
-    edges = [edge for edge in EDGES if len(here) * edge**2 * 0.1 * 4 / 3 <= budget] or EDGES[-1:]
-    files = {(path, row.id): _scaled(one.images.images.open(row), edges[0]) for path, row, one in here}
-    sources: dict[tuple[str, str], str] = {}
+    edges = [edge for edge in EDGES if counts.total() * edge**2 * 0.1 * 4 / 3 <= budget] or EDGES[-1:]
+    files = {(one.images.path, name): one for one, name in shown}
+    images = {key: _scaled(files[key].images.open(files[key].rows[key[1]]), edges[0]) for key in counts}
+    sources: dict[tuple[Path, str], str] = {}
     for edge in edges:
-        sources = {key: _source(_scaled(image, edge)) for key, image in files.items()}
-        if sum(len(sources[path, row.id]) for path, row, _ in here) <= budget:
+        sources = {key: _source(_scaled(image, edge)) for key, image in images.items()}
+        sizes = list(itertools.accumulate(len(sources[key]) * count for key, count in counts.items()))
+        if not sizes or sizes[-1] <= budget:
             break
-    used = 0
-    for path, row, one in here:
-        used += len(sources[path, row.id])
-        if used <= budget:
-            one.source = sources[path, row.id]
+    return {key: source for (key, source), size in zip(sources.items(), sizes, strict=True) if size <= budget}
 
 
 def _scaled(image: Image.Image, edge: int) -> Image.Image:
@@ -399,44 +356,4 @@ def _scaled(image: Image.Image, edge: int) -> Image.Image:
 
 
 def _source(image: Image.Image) -> str:
-    return page.image_source(image) if max(image.size) <= SMALL else page.image_source(image, "jpeg", quality=82)
-
-
-def _details(sets: Sequence[EvaluatedSet], table: Table) -> list[page.Table]:
-    """Sample counts, sizes, formats and whatever else each number of a whole set depends on."""
-    if table.key != WHOLE_SETS:
-        return []
-    found = []
-    for column in table.columns:
-        whole = [images.set_metrics.get(column.metric) for images in sets]
-        details = [one.scores[column.part].details if one and column.part in one.scores else {} for one in whole]
-        if any(details):
-            found.append(_facts(f"{column.title}: what it was computed from", sets, details))
-    return found
-
-
-def _provenance(one: BenchmarkReport) -> Iterator[page.Table]:
-    """Tables of the image sets, their settings, what generated them, and the judges."""
-    sets = one.group.sets
-    about = [
-        {
-            "folder": images.images.path.resolve().name,
-            "prompts": len(images.prompts),
-            "seeds": images.settings.seeds,
-            "images asked for": images.asked,
-            "images there": images.asked - len(images.missing),
-            "hash of the images": images.images_hash,
-            "hash of the settings": images.settings.fingerprint,
-        }
-        for images in sets
-    ]
-    yield _facts("Image sets", sets, about)
-    yield _facts(
-        "Settings of the generation; rows that differ are bold", sets, [one.settings.generation for one in sets]
-    )
-    made = [{key: found[0] if len(found) == 1 else found for key, found in one.made_by.items()} for one in sets]
-    yield _facts("What the images were generated with", sets, made)
-    for judge in one.judges:
-        scored = "; ".join(f"{label}: {n:,}" for label, n in judge.sets.items())
-        facts = {"fingerprint": judge.judge, "images scored": scored, **judge.describe}
-        yield _facts(f"Judge: {judge.title} ({judge.metric}, {judge.judge})", (), [facts])
+    return image_source(image) if max(image.size) <= SMALL else image_source(image, "jpeg", quality=82)
