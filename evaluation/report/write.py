@@ -70,9 +70,9 @@ HOLM = "p-values: two-sided, paired by prompt and seed, after Holm's correction 
 LESS = "⚠ fewer images than were asked for."
 
 COST_COLUMNS = (
-    Column("images_per_second", "Images per second", ""),
-    Column("seconds_per_image", "Seconds per image", "", lower_is_better=True),
-    Column("hours", "Total", "", counted=True),
+    Column("", "Images per second", key="images_per_second"),
+    Column("", "Seconds per image", key="seconds_per_image", lower_is_better=True),
+    Column("", "Total", key="hours", counted=True),
 )
 
 IMAGE_BYTES = 3_600_000
@@ -333,14 +333,14 @@ def _sources(shown: Sequence[tuple[EvaluatedSet, str]], budget: int) -> dict[tup
 
     If even the smallest size is too much, the last images have none. Missing images have none either.
     """
-    counts = Counter((one.images.path, name) for one, name in shown if name in one.rows and name not in one.gone)
+    here = [(one, name) for one, name in shown if name in one.rows and name not in one.gone]
     # A JPEG takes some 0.1 bytes a pixel or more: sizes that cannot fit are not tried.
-    edges = [edge for edge in EDGES if counts.total() * edge**2 * 0.1 * 4 / 3 <= budget] or EDGES[-1:]
-    files = {(one.images.path, name): one for one, name in shown}
-    images = {key: _scaled(files[key].images.open(files[key].rows[key[1]]), edges[0]) for key in counts}
-    sources: dict[tuple[Path, str], str] = {}
+    edges = [edge for edge in EDGES if len(here) * edge**2 * 0.1 * 4 / 3 <= budget] or EDGES[-1:]
+    counts = Counter((one.images.path, name) for one, name in here)
+    images = {(one.images.path, name): (one, name) for one, name in here}
+    scaled = {key: _scaled(one.images.open(one.rows[name]), edges[0]) for key, (one, name) in images.items()}
     for edge in edges:
-        sources = {key: _source(_scaled(image, edge)) for key, image in images.items()}
+        sources = {key: _source(_scaled(image, edge)) for key, image in scaled.items()}
         sizes = list(itertools.accumulate(len(sources[key]) * count for key, count in counts.items()))
         if not sizes or sizes[-1] <= budget:
             break
@@ -348,10 +348,9 @@ def _sources(shown: Sequence[tuple[EvaluatedSet, str]], budget: int) -> dict[tup
 
 
 def _scaled(image: Image.Image, edge: int) -> Image.Image:
-    if max(image.size) <= SMALL:
-        return image
-    image = image.copy()
-    image.thumbnail((edge, edge), Image.Resampling.LANCZOS)
+    if max(image.size) > SMALL:
+        image = image.copy()
+        image.thumbnail((edge, edge), Image.Resampling.LANCZOS)
     return image
 
 
