@@ -90,7 +90,7 @@ def test_a_number_of_a_set_without_interval_or_count_is_refused(
 def test_folders_are_told_apart(make_set: SetMaker, images: ImageSet) -> None:
     with pytest.raises(LLM4GENError, match="given twice"):
         read_sets([images.path, images.path / "." / ".." / "SD1.5"])
-    with pytest.raises(LLM4GENError, match="lacks settings.json"):
+    with pytest.raises(LLM4GENError, match="not an image set"):
         read_sets([images.path / "images"])
     again = make_set("SD1.5", make_set.prompts(3), folder="another")
     assert [one.label for one in read_sets([images.path, again.path])] == ["SD1.5 (SD1.5)", "SD1.5 (another)"]

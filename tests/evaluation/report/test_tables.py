@@ -75,7 +75,7 @@ def test_t2i_compbench_has_a_column_a_category(make_set: SetMaker) -> None:
     images = t2i(make_set, "SD1.5")
     table = tables_of(images)["official"]
     assert [(column.title, column.metric, column.percent) for column in table.columns] == [
-        ("Color", "blip_vqa", True),
+        ("Colour", "blip_vqa", True),
         ("Shape", "blip_vqa", True),
         ("Texture", "blip_vqa", True),
         ("Spatial", "spatial", True),

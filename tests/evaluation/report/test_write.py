@@ -234,5 +234,5 @@ def test_command_writes_both_files_and_prints_markdown(
 
 def test_command_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
-    assert "lacks settings.json" in capsys.readouterr().err
+    assert "not an image set" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
