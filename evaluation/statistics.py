@@ -77,14 +77,8 @@ class Difference(Estimate):
     pairs: int
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Rank correlation of two scores of the same rows.
-
-    Attributes:
-        tau: Kendall's tau-b, from -1 (reversed) to 1 (the same order).
-        p: two-sided p-value of "the scores are independent"; exact without ties.
-    """
+class Agreement(NamedTuple):
+    """Kendall's tau-b, from -1 (reversed) to 1 (the same order), and the two-sided p-value of independence."""
 
     tau: float
     p: float

@@ -6,14 +6,11 @@ be too narrow. An interval covers other prompts, for one trained model.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import numpy as np
-
-from llm4gen_core import LLM4GENError
 
 from ..benchmarks import METRICS, Benchmark, benchmark_of
 from ..benchmarks import Column as OfficialColumn
@@ -53,9 +50,6 @@ class Measured:
         asked: images that were asked for; more than n if some are missing or could not be judged.
         how: how the interval was made.
         note: how it differs from the others of its column, such as another judge.
-
-    Raises:
-        LLM4GENError: a number is not finite, the interval is empty, or n or `how` is missing.
     """
 
     value: float
@@ -68,15 +62,6 @@ class Measured:
     note: str = ""
     confidence: float = field(default=CONFIDENCE, init=False)
     kind: str = field(default="measured", init=False)
-
-    def __post_init__(self) -> None:
-        ends = () if self.low is None and self.high is None else (self.low, self.high)
-        _check_number(self.value, *ends)
-        if self.n < 1 or self.asked < self.n or not self.how:
-            raise LLM4GENError(
-                f"A number has n = {self.n} of {self.asked} images and its interval is made by {self.how!r}; expected "
-                "1 <= n <= images, and how the interval was made."
-            )
 
 
 @dataclass(frozen=True)
@@ -91,9 +76,6 @@ class Compared:
         pairs: pairs of images.
         prompts: prompts of the pairs.
         how: how the interval was made.
-
-    Raises:
-        LLM4GENError: as for `Measured`, or p-values that are impossible.
     """
 
     value: float
@@ -106,14 +88,6 @@ class Compared:
     how: str
     confidence: float = field(default=CONFIDENCE, init=False)
     kind: str = field(default="difference", init=False)
-
-    def __post_init__(self) -> None:
-        _check_number(self.value, self.low, self.high)
-        if self.pairs < 1 or not 0 <= self.p <= self.p_holm <= 1:
-            raise LLM4GENError(
-                f"A comparison has {self.pairs} pairs, p = {self.p} and {self.p_holm} after correction; expected 1 "
-                "pair or more and 0 <= p <= corrected p <= 1."
-            )
 
 
 @dataclass(frozen=True)
@@ -147,41 +121,25 @@ Cell: TypeAlias = Measured | Compared | Count | Total | Absent
 """No number is shown without its count, and none that was sampled without its interval."""
 
 
-@dataclass(frozen=True)
-class Column:
+@dataclass(frozen=True, kw_only=True)
+class Column(OfficialColumn):
     """A column of a table.
 
     Attributes:
         key: stable name, unique in the table.
-        title: header.
-        metric: name of the metric.
-        category: category of the prompts; "" for all that the metric has scored.
-        part: which number of the metric.
-        macro: whether it is the mean of the categories' means.
-        group: kind of questions whose answers are pooled; "" for the score.
         share: whether values lie from 0 to 1.
-        percent: whether values are shown in percent.
         counted: whether cells are `Count`s of prompts, which are not compared.
         lower_is_better: known for some metrics.
     """
 
     key: str
-    title: str
-    metric: str
-    category: str = ""
-    part: str = "score"
-    macro: bool = False
-    group: str = ""
     share: bool = False
-    percent: bool = False
     counted: bool = False
     lower_is_better: bool = False
 
     @property
     def header(self) -> str:
         """Title with its unit."""
-        if self.counted:
-            return self.title
         return f"{self.title}{', %' * self.percent}{', lower is better' * self.lower_is_better}"
 
 
@@ -405,56 +363,40 @@ def _macro_categories(group: Group, metric: str) -> list[str]:
 
 
 def _official_columns(group: Group) -> list[Column]:
-    """Columns of the benchmark that any set has scores for, and beside a score the prompts that its judge cuts off."""
+    """Columns of the benchmark that any set has scores for."""
     columns: list[Column] = []
     for wanted in group.benchmark.columns:
         scores = [one.metrics[wanted.metric] for one in group.sets if one.scored(wanted.metric, wanted.category)]
         if scores and (not wanted.group or any(wanted.group in one.question_groups for one in scores)):
-            column = _official_column(group, wanted)
-            columns += [column, *_truncated(group, column)]
+            columns += _columns(group, wanted)
     return columns
-
-
-def _official_column(group: Group, wanted: OfficialColumn) -> Column:
-    name = "macro" if wanted.macro else wanted.group or wanted.category
-    name += f":{wanted.part}" if wanted.part != "score" else ""
-    return Column(
-        f"{wanted.metric}:{name}" if name else wanted.metric,
-        wanted.title,
-        wanted.metric,
-        wanted.category,
-        wanted.part,
-        wanted.macro,
-        wanted.group,
-        group.share(wanted.metric),
-        group.share(wanted.metric) or wanted.percent,
-    )
-
-
-def _overall(group: Group, metric: str) -> list[Column]:
-    share = group.share(metric)
-    column = Column(metric, f"{group.title(metric)}, all prompts", metric, share=share, percent=share)
-    return [column, *_truncated(group, column)]
-
-
-def _truncated(group: Group, column: Column) -> list[Column]:
-    """Number of prompts that the judge of a column's score cuts off, if it records that."""
-    if column.category or column.macro or column.group or column.part != "score":
-        return []
-    scores = [one.metrics[column.metric] for one in group.sets if column.metric in one.metrics]
-    if all(number_of(row, "truncated") is None for one in scores for row in one.values.values()):
-        return []
-    return [Column(f"{column.key}:truncated", "Prompts cut off", column.metric, "", "truncated", counted=True)]
 
 
 def _by_category(group: Group, metric: str) -> list[Column]:
     """All prompts, and each category of those that the metric has scored."""
     categories = [name for name in group.categories() if any(one.scored(metric, name) for one in group.sets)]
     columns = _overall(group, metric) if len(categories) != 1 else []
-    official, share = {one.category: one.title for one in group.benchmark.columns}, group.share(metric)
+    official = {one.category: one.title for one in group.benchmark.columns}
     for name in categories if len(categories) <= MOST_CATEGORIES else ():
         title = official.get(name, name.replace("_", " ").capitalize())
-        columns.append(Column(f"{metric}:{name}", title, metric, name, share=share, percent=share))
+        columns += _columns(group, OfficialColumn(metric, title, name))
+    return columns
+
+
+def _overall(group: Group, metric: str) -> list[Column]:
+    return _columns(group, OfficialColumn(metric, f"{group.title(metric)}, all prompts"))
+
+
+def _columns(group: Group, wanted: OfficialColumn) -> list[Column]:
+    """A column, and beside a score of all prompts the number of prompts that its judge cuts off, if it records that."""
+    share, metric = group.share(wanted.metric), wanted.metric
+    name = "macro" if wanted.macro else wanted.group or wanted.category
+    key = ":".join(filter(None, [metric, name, wanted.part.removeprefix("score")]))
+    columns = [Column(**{**vars(wanted), "percent": share or wanted.percent}, key=key, share=share)]
+    rows = (row for one in group.sets if metric in one.metrics for row in one.metrics[metric].values.values())
+    if key == metric and any(number_of(row, "truncated") is not None for row in rows):
+        cut_off = f"{metric}:truncated"
+        columns.append(Column(metric, "Prompts cut off", part="truncated", key=cut_off, counted=True))
     return columns
 
 
@@ -469,7 +411,7 @@ def _set_tables(group: Group) -> list[Table]:
                 shown = entry.also.get(name, shown) if entry else shown
                 lower = bool(entry and entry.lower_is_better)
                 key = f"{metric}:{name}"
-                numbers.setdefault(key, Column(key, shown, metric, part=name, lower_is_better=lower))
+                numbers.setdefault(key, Column(metric, shown, part=name, key=key, lower_is_better=lower))
     columns = tuple(numbers[key] for key in sorted(numbers))
     rows = [Row(one.label, {column.key: _set_cell(group, one, column) for column in columns}) for one in group.sets]
     return [Table(WHOLE_SETS, "Numbers of whole sets", columns, tuple(rows), (), (WITHOUT_PAIRS,))] if columns else []
@@ -497,11 +439,3 @@ def _too_few(parts: Mapping[str, Values]) -> str:
             why = "one prompt has no interval" if prompts else "no scores"
             return f"{name}: {why}" if len(parts) > 1 else why
     return "" if parts else "no categories"
-
-
-def _check_number(value: float, *ends: float | None) -> None:
-    if not all(one is not None and math.isfinite(one) for one in (value, *ends)) or list(ends) != sorted(ends):
-        raise LLM4GENError(
-            f"A number is {value} with the interval {list(ends)}; expected finite numbers and an interval whose lower "
-            "end comes first."
-        )
