@@ -57,7 +57,7 @@ def build_parser() -> Parser:
         help="tables, intervals, paired tests and samples of scored sets",
         description="Write one page and one JSON file about scored image sets; the first is the baseline.",
         epilog="example: python -m evaluation report sets/sd15 sets/llm4gen --output report",
-        configured_by="evaluation.report.command",
+        configured_by="evaluation.report.write",
     )
     commands.add_parser(
         "judges",
@@ -69,9 +69,9 @@ def build_parser() -> Parser:
     )
     commands.add_parser(
         "dense",
-        help="DensePrompts: the shipped set, the builder, statistics",
-        description="Dense prompts: the set that comes with the project, the paper's way to build one from images, and "
-        "statistics of any prompt set.",
+        help="DensePrompts: build another set, statistics of any set",
+        description="Dense prompts: the paper's way to build a prompt set from images, and statistics of any prompt "
+        "set. The shipped set needs no command: it is the benchmark dense-prompts.",
         configured_by="evaluation.dense.command",
     )
     commands.add_parser(
@@ -112,7 +112,7 @@ def _run(args: argparse.Namespace) -> None:
     from .generate import generate
     from .image_set import process_device, process_state
     from .models import open_model, read_models
-    from .report.command import write_report
+    from .report.write import write_report
     from .score import check_metrics, score
 
     benchmark = find_benchmark(args.benchmark)
