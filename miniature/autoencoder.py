@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from llm4gen_diffusers.families.patch_autoencoder import PatchAutoencoder
+from llm4gen_diffusers.families import PatchAutoencoder
 from miniature.dataset import pairs
 from miniature.judge import read
 from miniature.scenes import CELL, render

@@ -81,5 +81,5 @@ def write_untrained_base(folder: Path, seed: int = 0) -> None:
     schedule = NoiseSchedule(BETA_START, BETA_END, "scaled_linear", "v_prediction", zero_terminal_snr=True)
     schedule.to_diffusers().save_pretrained(folder / "scheduler")
     write_model_index(
-        folder, "LLM4GENMiniaturePipeline", vae=("llm4gen_diffusers.families.patch_autoencoder", "PatchAutoencoder")
+        folder, "LLM4GENMiniaturePipeline", vae=("llm4gen_diffusers.families.miniature", "PatchAutoencoder")
     )

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from llm4gen_core import LLM4GENError
-from llm4gen_diffusers.families import family_class
-from llm4gen_diffusers.families.patch_autoencoder import PatchAutoencoder
+from llm4gen_diffusers.families import PatchAutoencoder, family_class
 from miniature import clip
 from miniature.autoencoder import LATENT_CHANNELS, train_autoencoder
 from miniature.dataset import pairs

@@ -10,8 +10,7 @@ import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import miniature.clip as clip
-from llm4gen_diffusers.families import family_class
-from llm4gen_diffusers.families.patch_autoencoder import PatchAutoencoder
+from llm4gen_diffusers.families import PatchAutoencoder, family_class
 from miniature.autoencoder import LATENT_CHANNELS
 from miniature.scenes import COLORS
 from miniature.world import write_untrained_base

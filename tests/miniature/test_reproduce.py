@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from short_runs import REPOSITORY, losses
 
 from llm4gen_core import LLM4GENError
+from llm4gen_diffusers.options import GenerationOptions, ModelFiles
 from llm4gen_diffusers.sampling import Pipeline
 from miniature import experiment, reproduce
 from miniature.dataset import SETS
@@ -137,8 +138,10 @@ def test_what_is_there_is_not_made_again(folder: Path, capfd: pytest.CaptureFixt
 def test_what_is_shipped_paints(folder: Path, tmp_path: Path) -> None:
     models = ship(Reproduction(folder), tmp_path / "models")
     files = {"unet": "llm4gen/unet", "adapter": "llm4gen/adapter.safetensors", "llm": "t5"}
-    pipeline = Pipeline.from_files(models / "base", **{name: models / file for name, file in files.items()})
-    image = pipeline.generate("a red circle", steps=2, guidance=3, progress=False)
+    pipeline = Pipeline.from_files(
+        ModelFiles(base=models / "base", **{name: models / file for name, file in files.items()})
+    )
+    image = pipeline.generate("a red circle", GenerationOptions(steps=2, guidance=3), progress=False)
     assert image.shape == (1, 3, 16, 16) and image.isfinite().all()
     read(image.permute(0, 2, 3, 1).numpy())
     assert json.loads((models / "provenance.json").read_text())["scale"] == asdict(QUICK)

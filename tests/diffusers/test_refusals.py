@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from llm4gen_core import LLM4GENError, LLMSpec, load_adapter, save_adapter
 from llm4gen_core.adapter_file import AdapterMetadata
 from llm4gen_diffusers.devices import choose_device
-from llm4gen_diffusers.generate import GenerateSettings
+from llm4gen_diffusers.generate import generate
+from llm4gen_diffusers.options import GenerateSettings, ModelFiles, options_from
 from llm4gen_diffusers.sampling import Pipeline
 from miniature.small_models import make_projector, make_t5_folder, make_unet_folder
 
@@ -25,9 +26,9 @@ def edit_json(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def refusal(*args, **kwargs):
+def refusal(base, **files):
     with pytest.raises(LLM4GENError) as caught:
-        Pipeline.from_files(*args, **kwargs)
+        Pipeline.from_files(options_from(ModelFiles, {"base": base, **files}))
     return str(caught.value)
 
 
@@ -219,31 +220,36 @@ def test_llm_folder_that_is_not_there(models, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prompts": []}, "no prompt"),
+        ({"prompts": ()}, "Prompts is"),
         ({"seed": -1}, "Seed is -1"),
         ({"seed": 2**64}, "Seed is 18446744073709551616"),
         ({"steps": 0}, "Steps is 0"),
         ({"steps": 1001}, "Steps is 1001"),
         ({"guidance": 0.5}, "Guidance is 0.5"),
         ({"guidance": float("nan")}, "Guidance is nan"),
-        ({"width": 100}, "Width is 100; expected a multiple of 8"),
-        ({"height": 0}, "Height is 0; expected a multiple of 8"),
+        ({"width": 100}, "Width is 100; it should be a multiple of 8"),
+        ({"height": 0}, "Height is 0; it should be greater than or equal to 16"),
         ({"batch": 0}, "Batch is 0"),
         ({"dtype": "int8"}, "Dtype is 'int8'"),
-        ({"family": "sd2"}, "Family is 'sd2'; expected sd15, sdxl, miniature"),
-        ({"strength": 1.0}, "no adapter whose strength"),
+        ({"strength": 1.0}, "Strength is 1.0, but there is no adapter"),
         ({"strength": -1.0, "adapter": "a", "llm": "b"}, "Strength is -1.0"),
-        ({"output": "image.jpg"}, "expected a name ending in .png"),
+        ({"family": 3}, "Family is 3; it should be a valid string"),
+        ({"stepz": 3}, "stepz is not an option; expected one of"),
     ],
 )
 def test_impossible_settings(changes, message):
     with pytest.raises(LLM4GENError, match=message):
-        GenerateSettings(**({"base": "none", "prompts": ["a cat"], "output": "out"} | changes))
+        options_from(GenerateSettings, {"base": "none", "prompts": ("a cat",), "output": "out"} | changes)
 
 
 def test_output_inside_a_file(models):
     with pytest.raises(LLM4GENError, match="which is a file"):
-        GenerateSettings(base="none", prompts=["a cat"], output=str(models.adapter / "images"))
+        generate(GenerateSettings(base="none", prompts=("a cat",), output=models.adapter / "images"))
+
+
+def test_output_of_another_format():
+    with pytest.raises(LLM4GENError, match="expected a name ending in .png"):
+        generate(GenerateSettings(base="none", prompts=("a cat",), output="image.jpg"))
 
 
 @pytest.mark.parametrize("name", ["cuda:77", "toaster"])

@@ -4,10 +4,12 @@ import dataclasses
 
 import pytest
 import torch
+from small_painters import with_strength
 from transformers import AutoTokenizer, CLIPTextModel, T5Config, T5EncoderModel
 
 from llm4gen_core import fuse, load_adapter, save_adapter
-from llm4gen_diffusers.clip_text import clip_tokens
+from llm4gen_diffusers.families.stable_diffusion import clip_tokens
+from llm4gen_diffusers.options import ModelFiles
 from llm4gen_diffusers.sampling import Pipeline
 
 PROMPT = "a red cat and two black dogs on a chair"
@@ -92,18 +94,18 @@ def test_a_short_side_is_filled_up_with_empty_chunks(plain, clip):
 
 
 def test_strength_scales_the_llms_tokens_only(sd15):
-    full, half = (sd15.encode([PROMPT], strength).hidden for strength in (1.0, 0.5))
+    full, half = (with_strength(sd15, strength).encode([PROMPT]).hidden for strength in (1.0, 0.5))
     assert torch.equal(half[:, :77], full[:, :77])
     torch.testing.assert_close(half[:, 77:], full[:, 77:] * 0.5)
 
 
 def test_strength_0_is_plain_clip(sd15, plain):
-    assert torch.equal(sd15.encode([PROMPT], 0.0).hidden, plain.encode([PROMPT]).hidden)
+    assert torch.equal(with_strength(sd15, 0.0).encode([PROMPT]).hidden, plain.encode([PROMPT]).hidden)
 
 
 def test_strength_is_the_adapters_unless_it_is_given(models, tmp_path):
     adapter = load_adapter(models.adapter)
     metadata = dataclasses.replace(adapter.metadata, base_family="sd15", default_strength=0.25)
     save_adapter(adapter.module, tmp_path / "a.safetensors", metadata)
-    gentle = Pipeline.from_files(models.base, adapter=tmp_path / "a.safetensors", llm=models.llm)
-    assert torch.equal(gentle.encode([PROMPT]).hidden, gentle.encode([PROMPT], 0.25).hidden)
+    gentle = Pipeline.from_files(ModelFiles(base=models.base, adapter=tmp_path / "a.safetensors", llm=models.llm))
+    assert torch.equal(gentle.encode([PROMPT]).hidden, with_strength(gentle, 0.25).encode([PROMPT]).hidden)
