@@ -119,6 +119,7 @@ class ServedStudy:
                 self.port = int(found[1])
                 break
         else:
+            process.stdout.close()
             raise RuntimeError(f"The server did not start: {''.join(self.said)}")
         output = process.stdout
 
