@@ -28,11 +28,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 from tqdm import tqdm
 
 from llm4gen_core import LLM4GENError
 from llm4gen_core.files import JSONLines, read_json, write_json, write_json_lines
+from llm4gen_diffusers.options import Options
 from llm4gen_diffusers.provenance import fingerprint
 
 from ..prompts import Prompt, write_prompts
@@ -72,34 +73,28 @@ ASPECTS = {
 TEMPLATES = fingerprint([DESCRIBE, EXPAND, json.dumps(ASPECTS)])
 
 
-@dataclass(frozen=True)
-class BuildSettings:
-    """Settings of a build.
+class BuildSettings(Options):
+    """Settings of a build."""
 
-    Attributes:
-        prompts_per_image: requested from the LLM, before the filters; 70 or more make the paper's 7,000 of 100 images.
-        prompts_per_answer: requested at once.
-        seed: of the sampling.
-        temperature: of the LLM. Descriptions are decoded greedily.
-        similar: Jaccard similarity from which a prompt is a near-duplicate, see `NearDuplicates`.
-    """
-
-    prompts_per_image: int = 80
-    prompts_per_answer: int = 8
-    seed: int = 1
-    temperature: float = 0.9
-    similar: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.prompts_per_image < 1 or not 1 <= self.prompts_per_answer <= 50:
-            raise LLM4GENError(
-                f"Build: {self.prompts_per_image} prompts per image, {self.prompts_per_answer} per answer; expected at "
-                "least 1, and 1 to 50."
-            )
-        if not 0.0 <= self.temperature <= 2.0 or not 0.5 <= self.similar <= 1.0:
-            raise LLM4GENError(
-                f"Build: temperature {self.temperature}, similarity {self.similar}; expected 0 to 2, and 0.5 to 1."
-            )
+    prompts_per_image: int = Field(
+        default=80,
+        ge=1,
+        json_schema_extra={"metavar": "N"},
+        description="prompts per image, before the filters; 70 make the paper's set",
+    )
+    prompts_per_answer: int = Field(
+        default=8, ge=1, le=50, json_schema_extra={"metavar": "N"}, description="prompts in one answer of the writer"
+    )
+    seed: int = Field(default=1, description="seed of the sampling")
+    temperature: float = Field(
+        default=0.9, ge=0, le=2, description="temperature of the writer; descriptions are decoded greedily"
+    )
+    similar: float = Field(
+        default=0.5,
+        ge=0.5,
+        le=1,
+        description="Jaccard similarity of word shingles from which a prompt is a near-duplicate",
+    )
 
 
 @dataclass

@@ -17,30 +17,32 @@ _SHOWN = 5
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the commands `build` and `statistics`."""
     commands = parser.add_subparsers(dest="dense_command", required=True, metavar="COMMAND", parser_class=Parser)
-    _configure_build(
-        commands.add_parser(
-            "build",
-            help="build dense prompts from images as the paper did, with a vision-language model and an LLM",
-            description="Describe every image of a folder with a vision-language model, let an LLM turn each "
-            "description into many dense prompts, and keep those that are long enough, English, harmless and not "
-            "near-duplicates. Both models are behind an OpenAI-compatible endpoint, or in a folder of transformers. "
-            "Every answer is stored at once; after an interruption, run the same command again.",
-            epilog="example: python -m evaluation dense build photos --output dense --vision-url "
-            "http://127.0.0.1:8080/v1 --vision-model qwen2.5-vl --writer-folder models/qwen2.5-7b-instruct",
-        )
+    commands.add_parser(
+        "build",
+        help="build dense prompts from images as the paper did, with a vision-language model and an LLM",
+        description="Describe every image of a folder with a vision-language model, let an LLM turn each description "
+        "into many dense prompts, and keep those that are long enough, English, harmless and not near-duplicates. "
+        "Both models are behind an OpenAI-compatible endpoint, or in a folder of transformers. Every answer is stored "
+        "at once; after an interruption, run the same command again.",
+        epilog="example: python -m evaluation dense build photos --output dense --vision-url http://127.0.0.1:8080/v1 "
+        "--vision-model qwen2.5-vl --writer-folder models/qwen2.5-7b-instruct",
+        configured_by=_configure_build,
     )
-    _configure_statistics(
-        commands.add_parser(
-            "statistics",
-            help="length, density and variety of a prompt set (Fig. 4 of the paper)",
-            description="Count words, tokens, parts of speech and attributes of a prompt set, and show the numbers "
-            "that papers state of theirs. Parts of speech need a trained spaCy pipeline, tokens a tokenizer.",
-            epilog="example: python -m evaluation dense statistics --clip-tokenizer models/sd15/tokenizer",
-        )
+    commands.add_parser(
+        "statistics",
+        help="length, density and variety of a prompt set (Fig. 4 of the paper)",
+        description="Count words, tokens, parts of speech and attributes of a prompt set, and show the numbers that "
+        "papers state of theirs. Parts of speech need a trained spaCy pipeline, tokens a tokenizer.",
+        epilog="example: python -m evaluation dense statistics --clip-tokenizer models/sd15/tokenizer",
+        configured_by=_configure_statistics,
     )
 
 
 def _configure_build(parser: argparse.ArgumentParser) -> None:
+    from llm4gen_diffusers.options import add_arguments
+
+    from .builder import BuildSettings
+
     parser.add_argument("images", metavar="DIR", help="folder of images, with its subfolders; check their licences")
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="folder of the build; an unfinished build is continued"
@@ -59,25 +61,7 @@ def _configure_build(parser: argparse.ArgumentParser) -> None:
             help="environment variable with the endpoint's key, if it needs one (default: %(default)s)",
         )
     prompts = parser.add_argument_group("prompts")
-    prompts.add_argument(
-        "--prompts-per-image", type=int, default=80, metavar="N", help="before the filters (default: %(default)s)"
-    )
-    prompts.add_argument(
-        "--prompts-per-answer", type=int, default=8, metavar="N", help="requested at once (default: %(default)s)"
-    )
-    prompts.add_argument("--seed", type=int, default=1, help="of the sampling (default: %(default)s)")
-    prompts.add_argument(
-        "--temperature",
-        type=float,
-        default=0.9,
-        help="of the writer; descriptions are decoded greedily (default: %(default)s)",
-    )
-    prompts.add_argument(
-        "--similar",
-        type=float,
-        default=0.5,
-        help="Jaccard similarity of word shingles from which a prompt is a near-duplicate (default: %(default)s)",
-    )
+    add_arguments(prompts, BuildSettings)
     prompts.add_argument(
         "--unsafe-words", metavar="FILE", help="words that no prompt may contain (default: a short list)"
     )
@@ -111,6 +95,7 @@ def _configure_statistics(parser: argparse.ArgumentParser) -> None:
 
 def _build(args: argparse.Namespace) -> None:
     from llm4gen_core import LLM4GENError
+    from llm4gen_diffusers.options import options_from
 
     from .builder import Build, BuildSettings
     from .filters import UNSAFE, read_unsafe_words
@@ -118,7 +103,7 @@ def _build(args: argparse.Namespace) -> None:
 
     if args.parallel < 1 or args.timeout <= 0:
         raise LLM4GENError(f"--parallel {args.parallel}, --timeout {args.timeout}; expected at least 1, and above 0.")
-    settings = BuildSettings(args.prompts_per_image, args.prompts_per_answer, args.seed, args.temperature, args.similar)
+    settings = options_from(BuildSettings, args)
     unsafe = read_unsafe_words(Path(args.unsafe_words) if args.unsafe_words else UNSAFE)
     images = source_images(Path(args.images), Path(args.licences) if args.licences else None)
     build = Build(Path(args.output), images, _model(args, "vision"), _model(args, "writer"), settings, unsafe)

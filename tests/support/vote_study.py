@@ -43,7 +43,7 @@ def make_set(
     name: str,
     prompts: Sequence[Prompt],
     seeds: Sequence[int] = (0,),
-    paint: Callable[[str, Prompt, int], Image.Image] = flat,
+    draw: Callable[[str, Prompt, int], Image.Image] = flat,
 ) -> ImageSet:
     """An image set whose files name their model in text chunks, as ComfyUI's do."""
     images = ImageSet(folder)
@@ -55,7 +55,7 @@ def make_set(
     for prompt in prompts:
         for seed in seeds:
             path = images.images / f"{image_id(prompt.id, seed)}.png"
-            image = paint(name, prompt, seed)
+            image = draw(name, prompt, seed)
             image.save(path, pnginfo=said)
             row = ImageRow(
                 id=image_id(prompt.id, seed),
@@ -119,8 +119,15 @@ class ServedStudy:
                 self.port = int(found[1])
                 break
         else:
+            process.stdout.close()
             raise RuntimeError(f"The server did not start: {''.join(self.said)}")
-        threading.Thread(target=lambda: self.said.extend(process.stdout or []), daemon=True).start()
+        output = process.stdout
+
+        def listen() -> None:
+            with output:
+                self.said.extend(output)
+
+        threading.Thread(target=listen, daemon=True).start()
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         """Stop the server and return its exit code."""

@@ -70,7 +70,7 @@ def test_command_errors(sets, tmp_path, capsys):
     assert vote("create", tmp_path / "s", "--images", sets[0]) == 2
     assert "expected two or more" in capsys.readouterr().err
     assert vote("create", tmp_path / "s", "--images", sets[0], tmp_path) == 2
-    assert "is no set of images" in capsys.readouterr().err
+    assert "is not an image set" in capsys.readouterr().err
     assert vote("serve", tmp_path / "s") == 2
     assert "is not a study" in capsys.readouterr().err
     assert not (tmp_path / "s").exists()

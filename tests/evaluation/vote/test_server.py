@@ -77,9 +77,9 @@ def test_images_are_sent_as_pixels_without_metadata(served, session):
         assert told["text"] == task.pair.text
         for side, image in (("left", task.left), ("right", task.right)):
             _, headers, body = served.request(told[side])
-            with Image.open(io.BytesIO(body)) as shown, Image.open(folder.file(study, image)) as painted:
-                assert image.model in painted.text["parameters"]
-                assert shown.info == {} and shown.tobytes() == painted.tobytes()
+            with Image.open(io.BytesIO(body)) as shown, Image.open(folder.file(study, image)) as stored:
+                assert image.model in stored.text["parameters"]
+                assert shown.info == {} and shown.tobytes() == stored.tobytes()
             assert headers["Content-Type"] == "image/png" and "Last-Modified" not in headers
 
 

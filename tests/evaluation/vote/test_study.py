@@ -78,7 +78,7 @@ def test_sets_that_do_not_fit_together(two, sets, tmp_path):
     renamed = make_set(tmp_path / "renamed", "renamed", [Prompt(id="p000", text="something else")], (1,))
     with pytest.raises(LLM4GENError, match="'p000' has another text in renamed than in alpha"):
         make_study(tmp_path, {"alpha": two["alpha"], "renamed": renamed})
-    with pytest.raises(LLM4GENError, match="no set of images"):
+    with pytest.raises(LLM4GENError, match="is not an image set"):
         make_study(tmp_path, {"alpha": two["alpha"], "none": ImageSet(tmp_path / "nothing")})
 
 
