@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from evaluation.report.page import Page, Shown, markdown_table, p_value
+from evaluation.report.page import Page, Shown, Table, p_value
 from evaluation.statistics import Difference, Estimate
 from llm4gen_core import LLM4GENError
 
@@ -162,7 +162,7 @@ def test_cells(page: Page, cell: object, shown: str) -> None:
     page.table(["Variant", "x"], [["base", cell]], "")
     assert shown.replace(", p", " p") in Reader(page).text
     assert (
-        markdown_table(["Variant", "x"], [["base", cell]]) == f"| Variant | x |\n| --- | ---: |\n| base | {shown} |\n"
+        Table(["Variant", "x"], [["base", cell]]).markdown() == f"| Variant | x |\n| --- | ---: |\n| base | {shown} |\n"
     )
 
 
@@ -200,11 +200,11 @@ def test_a_row_that_does_not_fit_is_refused(page: Page) -> None:
     with pytest.raises(LLM4GENError, match="Row 2 has 3 cells; expected 2: Variant, x"):
         page.table(["Variant", "x"], [["a", 1], ["b", 2, 3]], "")
     with pytest.raises(LLM4GENError, match="Row 1 has 1 cells; expected 2"):
-        markdown_table(["Variant", "x"], [["a"]])
+        Table(["Variant", "x"], [["a"]])
 
 
 def test_markdown_cells_cannot_break_the_table() -> None:
-    assert markdown_table(["x"], [["a|b\nc"]]) == "| x |\n| --- |\n| a\\|b c |\n"
+    assert Table(["x"], [["a|b\nc"]]).markdown() == "| x |\n| --- |\n| a\\|b c |\n"
 
 
 def test_a_plot_holds_its_numbers_for_those_who_cannot_see_it(page: Page) -> None:
