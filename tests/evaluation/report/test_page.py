@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from evaluation.report.page import Page, markdown_table
+from evaluation.report.page import Page, Shown, Table, p_value
 from evaluation.statistics import Difference, Estimate
 from llm4gen_core import LLM4GENError
 
@@ -162,7 +162,7 @@ def test_cells(page: Page, cell: object, shown: str) -> None:
     page.table(["Variant", "x"], [["base", cell]], "")
     assert shown.replace(", p", " p") in Reader(page).text
     assert (
-        markdown_table(["Variant", "x"], [["base", cell]]) == f"| Variant | x |\n| --- | ---: |\n| base | {shown} |\n"
+        Table(["Variant", "x"], [["base", cell]]).markdown() == f"| Variant | x |\n| --- | ---: |\n| base | {shown} |\n"
     )
 
 
@@ -200,11 +200,11 @@ def test_a_row_that_does_not_fit_is_refused(page: Page) -> None:
     with pytest.raises(LLM4GENError, match="Row 2 has 3 cells; expected 2: Variant, x"):
         page.table(["Variant", "x"], [["a", 1], ["b", 2, 3]], "")
     with pytest.raises(LLM4GENError, match="Row 1 has 1 cells; expected 2"):
-        markdown_table(["Variant", "x"], [["a"]])
+        Table(["Variant", "x"], [["a"]])
 
 
 def test_markdown_cells_cannot_break_the_table() -> None:
-    assert markdown_table(["x"], [["a|b\nc"]]) == "| x |\n| --- |\n| a\\|b c |\n"
+    assert Table(["x"], [["a|b\nc"]]).markdown() == "| x |\n| --- |\n| a\\|b c |\n"
 
 
 def test_a_plot_holds_its_numbers_for_those_who_cannot_see_it(page: Page) -> None:
@@ -232,7 +232,7 @@ def test_points_are_drawn_where_they_belong(page: Page, log_x: bool) -> None:
 
 
 def test_a_plot_has_the_colours_and_letters_of_the_page(page: Page) -> None:
-    series = {f"arm {n}": [(1, HALF), (2, HIGH)] for n in range(9)}
+    series = {f"variant {n}": [(1, HALF), (2, HIGH)] for n in range(9)}
     page.lines(series, "x [$]", "y_1", "", references={"chance": 0.5})
     html = page.html()
     body = html[html.index("<body>") :]
@@ -305,3 +305,31 @@ def test_write_replaces_the_file_and_leaves_nothing_else(page: Page, tmp_path: P
     page.write(path)
     assert path.read_text(encoding="utf-8") == page.html()
     assert [entry.name for entry in path.parent.iterdir()] == ["index.html"]
+
+
+def test_markdown_has_text_and_tables_and_no_empty_sections() -> None:
+    page = Page("Results", one_seed="† One rater.")
+    page.heading("Images alone")
+    page.images([("base", [image()])], ["a red circle"], "Figure 1.")
+    page.heading("Core")
+    page.heading("Binding", 3)
+    page.text("One *word*: .5†", ["a", "b"])
+    page.table(["Variant", "x"], [["base", NARROW], ["own", Shown("3 s", "[2, 4]", counts=("n = 5",))]], "Table 1.")
+    assert page.markdown() == (
+        "# Results\n\n## Core\n\n### Binding\n\nOne *word*: .5†\n\n- a\n- b\n\n† One rater.\n\n"
+        "Table 1. † One rater.\n\n"
+        "| Variant | x |\n| --- | ---: |\n| base | .982† [.971, .989] |\n| own | 3 s [2, 4]; n = 5 |\n"
+    )
+
+
+def test_quoted_tables_are_marked(page: Page) -> None:
+    page.table(["Model", "x"], [["theirs", "60.3 %"]], "Votes.", quoted=True)
+    assert "quoted, not measured here Votes." in Reader(page).text
+
+
+@pytest.mark.parametrize(
+    ("p", "with_name", "alone"),
+    [(0.0004, "p < .001", "< .001"), (0.0042, "p = .004", ".004"), (0.25, "p = .25", ".25"), (1, "p = 1.00", "1.00")],
+)
+def test_p_values(p: float, with_name: str, alone: str) -> None:
+    assert (p_value(p), p_value(p, "")) == (with_name, alone)
