@@ -70,17 +70,13 @@ class Metric(ABC):
     """Declarations and methods that all metrics share.
 
     Attributes:
-        name: key in files and commands.
-        title: name in tables.
-        lower_is_better: direction of the score.
+        name: key in `evaluation.benchmarks.METRICS`, which also has the title and the direction.
         judges_needed: judge models; they are looked for before anything is generated. The option FOLDER=OTHER, with a
             judge's folder name, puts another folder in its place.
         Options: model of the other options.
     """
 
     name: ClassVar[str]
-    title: ClassVar[str]
-    lower_is_better: ClassVar[bool] = False
     judges_needed: ClassVar[tuple[Judge, ...]] = ()
     Options: ClassVar[type[BaseModel]] = NoOptions
 
@@ -151,13 +147,7 @@ class ImageMetric(Metric):
 
 
 class SetMetric(Metric):
-    """Metric of a whole set of images, such as FID; no single image has a score.
-
-    Attributes:
-        numbers: title of each number that `compute` returns.
-    """
-
-    numbers: ClassVar[Mapping[str, str]] = {}
+    """Metric of a whole set of images, such as FID; no single image has a score."""
 
     @abstractmethod
     def update(self, images: Sequence[Image.Image], prompts: Sequence[Prompt], seeds: Sequence[int]) -> None:

@@ -119,7 +119,6 @@ class ClipScore(ImageMetric):
     """
 
     name = "clip_score"
-    title = "CLIP score"
     share = False
     judges_needed = (CLIP_L,)
     Options = JudgeOptions
@@ -148,7 +147,6 @@ class LongClipScore(ClipScore):
     """CLIP score by Long-CLIP, which reads 248 tokens, for prompts that CLIP truncates."""
 
     name = "long_clip_score"
-    title = "Long-CLIP score"
     judges_needed = (LONG_CLIP,)
 
     def __init__(self, judge: ClipJudge) -> None:
@@ -168,7 +166,6 @@ class NonSpatial(ClipScore):
     """
 
     name = "non_spatial"
-    title = "Non-spatial"
     judges_needed = (CLIP_B,)
     formula = "cosine"
 
@@ -237,7 +234,6 @@ class Aesthetic(ImageMetric):
     """
 
     name = "aesthetic"
-    title = "Aesthetic score"
     share = False
     judges_needed = (CLIP_L, HEAD)
     Options = JudgeOptions

@@ -141,9 +141,6 @@ class FID(InceptionMetric):
     """
 
     name = "fid"
-    title = "FID"
-    numbers = {"fid": "FID", "kid": "KID"}
-    lower_is_better = True
     Options = FIDOptions
     _output = 0
 
@@ -209,8 +206,6 @@ class InceptionScore(InceptionMetric):
     """
 
     name = "inception_score"
-    title = "Inception score"
-    numbers = {"inception_score": "Inception score"}
     Options = InceptionScoreOptions
     _output = 1
 

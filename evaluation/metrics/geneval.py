@@ -122,7 +122,6 @@ class GenEval(ImageMetric):
     """
 
     name = "geneval"
-    title = "GenEval"
     judges_needed = (MASK2FORMER, CLIP_L)
     Options = Settings
 

@@ -166,7 +166,6 @@ class BlipVQA(ImageMetric):
     """
 
     name = "blip_vqa"
-    title = "BLIP-VQA"
     judges_needed = (BLIP,)
     Options = BlipOptions
 
@@ -344,7 +343,6 @@ class VQAScore(_VQAMetric):
     """
 
     name = "vqa_score"
-    title = "VQAScore"
 
     def describe(self) -> dict[str, Any]:
         return {"question": QUESTION, **self._judge.describe()}
@@ -439,7 +437,6 @@ class DPG(_VQAMetric):
     """
 
     name = "dpg"
-    title = "DPG"
 
     @classmethod
     def applies(cls, prompt: Prompt) -> bool:

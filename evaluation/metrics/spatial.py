@@ -90,7 +90,6 @@ class Spatial(ImageMetric):
     """
 
     name = "spatial"
-    title = "Spatial"
     judges_needed = (DETECTOR,)
     Options = SpatialOptions
 

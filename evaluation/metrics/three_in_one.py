@@ -57,7 +57,6 @@ class ThreeInOne(ImageMetric):
     """
 
     name = "three_in_one"
-    title = "3-in-1"
     share = False  # a cosine can be negative
     judges_needed = (*BlipVQA.judges_needed, *Spatial.judges_needed, *NonSpatial.judges_needed)
     Options = ThreeInOneOptions
