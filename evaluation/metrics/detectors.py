@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -29,18 +29,18 @@ from ..judges import Judge
 from .judge_model import CONFIG, PREPROCESSOR, SHARDED_WEIGHTS, WEIGHTS, JudgeModel, load_part
 
 DETECTOR = Judge(
-    folder="object-detector",
-    repository="google/owlv2-base-patch16-ensemble (or any Grounding DINO, RT-DETR, ...)",
-    files=(CONFIG, SHARDED_WEIGHTS, PREPROCESSOR),
-    licence="Apache-2.0",
-    size="620 MB",
+    "object-detector",
+    "google/owlv2-base-patch16-ensemble (or any Grounding DINO, RT-DETR, ...)",
+    (CONFIG, SHARDED_WEIGHTS, PREPROCESSOR),
+    "Apache-2.0",
+    "620 MB",
 )
 MASK2FORMER = Judge(
-    folder="mask2former",
-    repository="facebook/mask2former-swin-small-coco-instance",
-    files=(CONFIG, WEIGHTS, PREPROCESSOR),
-    licence="CC BY-NC 4.0, as its authors' model zoo says",
-    size="280 MB",
+    "mask2former",
+    "facebook/mask2former-swin-small-coco-instance",
+    (CONFIG, WEIGHTS, PREPROCESSOR),
+    "CC BY-NC 4.0, as its authors' model zoo says",
+    "280 MB",
 )
 
 _TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt")
@@ -52,6 +52,7 @@ MOST_PAIRS = 100
 _EDGES = {"shortest_edge": 800, "longest_edge": 1333}
 """Size in pixels to which images are scaled, as in mmdet; the folder's configuration says squares of 384."""
 
+Result = TypeVar("Result")
 Box = tuple[float, float, float, float]
 
 
@@ -118,12 +119,12 @@ class Detector(JudgeModel, ABC):
             images: B RGB images of any sizes.
             nouns: nouns to look for in each image, at least one that the detector knows.
         """
-        found: dict[int, Detections] = {}
-        for places in same_size(images):
+
+        def found(places: list[int]) -> list[Detections]:
             answers = self._detect([images[place] for place in places], [tuple(nouns[place]) for place in places])
-            for place, (boxes, scores, labels) in zip(places, answers, strict=True):
-                found[place] = _tidy(boxes, scores, labels, images[place])
-        return [found[place] for place in range(len(images))]
+            return [_tidy(*answer, images[place]) for place, answer in zip(places, answers, strict=True)]
+
+        return _by_size(images, found)
 
     @abstractmethod
     def _detect(self, images: list[Image.Image], nouns: list[tuple[str, ...]]) -> Found:
@@ -350,8 +351,8 @@ class InstanceSegmenter(JudgeModel):
         Returns:
             Objects of each image by GenEval's class names, in order of confidence.
         """
-        found: dict[int, dict[str, list[Instance]]] = {}
-        for places in same_size(images):
+
+        def found(places: list[int]) -> list[dict[str, list[Instance]]]:
             inputs = self._processor(
                 [images[place] for place in places],
                 size=self._edges,
@@ -361,15 +362,18 @@ class InstanceSegmenter(JudgeModel):
             )
             pixels = inputs.pixel_values.to(self._model.device)
             outputs = self._model(pixel_values=pixels)
-            for row, place in enumerate(places):
-                found[place] = self._instances(
+            return [
+                self._instances(
                     outputs.class_queries_logits[row],
                     outputs.masks_queries_logits[row],
-                    (pixels.shape[-2], pixels.shape[-1]),
-                    (images[place].height, images[place].width),
+                    pixels.shape[-2:],
+                    images[place].size[::-1],
                     thresholds[place],
                 )
-        return [found[place] for place in range(len(images))]
+                for row, place in enumerate(places)
+            ]
+
+        return _by_size(images, found)
 
     def _instances(
         self, classes: Tensor, masks: Tensor, scaled: tuple[int, int], size: tuple[int, int], threshold: float
@@ -398,12 +402,13 @@ class InstanceSegmenter(JudgeModel):
         return {name: sorted(ones, key=lambda one: -one.score) for name, ones in found.items()}
 
 
-def same_size(images: Sequence[Image.Image]) -> list[list[int]]:
-    """Indices of images, grouped by size."""
+def _by_size(images: Sequence[Image.Image], found: Callable[[list[int]], Sequence[Result]]) -> list[Result]:
+    """Results for all images, where `found` returns them for the indices of images of one size."""
     groups: dict[tuple[int, int], list[int]] = {}
     for place, image in enumerate(images):
         groups.setdefault(image.size, []).append(place)
-    return list(groups.values())
+    results = {place: one for places in groups.values() for place, one in zip(places, found(places), strict=True)}
+    return [results[place] for place in range(len(images))]
 
 
 def _tidy(boxes: Tensor, scores: Tensor, labels: Sequence[str], image: Image.Image) -> Detections:

@@ -42,13 +42,7 @@ _PARSER = "rules"  # not "auto": the same nouns on every machine
 
 @dataclass(frozen=True)
 class Relation:
-    """A relation that a prompt asks for: "a dog on the left of a cat".
-
-    Attributes:
-        first: noun whose position is described.
-        relation: one of `RELATIONS`.
-        second: noun that the position is relative to.
-    """
+    """A relation that a prompt asks for, such as "a dog on the left of a cat": noun, one of `RELATIONS`, noun."""
 
     first: str
     relation: str
@@ -137,13 +131,7 @@ class Spatial(ImageMetric):
 
 
 def judge(relation: Relation, detections: Detections, side: int) -> Scores:
-    """Highest score of any two detections, as `Spatial` describes it.
-
-    Args:
-        relation: the requested relation.
-        detections: detections of both nouns.
-        side: length of the image's longer side in pixels.
-    """
+    """Highest score of any two detections of the nouns, as `Spatial` describes it; `side` as for `positions`."""
     boxes, confidences = zip(*(detections.of(noun) for noun in (relation.first, relation.second)), strict=True)
     position: float | None = None
     chosen: list[int | None] = [0 if len(one) else None for one in boxes]
