@@ -263,14 +263,12 @@ def load_detector(folder: Path, device: str = "cpu", threshold: float | None = N
         LLM4GENError: the model cannot be loaded, or is not a supported detector.
     """
     config = load_part(AutoConfig, folder, "config.json")
-    kind: type[Detector]
-    if config.model_type in ("owlvit", "owlv2"):
-        kind = OwlDetector
-    elif config.model_type in ("grounding-dino", "mm-grounding-dino"):
-        kind = GroundingDetector
-    elif config.model_type in MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES:
-        kind = LabelDetector
-    else:
+    kinds: dict[str, type[Detector]] = {
+        **dict.fromkeys(MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES, LabelDetector),
+        **dict.fromkeys(("owlvit", "owlv2"), OwlDetector),
+        **dict.fromkeys(("grounding-dino", "mm-grounding-dino"), GroundingDetector),
+    }
+    if (kind := kinds.get(config.model_type)) is None:
         raise LLM4GENError(
             f"Judge {folder} is a model of type {config.model_type!r}; expected an object detector: OWLv2, Grounding "
             "DINO, or one with fixed labels such as RT-DETR. Put one there, or name its folder with the metric's "
@@ -313,14 +311,8 @@ class InstanceSegmenter(JudgeModel):
     loader = Mask2FormerForUniversalSegmentation
     kind = "mask2former"
 
-    def __init__(
-        self,
-        folder: Path,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        edges: Mapping[str, int] = _EDGES,
-    ) -> None:
-        super().__init__(folder, device, dtype)
+    def __init__(self, folder: Path, device: str = "cpu", edges: Mapping[str, int] = _EDGES) -> None:
+        super().__init__(folder, device)
         self._edges = dict(edges)
         self._processor = load_part(AutoImageProcessor, folder, "preprocessor")
         names = {number: name.lower() for number, name in self._model.config.id2label.items()}
@@ -407,7 +399,9 @@ def _by_size(images: Sequence[Image.Image], found: Callable[[list[int]], Sequenc
     groups: dict[tuple[int, int], list[int]] = {}
     for place, image in enumerate(images):
         groups.setdefault(image.size, []).append(place)
-    results = {place: one for places in groups.values() for place, one in zip(places, found(places), strict=True)}
+    results: dict[int, Result] = {}
+    for places in groups.values():
+        results.update(zip(places, found(places), strict=True))
     return [results[place] for place in range(len(images))]
 
 
