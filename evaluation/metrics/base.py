@@ -105,7 +105,7 @@ class Metric(ABC):
     """Declarations and methods that all metrics share.
 
     Attributes:
-        name: key in files and commands, and in `evaluation.benchmarks.METRICS`, which has title and direction.
+        name: key in `evaluation.benchmarks.METRICS`, which also has the title and the direction.
         judges_needed: judge models; they are looked for before anything is generated. The option FOLDER=OTHER, with a
             judge's folder name, puts another folder in its place.
         Options: model of the other options.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -29,18 +29,18 @@ from .base import Judge
 from .judge_model import CONFIG, PREPROCESSOR, SHARDED_WEIGHTS, WEIGHTS, JudgeModel, load_part
 
 DETECTOR = Judge(
-    folder="object-detector",
-    repository="google/owlv2-base-patch16-ensemble (or any Grounding DINO, RT-DETR, ...)",
-    files=(CONFIG, SHARDED_WEIGHTS, PREPROCESSOR),
-    licence="Apache-2.0",
-    size="620 MB",
+    "object-detector",
+    "google/owlv2-base-patch16-ensemble (or any Grounding DINO, RT-DETR, ...)",
+    (CONFIG, SHARDED_WEIGHTS, PREPROCESSOR),
+    "Apache-2.0",
+    "620 MB",
 )
 MASK2FORMER = Judge(
-    folder="mask2former",
-    repository="facebook/mask2former-swin-small-coco-instance",
-    files=(CONFIG, WEIGHTS, PREPROCESSOR),
-    licence="CC BY-NC 4.0, as its authors' model zoo says",
-    size="280 MB",
+    "mask2former",
+    "facebook/mask2former-swin-small-coco-instance",
+    (CONFIG, WEIGHTS, PREPROCESSOR),
+    "CC BY-NC 4.0, as its authors' model zoo says",
+    "280 MB",
 )
 
 _TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt")
@@ -52,6 +52,7 @@ MOST_PAIRS = 100
 _EDGES = {"shortest_edge": 800, "longest_edge": 1333}
 """Size in pixels to which images are scaled, as in mmdet; the folder's configuration says squares of 384."""
 
+Result = TypeVar("Result")
 Box = tuple[float, float, float, float]
 
 
@@ -118,12 +119,12 @@ class Detector(JudgeModel, ABC):
             images: B RGB images of any sizes.
             nouns: nouns to look for in each image, at least one that the detector knows.
         """
-        found: dict[int, Detections] = {}
-        for places in same_size(images):
+
+        def found(places: list[int]) -> list[Detections]:
             answers = self._detect([images[place] for place in places], [tuple(nouns[place]) for place in places])
-            for place, (boxes, scores, labels) in zip(places, answers, strict=True):
-                found[place] = _tidy(boxes, scores, labels, images[place])
-        return [found[place] for place in range(len(images))]
+            return [_tidy(*answer, images[place]) for place, answer in zip(places, answers, strict=True)]
+
+        return _by_size(images, found)
 
     @abstractmethod
     def _detect(self, images: list[Image.Image], nouns: list[tuple[str, ...]]) -> Found:
@@ -262,14 +263,12 @@ def load_detector(folder: Path, device: str = "cpu", threshold: float | None = N
         LLM4GENError: the model cannot be loaded, or is not a supported detector.
     """
     config = load_part(AutoConfig, folder, "config.json")
-    kind: type[Detector]
-    if config.model_type in ("owlvit", "owlv2"):
-        kind = OwlDetector
-    elif config.model_type in ("grounding-dino", "mm-grounding-dino"):
-        kind = GroundingDetector
-    elif config.model_type in MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES:
-        kind = LabelDetector
-    else:
+    kinds: dict[str, type[Detector]] = {
+        **dict.fromkeys(MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES, LabelDetector),
+        **dict.fromkeys(("owlvit", "owlv2"), OwlDetector),
+        **dict.fromkeys(("grounding-dino", "mm-grounding-dino"), GroundingDetector),
+    }
+    if (kind := kinds.get(config.model_type)) is None:
         raise LLM4GENError(
             f"Judge {folder} is a model of type {config.model_type!r}; expected an object detector: OWLv2, Grounding "
             "DINO, or one with fixed labels such as RT-DETR. Put one there, or name its folder with the metric's "
@@ -312,14 +311,8 @@ class InstanceSegmenter(JudgeModel):
     loader = Mask2FormerForUniversalSegmentation
     kind = "mask2former"
 
-    def __init__(
-        self,
-        folder: Path,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        edges: Mapping[str, int] = _EDGES,
-    ) -> None:
-        super().__init__(folder, device, dtype)
+    def __init__(self, folder: Path, device: str = "cpu", edges: Mapping[str, int] = _EDGES) -> None:
+        super().__init__(folder, device)
         self._edges = dict(edges)
         self._processor = load_part(AutoImageProcessor, folder, "preprocessor")
         names = {number: name.lower() for number, name in self._model.config.id2label.items()}
@@ -350,8 +343,8 @@ class InstanceSegmenter(JudgeModel):
         Returns:
             Objects of each image by GenEval's class names, in order of confidence.
         """
-        found: dict[int, dict[str, list[Instance]]] = {}
-        for places in same_size(images):
+
+        def found(places: list[int]) -> list[dict[str, list[Instance]]]:
             inputs = self._processor(
                 [images[place] for place in places],
                 size=self._edges,
@@ -361,15 +354,18 @@ class InstanceSegmenter(JudgeModel):
             )
             pixels = inputs.pixel_values.to(self._model.device)
             outputs = self._model(pixel_values=pixels)
-            for row, place in enumerate(places):
-                found[place] = self._instances(
+            return [
+                self._instances(
                     outputs.class_queries_logits[row],
                     outputs.masks_queries_logits[row],
-                    (pixels.shape[-2], pixels.shape[-1]),
-                    (images[place].height, images[place].width),
+                    pixels.shape[-2:],
+                    images[place].size[::-1],
                     thresholds[place],
                 )
-        return [found[place] for place in range(len(images))]
+                for row, place in enumerate(places)
+            ]
+
+        return _by_size(images, found)
 
     def _instances(
         self, classes: Tensor, masks: Tensor, scaled: tuple[int, int], size: tuple[int, int], threshold: float
@@ -398,12 +394,15 @@ class InstanceSegmenter(JudgeModel):
         return {name: sorted(ones, key=lambda one: -one.score) for name, ones in found.items()}
 
 
-def same_size(images: Sequence[Image.Image]) -> list[list[int]]:
-    """Indices of images, grouped by size."""
+def _by_size(images: Sequence[Image.Image], found: Callable[[list[int]], Sequence[Result]]) -> list[Result]:
+    """Results for all images, where `found` returns them for the indices of images of one size."""
     groups: dict[tuple[int, int], list[int]] = {}
     for place, image in enumerate(images):
         groups.setdefault(image.size, []).append(place)
-    return list(groups.values())
+    results: dict[int, Result] = {}
+    for places in groups.values():
+        results.update(zip(places, found(places), strict=True))
+    return [results[place] for place in range(len(images))]
 
 
 def _tidy(boxes: Tensor, scores: Tensor, labels: Sequence[str], image: Image.Image) -> Detections:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torchvision.ops import box_iou
+from torchvision.ops import nms
 
 from llm4gen_core import LLM4GENError
 from llm4gen_core.errors import first_problem
@@ -61,7 +61,7 @@ class Settings(JudgeOptions):
         counting_threshold: the same for prompts with the tag "counting".
         position_threshold: distance of two objects' centres, relative to the sum of their sizes, that counts as apart.
         max_objects: number of objects of a class that count, the most confident ones.
-        max_overlap: IoU at which the less confident of two objects of a class is dropped; 1 keeps all.
+        max_overlap: IoU above which the less confident of two objects of a class is dropped; 1 keeps all.
     """
 
     model_config = ConfigDict(
@@ -164,12 +164,8 @@ class GenEval(ImageMetric):
 def read_row(prompt: Prompt, names: set[str]) -> Row:
     """Row of GenEval in a prompt's `about`.
 
-    Args:
-        prompt: the prompt.
-        names: classes that the detector knows.
-
     Raises:
-        LLM4GENError: `about` is not such a row, or names an unknown class.
+        LLM4GENError: `about` is not such a row, or asks for a class that is not among `names`.
     """
     try:
         row = Row.model_validate_json(json.dumps(prompt.about))
@@ -198,17 +194,11 @@ def keep(objects: Sequence[Instance], settings: Settings) -> list[Instance]:
     Args:
         objects: objects of one class above the threshold, in order of confidence.
     """
-    objects = list(objects[: settings.max_objects])
-    if settings.max_overlap == 1 or not objects:
-        return objects
+    objects = objects[: settings.max_objects]
     # GenEval's boxes include their last pixel, so they are one pixel wider and higher.
-    boxes = torch.tensor([one.box for one in objects], dtype=torch.float64) + torch.tensor([0, 0, 1, 1])
-    overlaps = box_iou(boxes, boxes)
-    kept: list[int] = []
-    for at in range(len(objects)):
-        if (overlaps[at, kept] < settings.max_overlap).all():
-            kept.append(at)
-    return [objects[at] for at in kept]
+    boxes = torch.tensor([one.box for one in objects], dtype=torch.float64).reshape(-1, 4) + torch.tensor([0, 0, 1, 1])
+    scores = torch.tensor([one.score for one in objects], dtype=torch.float64)
+    return [objects[at] for at in sorted(nms(boxes, scores, settings.max_overlap).tolist())]
 
 
 def check(

@@ -45,35 +45,10 @@ def load_part(loader: Any, folder: Path, what: str, **options: Any) -> Any:
         ) from error
 
 
-def load_model(loader: Any, folder: Path, dtype: torch.dtype, device: str, kind: str | None = None) -> Any:
-    """Load a model with all of its weights, for inference.
+class JudgeModel:
+    """Model of transformers in a folder, with all of its weights, for inference.
 
     transformers initialises weights that a checkpoint lacks at random and only warns. Such a judge is refused.
-
-    Args:
-        loader: class of transformers with `from_pretrained`.
-        kind: required `model_type` of the configuration; None accepts any that `loader` does.
-
-    Raises:
-        LLM4GENError: the folder holds another kind of model, or weights are missing or cannot be read.
-    """
-    config = load_part(transformers.AutoConfig, folder, "config.json")
-    if kind is not None and config.model_type != kind:
-        raise LLM4GENError(
-            f"Judge {folder} is a model of type {config.model_type!r}; expected type {kind!r}. Put the right model "
-            "there, or name its folder with the metric's options."
-        )
-    model, info = load_part(loader, folder, "weights", dtype=dtype, output_loading_info=True)
-    if missing := sorted(info["missing_keys"]):
-        raise LLM4GENError(
-            f"Judge {folder} lacks {len(missing)} of its weights, {missing[0]} among them, which would be random; "
-            f"expected a complete {type(model).__name__}. Download the folder again."
-        )
-    return model.to(device).eval().requires_grad_(False)
-
-
-class JudgeModel:
-    """Model of transformers in a folder.
 
     Args:
         folder: folder with weights, and tokenizer and preprocessor where the model has them.
@@ -81,12 +56,12 @@ class JudgeModel:
         dtype: precision of the weights.
 
     Attributes:
-        loader: class of transformers.
-        kind: see `load_model`.
+        loader: class of transformers with `from_pretrained`.
+        kind: required `model_type` of the configuration; None accepts any that `loader` does.
         gpu_dtype: precision on a GPU if no option names one.
 
     Raises:
-        LLM4GENError: the folder holds another model, or is damaged.
+        LLM4GENError: the folder holds another kind of model, or a part is missing or cannot be read.
     """
 
     loader: ClassVar[Any]
@@ -95,7 +70,19 @@ class JudgeModel:
 
     def __init__(self, folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.folder, self.device, self.dtype = folder, device, dtype
-        self._model = load_model(self.loader, folder, dtype, device, self.kind)
+        config = load_part(transformers.AutoConfig, folder, "config.json")
+        if self.kind is not None and config.model_type != self.kind:
+            raise LLM4GENError(
+                f"Judge {folder} is a model of type {config.model_type!r}; expected type {self.kind!r}. Put the right "
+                "model there, or name its folder with the metric's options."
+            )
+        model, info = load_part(self.loader, folder, "weights", dtype=dtype, output_loading_info=True)
+        if missing := sorted(info["missing_keys"]):
+            raise LLM4GENError(
+                f"Judge {folder} lacks {len(missing)} of its weights, {missing[0]} among them, which would be random; "
+                f"expected a complete {type(model).__name__}. Download the folder again."
+            )
+        self._model = model.to(device).eval().requires_grad_(False)
 
     @classmethod
     def from_context(cls, context: Context, judge: Judge) -> Self:

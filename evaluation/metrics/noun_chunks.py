@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -26,6 +25,7 @@ _NO_TEMPLATE = (
     | lexicon.RELATIVES
     | lexicon.NEGATIONS
 ) - _ENDS
+_BETWEEN = re.compile(r" (?:and|of) ", re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 
 
@@ -97,7 +97,7 @@ class TemplateChunker:
         words = text.strip().rstrip(".").split()
         if not words or not all(_WORD.fullmatch(word) and word.lower() not in _NO_TEMPLATE for word in words):
             return None
-        chunks = list(_cut(words))
+        chunks = [part.split() for part in _BETWEEN.split(" ".join(words))]
         if not all(_is_chunk(chunk) for chunk in chunks):
             return None
         if any(_lacks_noun(chunk, after) for chunk, after in zip(chunks, chunks[1:], strict=False)):
@@ -138,20 +138,9 @@ def find_chunker(package: str | None = None) -> Chunker:
     return SpacyChunker(installed[0]) if installed else TemplateChunker()
 
 
-def _cut(words: Iterable[str]) -> Iterator[list[str]]:
-    chunk: list[str] = []
-    for word in words:
-        if word.lower() in _ENDS:
-            yield chunk
-            chunk = []
-        else:
-            chunk.append(word)
-    yield chunk
-
-
 def _is_chunk(words: list[str]) -> bool:
     named = words[1:] if words and words[0].lower() in _ARTICLES else words
-    return 1 <= len(named) <= 4 and not any(word.lower() in _ARTICLES for word in named)
+    return 1 <= len(named) <= 4 and not any(word.lower() in _ARTICLES | _ENDS for word in named)
 
 
 def _lacks_noun(words: list[str], after: list[str]) -> bool:

@@ -246,8 +246,9 @@ class VQAJudge(JudgeModel):
         self._longest = min(positions or self._processor.tokenizer.model_max_length, 1 << 30)
         former = getattr(self._model.config, "qformer_config", None)
         self._longest_for_former = getattr(former, "max_position_embeddings", 1 << 30)
-        named = getattr(text, "decoder_start_token_id", None), self._model.generation_config.decoder_start_token_id
-        self._start = next((token for token in named if token is not None), text.pad_token_id)
+        if self._encodes:
+            named = getattr(text, "decoder_start_token_id", None), self._model.generation_config.decoder_start_token_id
+            self._start = next((token for token in named if token is not None), text.pad_token_id)
         self._words = {word: self._tokens_of(word) for word in ("yes", "no")}
 
     def describe(self) -> dict[str, Any]:

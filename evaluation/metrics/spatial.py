@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -41,13 +41,7 @@ _PARSER = "rules"  # not "auto": the same nouns on every machine
 
 @dataclass(frozen=True)
 class Relation:
-    """A relation that a prompt asks for: "a dog on the left of a cat".
-
-    Attributes:
-        first: noun whose position is described.
-        relation: one of `RELATIONS`.
-        second: noun that the position is relative to.
-    """
+    """A relation that a prompt asks for, such as "a dog on the left of a cat": noun, one of `RELATIONS`, noun."""
 
     first: str
     relation: str
@@ -136,43 +130,33 @@ class Spatial(ImageMetric):
 
 
 def judge(relation: Relation, detections: Detections, side: int) -> Scores:
-    """Highest score of any two detections, as `Spatial` describes it.
-
-    Args:
-        relation: the requested relation.
-        detections: detections of both nouns.
-        side: length of the image's longer side in pixels.
-    """
-    boxes, confidences = zip(*(detections.of(noun) for noun in (relation.first, relation.second)), strict=True)
+    """Highest score of any two detections of the nouns, as `Spatial` describes it; `side` as for `positions`."""
+    nouns = (relation.first, relation.second)
+    (first, first_sure), (second, second_sure) = (detections.of(noun) for noun in nouns)
+    where = positions(relation.relation, first, second, side)
+    # One box is not two objects, whatever the detector calls it.
+    same = (first[:, None] == second[None]).all(dim=2)
+    values = (first_sure[:, None] / 4 + second_sure[None] / 4 + where / 2).masked_fill(same, -1)
+    chosen: list[int | None] = [0 if len(first) else None, 0 if len(second) else None]
     position: float | None = None
-    chosen: list[int | None] = [0 if len(one) else None for one in boxes]
-    if None not in chosen:
-        where = positions(relation.relation, boxes[0], boxes[1], side)
-        # One box is not two objects, whatever the detector calls it.
-        same = (boxes[0][:, None] == boxes[1][None]).all(dim=2)
-        values = (confidences[0][:, None] / 4 + confidences[1][None] / 4 + where / 2).masked_fill(same, -1)
+    if not same.all():  # so there is a pair of two boxes
         row, column = divmod(int(values.argmax()), values.shape[1])
-        if same.all():
-            surer = int(confidences[1][0] > confidences[0][0])
-            chosen[1 - surer] = None
-        else:
-            chosen = [row, column]
-            position = float(where[row, column])
-    sure = [None if at is None else float(one[at]) for one, at in zip(confidences, chosen, strict=True)]
+        chosen, position = [row, column], float(where[row, column])
+    elif None not in chosen:  # the less confident of two names for one box is missing
+        chosen[int(second_sure[0] <= first_sure[0])] = None
+    sure = [None if at is None else float(one[at]) for one, at in zip((first_sure, second_sure), chosen, strict=True)]
     score = sum(one or 0.0 for one in sure) / 4 + (position or 0.0) / 2
     found: dict[str, Any] = {
         "score": score if score >= 0.5 else 0.0,
-        "first": relation.first,
-        "relation": relation.relation,
-        "second": relation.second,
+        **asdict(relation),
         "position": position,
         "confidences": sure,
         "boxes": [
             None if at is None else [round(edge, 1) for edge in one[at].tolist()]
-            for one, at in zip(boxes, chosen, strict=True)
+            for one, at in zip((first, second), chosen, strict=True)
         ],
     }
-    if missing := [noun for noun, at in zip((relation.first, relation.second), chosen, strict=True) if at is None]:
+    if missing := [noun for noun, at in zip(nouns, chosen, strict=True) if at is None]:
         found["reason"] = f"Not found: {' and '.join(dict.fromkeys(missing))}."
     return found
 

@@ -1,4 +1,4 @@
-"""The aesthetic heads: by hand, told apart by their weights, and only over the embeddings that they know."""
+"""Aesthetic score: both heads against their own arithmetic, and refusal of other weights."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
 
 WIDTH = 24
-"""Of the tiny CLIP's embeddings, in place of 768."""
+"""Size of the tiny CLIP's embeddings, in place of 768."""
 PROMPTS = [Prompt(id=str(number), text="cat") for number in range(3)]
 
 
 class ReleasedHead(nn.Module):
-    """v2 as its checkpoint was trained."""
+    """Head v2 as it was trained."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ def test_a_head_of_another_clip_is_refused(judges: Path) -> None:
         Aesthetic.load(Context(judges=judges))
 
 
-def test_a_pickle_that_is_more_than_weights_is_not_run(judges: Path, tmp_path: Path) -> None:
+def test_a_pickle_that_would_run_code_is_refused(judges: Path, tmp_path: Path) -> None:
     ran = tmp_path / "ran"
 
     class Bad:
@@ -103,7 +103,7 @@ def test_a_pickle_that_is_more_than_weights_is_not_run(judges: Path, tmp_path: P
     assert not ran.exists()
 
 
-def test_what_is_missing_is_named(tmp_path: Path, clip_writer: Callable[..., Path]) -> None:
+def test_a_missing_head_is_named(tmp_path: Path, clip_writer: Callable[..., Path]) -> None:
     clip_writer(tmp_path / "clip")
     with pytest.raises(LLM4GENError, match="improved-aesthetic-predictor"):
         Aesthetic.load(Context(judges=tmp_path))

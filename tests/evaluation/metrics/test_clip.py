@@ -1,4 +1,4 @@
-"""CLIP scores: by hand from the model's parts, at the right token, and with EOS whatever the length."""
+"""CLIP scores: cosines against the parts of the model, pooled at EOS for texts of any length."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def prompts_of(*texts: str, category: str = "") -> list[Prompt]:
 
 @torch.no_grad()
 def cosine_by_hand(folder: Path, image: Image.Image, ids: list[int], place: int) -> float:
-    """Between the image and what the text encoder says at a place of the tokens."""
+    """Cosine between an image and the text encoder's output at a token."""
     model: Any = CLIPModel.from_pretrained(folder)
     pixels = AutoImageProcessor.from_pretrained(folder, backend="pil")(image, return_tensors="pt").pixel_values
     hidden = model.text_model(input_ids=torch.tensor([ids])).last_hidden_state[:, place]
@@ -68,7 +68,7 @@ def test_a_negative_cosine_scores_zero(
 
 
 def test_a_long_text_keeps_its_eos(clip_folder: Path, pictures: list[Image.Image]) -> None:
-    """The trap of torchmetrics #2883: cutting at 77 leaves no EOS and compares another token."""
+    """Truncating after 77 tokens leaves no EOS, and another token is compared (torchmetrics #2883)."""
     [score] = ClipScore.load(Context(judges=clip_folder.parent)).score(pictures[:1], prompts_of(LONG))
     tokenizer = CLIPTokenizer.from_pretrained(clip_folder)
     ids = tokenizer(LONG).input_ids
@@ -92,7 +92,7 @@ def test_77_tokens_fit_and_78_do_not(clip_folder: Path, pictures: list[Image.Ima
 def test_both_forms_of_configuration_pool_at_eos(
     eos_in_config: int | None, pictures: list[Image.Image], tmp_path: Path, clip_writer: Callable[..., Path]
 ) -> None:
-    """2, as OpenAI's folders have it, and the tokenizer's own: `CLIPModel` itself agrees with ours on both."""
+    """EOS id 2, as in OpenAI's folders, and the tokenizer's own: both agree with `CLIPModel`."""
     folder = clip_writer(tmp_path / "clip", eos_in_config=eos_in_config)
     text = CLIPTokenizer.from_pretrained(folder)([SHORT, "cat"], padding=True, return_tensors="pt")
     model: Any = CLIPModel.from_pretrained(folder)
@@ -129,7 +129,7 @@ def test_long_clip_reads_what_clip_does_not(clip_folder: Path, pictures: list[Im
     assert first["truncated"] is True and first["cosine"] == pytest.approx(second["cosine"], abs=1e-6)
 
 
-def test_an_ordinary_clip_is_no_long_clip(clip_folder: Path) -> None:
+def test_an_ordinary_clip_is_refused_as_long_clip(clip_folder: Path) -> None:
     with pytest.raises(LLM4GENError, match="reads 77 tokens"):
         LongClipScore.load(Context(judges=clip_folder.parent, options={"long-clip": "clip"}))
 
@@ -148,8 +148,8 @@ def test_another_folder_by_option(clip_folder: Path) -> None:
     assert metric.describe()["judge"] == "long-clip" and metric.describe()["length"] == 248
 
 
-def test_strips_are_not_taken_for_channels(clip_folder: Path) -> None:
-    """Three pixels high, an image is still prepared as OpenAI does it: shortest side, then the middle."""
+def test_an_image_three_pixels_high_is_not_read_as_channels(clip_folder: Path) -> None:
+    """It is prepared as any other: shortest side resized, then the center cropped."""
     random = np.random.default_rng(0)
     image = Image.fromarray(random.integers(0, 256, (3, 40, 3), dtype=np.uint8))
     width = int(32 * 40 / 3)
@@ -159,7 +159,7 @@ def test_strips_are_not_taken_for_channels(clip_folder: Path) -> None:
     assert torch.allclose(judge.embed_images([image]), judge.embed_images([middle]), atol=1e-4)
 
 
-def test_a_missing_judge_is_a_sentence(tmp_path: Path) -> None:
+def test_a_missing_judge_is_named(tmp_path: Path) -> None:
     with pytest.raises(LLM4GENError, match="openai/clip-vit-large-patch14"):
         ClipScore.load(Context(judges=tmp_path))
 
@@ -172,7 +172,7 @@ def test_another_kind_of_model_is_refused(clip_folder: Path, tmp_path: Path, cli
         ClipScore.load(Context(judges=tmp_path))
 
 
-def test_a_damaged_file_is_a_sentence(clip_folder: Path, tmp_path: Path, clip_writer: Callable[..., Path]) -> None:
+def test_a_damaged_file_is_named(clip_folder: Path, tmp_path: Path, clip_writer: Callable[..., Path]) -> None:
     folder = clip_writer(tmp_path / "clip")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -191,3 +191,14 @@ def test_description_changes_with_the_weights(
     after = ClipJudge(folder).describe()
     assert before["hash"] != after["hash"]
     assert {**before, "hash": ""} == {**after, "hash": ""}
+
+
+def test_a_missing_package_is_no_broken_download(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def needs_package(*args: object, **options: object) -> None:
+        raise ImportError("\nCLIPTokenizer requires the ftfy library but it was not found.")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", needs_package)
+    with pytest.raises(
+        LLM4GENError, match="its tokenizer needs a package that is not installed .CLIPTokenizer requires"
+    ):
+        ClipJudge(clip_folder)

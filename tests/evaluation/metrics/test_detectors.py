@@ -38,7 +38,7 @@ def images() -> list[Image.Image]:
 
 
 class Says(torch.nn.Module):
-    """A model that has seen certain boxes, whatever it is shown."""
+    """Model with a fixed output."""
 
     device = torch.device("cpu")
 
@@ -60,9 +60,7 @@ def says(
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_what_is_found_does_not_depend_on_the_neighbours(
-    folders: dict[str, Path], images: list[Image.Image], name: str
-) -> None:
+def test_detections_do_not_depend_on_the_batch(folders: dict[str, Path], images: list[Image.Image], name: str) -> None:
     detector = load_detector(folders[name], threshold=0.0)
     nouns = [("cat", "dog", "person"), ("dog",), ("person", "cat")]
     together = detector.detect(images, nouns)
@@ -76,7 +74,7 @@ def test_what_is_found_does_not_depend_on_the_neighbours(
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_boxes_lie_inside_their_image_the_surest_first(
+def test_boxes_are_inside_the_image_in_order_of_confidence(
     folders: dict[str, Path], images: list[Image.Image], name: str
 ) -> None:
     for image, found in zip(
@@ -87,7 +85,7 @@ def test_boxes_lie_inside_their_image_the_surest_first(
         assert (found.scores[:-1] >= found.scores[1:]).all()
 
 
-def test_owl_finds_what_transformers_does(folders: dict[str, Path], images: list[Image.Image]) -> None:
+def test_owl_detects_as_transformers_does(folders: dict[str, Path], images: list[Image.Image]) -> None:
     detector = load_detector(folders["owl"], threshold=0.3)
     model = AutoModelForZeroShotObjectDetection.from_pretrained(folders["owl"]).eval()
     inputs = detector.processor(
@@ -105,7 +103,7 @@ def test_owl_finds_what_transformers_does(folders: dict[str, Path], images: list
     torch.testing.assert_close(found.scores, expected["scores"][order])
 
 
-def test_owl_pads_images_to_squares_and_boxes_are_shares_of_those(folders: dict[str, Path]) -> None:
+def test_owl_boxes_are_relative_to_the_padded_square(folders: dict[str, Path]) -> None:
     detector = says(
         load_detector(folders["owl"]),
         logits=[[2.0, -2.0], [-2.0, 1.0], [-4.0, -4.0], [3.0, 0.0]],
@@ -113,7 +111,7 @@ def test_owl_pads_images_to_squares_and_boxes_are_shares_of_those(folders: dict[
         threshold=0.5,
     )
     (found,) = detector.detect([Image.new("RGB", (60, 40))], [("cat", "dog")])
-    # The second reaches below the image, the third is unsure, the last lies in the padding alone.
+    # The second reaches below the image, the third is below the threshold, the last is entirely in the padding.
     assert found.labels == ("cat", "dog")
     torch.testing.assert_close(found.boxes, torch.tensor([[15.0, 7.5, 45.0, 22.5], [24.0, 12.0, 36.0, 40.0]]))
     torch.testing.assert_close(found.scores, torch.tensor([2.0, 1.0]).sigmoid())
@@ -127,8 +125,18 @@ def test_grounding_dino_scores_a_noun_by_the_mean_of_its_tokens(folders: dict[st
     ]  # fmt: skip
     low = -9.0
     rows = [
-        [low, low, low, 2.0, 0.0, 5.0, 0.5, low, low],  # hotdog: the mean of two tokens; the full stop is no noun's
-        [9.0, 1.0, low, 3.0, low, low, low, low, low],  # cat, although one token of hotdog is surer
+        [
+            low,
+            low,
+            low,
+            2.0,
+            0.0,
+            5.0,
+            0.5,
+            low,
+            low,
+        ],  # hotdog: the mean of two tokens; the full stop belongs to no noun
+        [9.0, 1.0, low, 3.0, low, low, low, low, low],  # cat, although one token of hotdog scores higher
         [low, low, low, low, low, low, 2.0, low, low],  # person
     ]
     boxes = [[0.5, 0.5, 0.5, 0.5], [0.25, 0.5, 0.5, 1.0], [0.9, 0.5, 0.4, 0.5]]
@@ -145,7 +153,7 @@ def test_grounding_dino_scores_a_noun_by_the_mean_of_its_tokens(folders: dict[st
     )
 
 
-def test_fixed_labels_are_found_as_by_transformers(folders: dict[str, Path], images: list[Image.Image]) -> None:
+def test_fixed_labels_are_detected_as_transformers_does(folders: dict[str, Path], images: list[Image.Image]) -> None:
     processor = AutoImageProcessor.from_pretrained(folders["labels"])
     model = AutoModelForObjectDetection.from_pretrained(folders["labels"]).eval()
     with torch.no_grad():
@@ -173,7 +181,7 @@ def test_a_person_is_boy_and_girl_to_fixed_labels(folders: dict[str, Path]) -> N
     assert detector.knows("Cat") and detector.knows("sofa") and not detector.knows("giraffe")
 
 
-def test_no_noun_is_unknown_to_an_open_vocabulary(folders: dict[str, Path]) -> None:
+def test_an_open_vocabulary_knows_every_noun(folders: dict[str, Path]) -> None:
     assert load_detector(folders["owl"]).knows("zeppelin")
 
 
@@ -181,7 +189,7 @@ def test_no_noun_is_unknown_to_an_open_vocabulary(folders: dict[str, Path]) -> N
     ("name", "kind", "threshold"),
     [("owl", OwlDetector, 0.1), ("grounding", GroundingDetector, 0.35), ("labels", LabelDetector, 0.5)],
 )
-def test_thresholds_are_said(folders: dict[str, Path], name: str, kind: type[Detector], threshold: float) -> None:
+def test_thresholds_are_described(folders: dict[str, Path], name: str, kind: type[Detector], threshold: float) -> None:
     detector = load_detector(folders[name])
     assert type(detector) is kind
     assert detector.describe()["threshold"] == threshold
@@ -205,7 +213,7 @@ def without_tokenizer(path: Path) -> None:
     ],
     ids=["other model", "empty", "no tokenizer", "no weights"],
 )
-def test_what_is_no_detector_is_refused(tmp_path: Path, spoil: Callable[[Path], Any], sentence: str) -> None:
+def test_other_folders_are_refused(tmp_path: Path, spoil: Callable[[Path], Any], sentence: str) -> None:
     spoil(tmp_path / "object-detector")
     with pytest.raises(LLM4GENError, match=f"Judge .*object-detector.*{sentence}"):
         load_detector(tmp_path / "object-detector")

@@ -1,4 +1,4 @@
-"""DPG-Bench: which questions count, and what a real judge is asked."""
+"""DPG-Bench: which questions count, and the questions that a real judge is asked."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def prompt_of(questions: Any, name: str = "1") -> Prompt:
 
 
 class Told(VQAJudge):
-    """Says yes to the questions that it was given."""
+    """Judge that answers yes to the given questions only."""
 
     def __init__(self, *yes: str) -> None:
         self._yes = [ASKED.format(question=question) for question in yes]
@@ -46,8 +46,8 @@ def test_all_yes_is_one() -> None:
     assert scored(QUESTIONS, *(one["text"] for one in QUESTIONS))["score"] == 1
 
 
-def test_a_no_takes_all_that_depend_on_it_with_it() -> None:
-    """Without the book neither "on the book" counts nor what is asked of that: 2 of 5."""
+def test_questions_that_depend_on_a_no_do_not_count() -> None:
+    """Without the book, neither "on the book" nor the question about that counts: 2 of 5."""
     score = scored(QUESTIONS, *(one["text"] for one in QUESTIONS if one["id"] != 3))
     assert score["score"] == pytest.approx(2 / 5)
     assert {int(name) for name, one in score["answers"].items() if one["counts"]} == {1, 2}
@@ -82,7 +82,7 @@ def test_a_real_judge_is_asked_of_each_image(llava_folder: Path, pictures: list[
     assert metric.describe()["protocol"].startswith("DPG by vqa")
 
 
-def test_an_image_whose_questions_do_not_fit_is_not_judged(llava_folder: Path, pictures: list[Image.Image]) -> None:
+def test_an_image_with_too_long_a_question_has_no_score(llava_folder: Path, pictures: list[Image.Image]) -> None:
     long = [{**QUESTIONS[0], "text": "cat " * 200}, {**QUESTIONS[1]}]
     first, second = DPG.load(Context(judges=llava_folder.parent)).score(
         pictures[:2], [prompt_of(long, "1"), prompt_of(QUESTIONS, "2")]
@@ -103,7 +103,7 @@ def test_an_image_whose_questions_do_not_fit_is_not_judged(llava_folder: Path, p
         ([{**QUESTIONS[0], "parents": [1]}], "in a circle"),
     ],
 )
-def test_questions_that_make_no_graph_are_refused(questions: Any, what: str) -> None:
+def test_invalid_questions_are_refused(questions: Any, what: str) -> None:
     with pytest.raises(LLM4GENError, match=what):
         questions_of(prompt_of(questions))
 

@@ -1,4 +1,4 @@
-"""What a vision-language model answers: as Lin et al. define it, for each kind of model, in batches as alone."""
+"""VQAScore: answers of each kind of model, in batches and alone, against generation with transformers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_image_and_text_both_count(folder: Path, pictures: list[Image.Image]) ->
     assert one.yes != pytest.approx(other_text.yes, rel=1e-3)
 
 
-def test_llava_answers_by_the_token_behind_its_template(llava_folder: Path, pictures: list[Image.Image]) -> None:
+def test_llava_answers_with_the_token_after_its_template(llava_folder: Path, pictures: list[Image.Image]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(llava_folder)
     processor = AutoProcessor.from_pretrained(llava_folder, backend="pil")
     text = f"<image> {QUESTIONS[0]} <answer>"
@@ -68,7 +68,7 @@ def test_llava_answers_by_the_token_behind_its_template(llava_folder: Path, pict
     assert answer.no == pytest.approx(float(shares[spellings].sum()), rel=1e-4)
 
 
-def test_instructblip_answers_by_the_first_token_of_its_decoder(
+def test_instructblip_answers_with_the_first_token_of_its_decoder(
     instructblip_folder: Path, pictures: list[Image.Image]
 ) -> None:
     processor = AutoProcessor.from_pretrained(instructblip_folder, backend="pil")
@@ -94,7 +94,7 @@ def test_score_is_the_probability_of_yes(qwen_folder: Path, pictures: list[Image
 
 
 @pytest.mark.parametrize("name", ["llava_folder", "instructblip_folder"])
-def test_a_text_that_does_not_fit_is_not_judged(
+def test_a_text_that_does_not_fit_has_no_score(
     name: str, request: pytest.FixtureRequest, pictures: list[Image.Image]
 ) -> None:
     folder = request.getfixturevalue(name)
