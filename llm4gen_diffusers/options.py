@@ -174,7 +174,11 @@ def require_adapter_and_llm(adapter: object, llm: object) -> None:
 
 
 def add_arguments(
-    parser: argparse._ActionsContainer, options: type[Options], leave_out: Collection[str] = (), require: bool = True
+    parser: argparse._ActionsContainer,
+    options: type[Options],
+    leave_out: Collection[str] = (),
+    require: bool = True,
+    defaults: bool = True,
 ) -> None:
     """Add an argument for each field of a group of options.
 
@@ -186,6 +190,7 @@ def add_arguments(
         leave_out: names of fields that get no argument.
         require: whether the parser refuses a command without a required field. False for groups of which a command
             needs one.
+        defaults: whether the help names the defaults. False where something else gives them, such as a preset.
     """
     for name, field in options.model_fields.items():
         if name in leave_out:
@@ -194,7 +199,8 @@ def add_arguments(
         kind = _value_type(field.annotation)
         settings: dict[str, Any] = {"help": field.description}
         default = field.get_default()
-        if not field.is_required() and default is not None and default is not False and default not in ("", ()):
+        shown = defaults and not field.is_required() and default is not None and default is not False
+        if shown and default not in ("", ()):
             settings["help"] += f" (default: {default})"
         if extra.get("metavar"):
             settings["metavar"] = extra["metavar"]
