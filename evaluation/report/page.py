@@ -376,11 +376,6 @@ def literal(text: str) -> str:
     return text.replace("*", "∗").replace("`", "'").replace("[", "(").replace("]", ")")
 
 
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """Return the Markdown of a `Table`."""
-    return Table(columns, rows).markdown()
-
-
 def _check_rows(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     for n, row in enumerate(rows, 1):
         if len(row) != len(columns):

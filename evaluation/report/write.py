@@ -49,7 +49,7 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -201,8 +201,7 @@ def report_html(report: Report, budget: int = IMAGE_BYTES) -> str:
         budget: bytes of all images of the page.
     """
     titles = [one.group.benchmark.title for one in report.benchmarks]
-    cards = list(map(_cards, report.benchmarks))
-    shown = [image for samples, examples in cards for card in (*samples, *examples) for image in card["images"]]
+    shown = [image for one in report.benchmarks for image in _shown_images(one)]
     costs = [
         Row(f"{cost['set']}, {title}, on {cost['device']}", cost)
         for title, one in zip(titles, report.benchmarks, strict=True)
@@ -213,11 +212,11 @@ def report_html(report: Report, budget: int = IMAGE_BYTES) -> str:
         page={"title": f"Evaluation: {', '.join(titles)}"},
         report=report,
         incomplete=INCOMPLETE,
-        parts=list(zip(report.benchmarks, cards, strict=True)),
         sources=_sources(shown, budget),
         costs=_numbers(COST_COLUMNS, costs, "Measured here: the cost of generation.", "Model, prompts, device"),
         small=SMALL,
         facts_of=_facts,
+        image_id=image_id,
         number_of=number_of,
         quoted=_quoted,
         score=_score,
@@ -265,8 +264,9 @@ def _numbers(columns: Sequence[Column], rows: Sequence[Row], caption: str, first
         by_column.append([shown_cell(cell, column.percent, _digits(cells, column.percent)) for cell in cells])
     body = [[Shown(row.set), *(cells[place] for cells in by_column)] for place, row in enumerate(rows)]
     shown = [cell for row in rows for cell in row.cells.values() if isinstance(cell, (Measured, Compared))]
-    how = dict.fromkeys(cell.how for cell in shown)
+    how = dict.fromkeys(cell.how for cell in shown if cell.low is not None)
     notes = [INTERVALS.format("; ".join(how))] * bool(how)
+    notes += dict.fromkeys(f"{cell.how[:1].upper()}{cell.how[1:]}." for cell in shown if cell.low is None)
     notes += [HOLM] * any(isinstance(cell, Compared) for cell in shown)
     notes += [LESS] * any(isinstance(cell, Measured) and cell.n < cell.asked for cell in shown)
     return ShownTable([first, *(literal(column.header) for column in columns)], body, caption, notes=notes)
@@ -292,6 +292,7 @@ def _facts(names: Sequence[str], records: Sequence[Mapping[str, Any]], keys: Seq
     differing: list[int] = []
     for key in keys or dict.fromkeys(itertools.chain(*records)):
         values = [record.get(key, "not recorded") for record in records]
+        values = [one[0] if isinstance(one, list) and len(one) == 1 else one for one in values]
         texts = [one if isinstance(one, str) else json.dumps(one, ensure_ascii=False, sort_keys=True) for one in values]
         differing += [len(rows)] * (len({*texts}) > 1)
         rows.append([Shown(key), *map(Shown, texts)])
@@ -308,24 +309,16 @@ def _score(value: float | None, share: bool, sign: bool = False) -> str:
     return f"{number(100 * value, 1, sign=sign, zero=True)} %" if share else number(value, 3, sign=sign, zero=True)
 
 
-def _cards(one: BenchmarkReport) -> tuple[list[Record], list[Record]]:
-    """Samples and examples with their images: pairs of a set and an image id."""
-    sets, baseline = {images.label: images for images in one.group.sets}, one.group.baseline
-    samples = []
+def _shown_images(one: BenchmarkReport) -> Iterator[tuple[EvaluatedSet, str]]:
+    """Sets and image ids of the samples and examples, in the order of the page."""
     for sample in one.samples:
-        prompt = sample["prompt"]
-        same = [images for images in one.group.sets if images.known.get(prompt) == baseline.known[prompt]]
-        samples.append({**sample, "images": [(images, image_id(prompt, sample["seed"])) for images in same]})
-    examples = []
+        for images in one.group.sets:
+            yield images, image_id(sample["prompt"], sample["seed"])
     for found in one.wins_and_losses:
-        both = sets[found["baseline"]], sets[found["set"]]
-        for kind, example in (
-            *(("wins", win) for win in found["wins"]),
-            *(("losses", loss) for loss in found["losses"]),
-        ):
-            images = [(images, image_id(example["prompt"], example["shown_seed"])) for images in both]
-            examples.append({**example, "images": images, "of": found, "kind": kind})
-    return samples, examples
+        for example in (*found["wins"], *found["losses"]):
+            for images in one.group.sets:
+                if images.label in (found["baseline"], found["set"]):
+                    yield images, image_id(example["prompt"], example["shown_seed"])
 
 
 def _sources(shown: Sequence[tuple[EvaluatedSet, str]], budget: int) -> dict[tuple[Path, str], str]:

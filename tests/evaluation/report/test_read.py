@@ -21,7 +21,7 @@ def images(make_set: SetMaker) -> ImageSet:
     return images
 
 
-def test_scores_of_another_judge_and_of_images_painted_anew_are_left_out(images: ImageSet) -> None:
+def test_scores_of_another_judge_and_of_images_generated_again_are_left_out(images: ImageSet) -> None:
     row = json.loads((images.scores / "blip_vqa.jsonl").read_text("utf-8").splitlines()[0])
     images.score_file("blip_vqa").append(
         {**row, "judge": "another", "scores": {"score": 0.123}},
@@ -33,7 +33,7 @@ def test_scores_of_another_judge_and_of_images_painted_anew_are_left_out(images:
     assert found.values("blip_vqa", ["p000"], [1])[0, 0, 0] == row["scores"]["score"]
 
 
-def test_a_score_that_was_made_again_replaces_the_earlier(images: ImageSet) -> None:
+def test_a_later_score_replaces_the_earlier(images: ImageSet) -> None:
     row = json.loads((images.scores / "blip_vqa.jsonl").read_text("utf-8").splitlines()[0])
     images.score_file("blip_vqa").append({**row, "scores": {"score": 0.25}})
     (found,) = read_sets([images.path])
@@ -51,19 +51,19 @@ def test_a_row_without_the_hash_of_its_image_is_refused(images: ImageSet) -> Non
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ('{"image": 3}', "line 7, is not a score"),
         ("no json", "line 7, is not a score"),
         ('{"image": "p000.1", "sha256": "SHA", "scores": {"score": 1.5}, "judge": "JUDGE"}', "expected 0 to 1"),
     ],
 )
-def test_damaged_scores_are_named(images: ImageSet, line: str, told: str) -> None:
+def test_damaged_scores_are_named(images: ImageSet, line: str, message: str) -> None:
     path = images.scores / "blip_vqa.jsonl"
     row = json.loads(path.read_text("utf-8").splitlines()[0])
     with open(path, "a", encoding="utf-8") as file:
         file.write(line.replace("JUDGE", row["judge"]).replace("SHA", row["sha256"]) + "\n")
-    with pytest.raises(LLM4GENError, match=told) as error:
+    with pytest.raises(LLM4GENError, match=message) as error:
         read_sets([images.path])
     assert str(path) in str(error.value)
 

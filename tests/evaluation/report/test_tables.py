@@ -30,6 +30,7 @@ from evaluation.report.tables import (
     group_sets,
     mean,
 )
+from evaluation.report.write import shown_cell
 from llm4gen_diffusers.provenance import fingerprint
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def t2i(make_set: SetMaker, name: str, **options: Any) -> ImageSet:
     return images
 
 
-def test_t2i_compbench_has_a_column_a_category(make_set: SetMaker) -> None:
+def test_t2i_compbench_has_a_column_for_each_category(make_set: SetMaker) -> None:
     images = t2i(make_set, "SD1.5")
     table = tables_of(images)["official"]
     assert [(column.title, column.metric, column.percent) for column in table.columns] == [
@@ -140,7 +141,7 @@ def test_geneval_overall_is_the_mean_of_the_task_means(make_set: SetMaker) -> No
     assert isinstance(change, Compared) and change.value == pytest.approx(macro[1] - macro[0])
 
 
-def test_geneval_says_how_many_tasks_its_overall_is_of(make_set: SetMaker) -> None:
+def test_a_notice_says_that_geneval_tasks_are_missing(make_set: SetMaker) -> None:
     images = make_set("SD1.5", make_set.prompts(8, TASKS[:4]), benchmark="geneval")
     make_set.scores(images, "geneval", make_set.drawn("x"))
     (notice,) = build_report([images.path]).benchmarks[0].notices
@@ -217,7 +218,7 @@ def test_scores_of_different_judges_are_not_compared(make_set: SetMaker) -> None
     assert compared(table, 0, "aesthetic") == Absent(OTHER_JUDGE)
     kept = compared(table, 1, "aesthetic")
     assert isinstance(kept, Compared)
-    assert kept.p_holm == kept.p  # what is refused is no comparison to correct for
+    assert kept.p_holm == kept.p  # a comparison that is not made does not count for the correction
     marked, unmarked = cell(table, 1, "aesthetic"), cell(table, 2, "aesthetic")
     assert isinstance(marked, Measured) and isinstance(unmarked, Measured)
     assert (marked.note, unmarked.note) == (OTHER_JUDGE, "")
@@ -249,7 +250,7 @@ def test_only_the_same_prompts_and_seeds_are_paired(make_set: SetMaker) -> None:
     assert "share 5 of 7 prompts" in notice.text and "2 of 3 seeds" in notice.text
 
 
-def test_missing_images_and_scores_are_counted_and_told(make_set: SetMaker) -> None:
+def test_missing_images_and_scores_are_counted_and_reported(make_set: SetMaker) -> None:
     images = t2i(make_set, "SD1.5", without=["p000.1"])
     gone = images.rows()[3]
     (images.path / gone.file).unlink()
@@ -260,10 +261,10 @@ def test_missing_images_and_scores_are_counted_and_told(make_set: SetMaker) -> N
     found = cell(tables_of(images)["official"], 0, "blip_vqa:color")
     assert isinstance(found, Measured)
     assert (found.n, found.asked, found.prompts) == (9, 12, 6)
-    told = {notice.kind: notice.text for notice in notices(images)}
-    assert "2 of 72 images are missing" in told["missing_images"] and gone.id in told["missing_images"]
-    assert "has not scored 1 of 36 images" in told["missing_scores"]
-    assert "could not judge 1 of 36 images" in told["not_judged"]
+    texts = {notice.kind: notice.text for notice in notices(images)}
+    assert "2 of 72 images are missing" in texts["missing_images"] and gone.id in texts["missing_images"]
+    assert "has not scored 1 of 36 images" in texts["missing_scores"]
+    assert "could not judge 1 of 36 images" in texts["not_judged"]
     assert not build_report([images.path]).complete
 
 
@@ -288,6 +289,15 @@ def test_numbers_of_whole_sets_keep_count_and_method(make_set: SetMaker) -> None
     now = fingerprint([[row.id, row.sha256] for row in images.rows()])
     make_set.set_score(images, "fid", {"fid": fid}, images=now)
     assert [notice.kind for notice in notices(images)].count("stale_scores") == 0
+
+
+def test_a_number_of_a_whole_set_may_have_no_interval(make_set: SetMaker) -> None:
+    images = make_set("SD1.5", make_set.prompts(4), seeds=(1,), benchmark="coco")
+    fid = {"value": 26.1, "low": None, "high": None, "n": 4, "how": "no interval: one value, from one seed"}
+    make_set.set_score(images, "fid", {"fid": fid})
+    found = cell(tables_of(images)[WHOLE_SETS], 0, "fid:fid")
+    assert found == Measured(26.1, None, None, 4, None, 4, "no interval: one value, from one seed")
+    assert shown_cell(found, False, 2).line == "26.10; n = 4 images"
 
 
 def test_sets_of_several_benchmarks_are_kept_apart(make_set: SetMaker) -> None:
@@ -332,7 +342,7 @@ def test_interval_is_that_of_the_prompts_means(rng: np.random.Generator) -> None
     assert found.high - found.low > 1.3 * (as_if_independent[1] - as_if_independent[0])
 
 
-def test_a_missing_score_is_counted_and_weighs_nothing(rng: np.random.Generator) -> None:
+def test_a_missing_score_is_counted_and_left_out_of_the_mean(rng: np.random.Generator) -> None:
     values = rng.uniform(size=(20, 4))
     values[3, 1] = math.nan
     found = mean_of(all=values)
@@ -370,7 +380,7 @@ def test_macro_interval_agrees_with_a_bootstrap_over_prompts() -> None:
     assert (found.low, found.high) == (pytest.approx(low, abs=0.006), pytest.approx(high, abs=0.006))
 
 
-def test_a_category_without_any_failure_does_not_count_as_certain(rng: np.random.Generator) -> None:
+def test_a_constant_category_still_contributes_variance(rng: np.random.Generator) -> None:
     varied = rng.integers(0, 2, (40, 4)).astype(float)
     certain = mean_of(constant=np.ones((40, 4)), varied=varied)
     alone = by_prompt(varied)[1] / 2

@@ -1,4 +1,4 @@
-"""The files of a report: the page, the JSON, the Markdown, and the command that writes them."""
+"""Files of a report: HTML, JSON, Markdown, and the command that writes them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def page_of(sets: list[ImageSet]) -> str:
     return report_html(build_report([images.path for images in sets]))
 
 
-def test_page_is_whole_and_shows_text_as_it_stands(sets: list[ImageSet]) -> None:
+def test_html_is_balanced_and_shows_text_literally(sets: list[ImageSet]) -> None:
     page = page_of(sets)
     parser = Balanced()
     parser.feed(page)
@@ -76,7 +76,7 @@ def test_page_is_whole_and_shows_text_as_it_stands(sets: list[ImageSet]) -> None
     assert "http" not in page.replace("https://example.com", "")  # nothing is loaded from elsewhere
 
 
-def test_same_sets_give_the_same_bytes_wherever_they_lie(sets: list[ImageSet], tmp_path: Path) -> None:
+def test_same_sets_give_the_same_bytes_in_any_folder(sets: list[ImageSet], tmp_path: Path) -> None:
     copies = [ImageSet(shutil.copytree(images.path, tmp_path / "moved" / images.path.name)) for images in sets]
     first, second = (build_report([images.path for images in group]) for group in (sets, copies))
     assert report_html(first) == report_html(second)
@@ -91,7 +91,7 @@ def test_order_of_the_score_rows_changes_nothing(sets: list[ImageSet]) -> None:
     assert page_of(sets) == before
 
 
-def test_missing_image_is_shown_at_the_top_in_the_table_and_in_its_place(sets: list[ImageSet]) -> None:
+def test_a_missing_image_is_reported_at_the_top_in_the_table_and_in_its_place(sets: list[ImageSet]) -> None:
     page = page_of(sets)
     top = page[: page.index("<h2")]
     assert "This report is incomplete" in top and "1 of 20 images are missing: p0.1." in top
@@ -104,7 +104,7 @@ def test_missing_image_is_shown_at_the_top_in_the_table_and_in_its_place(sets: l
     assert (row["n"], row["asked"]) == (19, 20)
 
 
-def test_complete_sets_raise_no_alarm(sets: list[ImageSet]) -> None:
+def test_complete_sets_have_no_notice(sets: list[ImageSet]) -> None:
     assert "incomplete" not in page_of(sets[:1])
 
 
@@ -138,11 +138,11 @@ def test_samples_are_chosen_without_scores(sets: list[ImageSet], make_set: SetMa
     assert chosen() == [f"p{n}" for n in range(8)]
 
 
-def test_pictures_show_the_images_scaled_down(make_set: SetMaker) -> None:
+def test_large_images_are_scaled_down(make_set: SetMaker) -> None:
     def generate(prompt: Prompt, seed: int) -> Image.Image:
         return Image.new("RGB", (600, 300), (200, 30, 60))
 
-    images = make_set("SD1.5", make_set.prompts(2), seeds=(1,), paint=generate)
+    images = make_set("SD1.5", make_set.prompts(2), seeds=(1,), generate=generate)
     kinds = PICTURE.findall(page_of([images]))
     assert len(kinds) == 2
     for kind, data in kinds:
@@ -161,7 +161,7 @@ def test_small_images_are_kept_as_they_are(make_set: SetMaker) -> None:
 
 
 @pytest.mark.parametrize("budget", [400_000, 30_000])
-def test_pictures_stay_within_their_budget(make_set: SetMaker, budget: int) -> None:
+def test_images_stay_within_their_budget(make_set: SetMaker, budget: int) -> None:
     big = [make_set(name, make_set.prompts(8), folder=f"big-{name}", side=400) for name in ("a", "b")]
     for images in big:
         make_set.scores(images, "aesthetic", make_set.drawn(images.path.name))
@@ -182,7 +182,7 @@ def test_page_of_many_sets_and_metrics_stays_below_five_megabytes(make_set: SetM
     assert 1_500_000 < len(page_of(sets).encode()) < 5_000_000
 
 
-def test_cost_is_that_of_the_manifest(make_set: SetMaker) -> None:
+def test_cost_is_computed_from_the_manifest(make_set: SetMaker) -> None:
     gpu = make_set("gpu", make_set.prompts(5), device={"device": "NVIDIA A100"}, seconds=1.5)
     cpu = make_set("cpu", make_set.prompts(5), seconds=3)
     found = [cost for one in read_sets([gpu.path, cpu.path]) for cost in costs(one)]
