@@ -339,7 +339,7 @@ def test_folder_without_tokenizer(kind: str, build_folder: BuildFolder) -> None:
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").unlink()
     sentence = refuse(folder)
-    assert "tokenizer" in sentence and "Put tokenizer.json" in sentence
+    assert "has no tokenizer" in sentence and "Put tokenizer.json" in sentence
 
 
 def test_folder_with_the_tokenizer_configuration_alone(build_folder: BuildFolder) -> None:

@@ -103,8 +103,8 @@ def test_weights_follow_the_hosts_rule(request, native, route):
     weighted = llm.encode("a (red:1.3) cube", native.spec).hidden
     empty = llm.encode("", native.spec).hidden
     # pre, ▁, a, red, cube, end
-    assert torch.equal(weighted[:, :3], plain[:, :3]) or relative_error(weighted[:, :3], plain[:, :3]) < 1e-6
-    assert relative_error(weighted[:, 4:], plain[:, 4:]) < 1e-6
+    assert relative_error(weighted[:, :3], plain[:, :3]) < 1e-5
+    assert relative_error(weighted[:, 4:], plain[:, 4:]) < 1e-5
     expected = empty[:, 3] + 1.3 * (plain[:, 3] - empty[:, 3])
     assert relative_error(weighted[:, 3], expected) < 1e-5
     assert relative_error(weighted[:, 3], plain[:, 3]) > 0.01

@@ -235,7 +235,7 @@ def test_a_model_without_cross_attention_is_refused(attention, schedule, model):
         class model:  # noqa: N801
             diffusion_model = torch.nn.Linear(2, 2)
 
-    with pytest.raises(ValueError, match="The model is a type and no UNet with cross-attention; expected one of SD1.5"):
+    with pytest.raises(ValueError, match="The model is a type and not a UNet with cross-attention; expected the SD1.5"):
         attention.patch_attention(Other, "value", schedule())
 
 
@@ -330,4 +330,4 @@ def test_an_empty_range_is_refused(server, adapters):
 def test_what_replaces_clip_has_no_lambda_modes(server, models, settings):
     host_models.save_own_adapter(models / "llm4gen" / "replaces.safetensors", 31, "mlp")
     error = refused(server, "replaces", **settings)
-    assert "has the fusion 'mlp', which puts the LLM's tokens in the place of CLIP's" in error
+    assert "has the fusion 'mlp', which replaces CLIP's tokens" in error

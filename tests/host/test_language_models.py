@@ -263,7 +263,7 @@ def test_a_clip_without_language_model_is_refused(host_llm, models, comfy):
     clip = comfy.sd.load_checkpoint_guess_config(
         str(models / "checkpoints" / "sd15.safetensors"), output_vae=False, output_model=False
     )[1]
-    with pytest.raises(Exception, match=r"the wired CLIP holds no language model that can be used here, but CLIPText"):
+    with pytest.raises(Exception, match=r"the wired CLIP holds no supported language model, but CLIPText"):
         host_llm.wired_llm(clip)
 
 

@@ -116,7 +116,7 @@ def test_lengths_stay_equal_and_guidance_one_call(fused, positive, negative, len
 
 def test_long_llm_prompt_is_cut_and_said(server, fused):
     fused(positive="word " * 400)
-    assert "LLM tokens: the adapter reads 256, the last" in server.log.read_text()
+    assert "LLM tokens; those after 256 are cut" in server.log.read_text()
 
 
 def test_another_seed_encodes_nothing_again(server):

@@ -228,7 +228,7 @@ def real(comfy):
 
 
 def adapter_of(part, base="sd15"):
-    return SimpleNamespace(module=SimpleNamespace(unet_part=part), name="a.safetensors", base=base)
+    return SimpleNamespace(unet_part=part, name="a.safetensors", base=base)
 
 
 @pytest.mark.parametrize(("family", "count"), [("SD15", 16), ("SDXL", 70)])
@@ -259,7 +259,7 @@ def test_a_part_of_another_family_is_refused(real, nodes, model_of, part_of):
 def test_a_model_that_reads_other_text_is_refused(real, nodes, model_of, width, fits):
     """An adapter without a UNet part has no layers that could fail to fit."""
     adapter = adapter_of(None)
-    adapter.module.config = SimpleNamespace(d_text=width)
+    adapter.config = SimpleNamespace(d_text=width)
     if fits:
         nodes["host_unet"].check_model(real[model_of][0], adapter)
         return

@@ -128,7 +128,7 @@ def test_adapter_for_another_text_width(server, bad):
     nodes = graph()
     nodes["adapter"]["inputs"]["adapter_name"] = "sdxl.safetensors"
     error = message(server, nodes)
-    assert "768 wide (SD1.5)" in error and "2048 (SDXL)" in error and "sdxl.safetensors" in error
+    assert "width 768 (SD1.5)" in error and "2048 (SDXL)" in error and "sdxl.safetensors" in error
 
 
 def test_sdxl_conditioning_into_an_sd15_adapter(server, bad):
@@ -137,7 +137,7 @@ def test_sdxl_conditioning_into_an_sd15_adapter(server, bad):
     nodes["fuse_positive"]["inputs"]["conditioning"] = ["wide", 0]
     error = message(server, nodes)
     assert error.startswith("LLM4GENFuse:")
-    assert "2048 wide (SDXL)" in error and "trained for 768 (SD1.5)" in error
+    assert "width 2048 (SDXL)" in error and "trained for 768 (SD1.5)" in error
 
 
 def test_adapter_for_another_llm_width(server, bad):

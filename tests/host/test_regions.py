@@ -290,7 +290,7 @@ def test_concat_and_average_before_fuse(pack_nodes, adapter, features, host, pat
     (both,) = host.ConditioningConcat().concat(plain(1), plain(2, chunks=2))
     found = pack_nodes["conditioning"].fuse_conditioning(adapter, both, features(3), 0.8)
     text = torch.cat((plain(1)[0][0], plain(2, chunks=2)[0][0]), 1)
-    expected = entry(text, adapter.adapt(text, features(3).hidden), 0.8)
+    expected = entry(text, adapter(text, features(3).hidden), 0.8)
     assert found[0][0].shape == (1, 3 * 77 + LLM, 768)
     assert error(predict(patch(), found), predict(patch(), expected)) < 1e-5
 

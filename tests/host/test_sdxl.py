@@ -185,6 +185,6 @@ def test_an_adapter_of_sd15_is_refused(nodes, clip, llm, models):
     adapter = nodes["host"].HostAdapter.load("projector.pth")
     plain = nodes["encode"].LLM4GENEncodeCLIP.execute(clip, DENSE)[0]
     with pytest.raises(
-        ValueError, match=r"2048 wide \(SDXL\), but adapter projector.pth was trained for 768 \(SD1.5\)"
+        ValueError, match=r"width 2048 \(SDXL\), but adapter projector.pth was trained for 768 \(SD1.5\)"
     ):
         nodes["fuse"].LLM4GENFuse.execute(adapter, plain, llm.encode(DENSE, llm.spec), 1.0)
