@@ -22,9 +22,8 @@ _SIZES = {
 
 def _size_input(name: str, meaning: str) -> io.Int.Input:
     default = "0 is no crop." if name.startswith("crop") else "0 is the size of the generated image."
-    return io.Int.Input(
-        name, default=0, min=0, max=16384, step=8, optional=True, tooltip=f"{meaning} {default} Unused by SD1.5."
-    )
+    tooltip = f"{meaning} {default} Unused by SD1.5."
+    return io.Int.Input(name, default=0, min=0, max=16384, step=8, optional=True, tooltip=tooltip)
 
 
 class LLM4GENEncodeLLM(io.ComfyNode):
@@ -56,9 +55,7 @@ class LLM4GENEncodeLLM(io.ComfyNode):
                 ),
             ],
             hidden=[io.Hidden.unique_id],
-            outputs=[
-                FeaturesWire.Output(display_name="LLM_FEATURES", tooltip="Hidden states of the prompt, for Fuse.")
-            ],
+            outputs=[FeaturesWire.Output(display_name="LLM_FEATURES", tooltip="Hidden states of the prompt.")],
         )
 
     @classmethod
@@ -130,9 +127,7 @@ class LLM4GENFuse(io.ComfyNode):
                     tooltip="CLIP's conditioning of the prompt. With several entries (combined, masked, scheduled) "
                     "each is fused, and keeps its mask, range and other settings.",
                 ),
-                FeaturesWire.Input(
-                    "llm_features", display_name="LLM_FEATURES", tooltip="From LLM Encode, usually of the same prompt."
-                ),
+                FeaturesWire.Input("llm_features", display_name="LLM_FEATURES", tooltip="From LLM Encode."),
                 strength_input(),
             ],
             outputs=[io.Conditioning.Output(tooltip="CLIP's tokens followed by the adapted LLM tokens.")],

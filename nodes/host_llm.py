@@ -93,12 +93,8 @@ class HostLLM:
                 f"{self.spec.label}: {reason}. Load the adapter's LLM, or an adapter that was trained with this one."
             )
         if adapter_spec.model and not self.spec.model:
-            log.warning(
-                "Adapter %s was trained with %s. %s has the same size but does not name its weights.",
-                adapter_name,
-                adapter_spec.model,
-                self.name,
-            )
+            message = "Adapter %s was trained with %s. %s has the same size but does not name its weights."
+            log.warning(message, adapter_name, adapter_spec.model, self.name)
         return adapter_spec
 
 
