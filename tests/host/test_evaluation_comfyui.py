@@ -1,4 +1,4 @@
-"""`evaluation` paints a set of prompts through a real server: what a person would get who typed each of them."""
+"""`evaluation` generates images of a prompt set through a real server, as a person on the canvas would."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def small(content):
     return content
 
 
-def test_paints_what_a_person_would_get(server, models, connect):
+def test_images_equal_those_of_the_canvas(server, models, connect):
     pipeline = connect(graph(positive="what stands in the file", seed=7))
     saved = len(list((server.base / "output").glob("*")))
     images = list(pipeline.generate([prompt for prompt, _ in PAIRS], [seed for _, seed in PAIRS]))
@@ -93,7 +93,7 @@ def test_paints_what_a_person_would_get(server, models, connect):
     )
 
 
-def test_negative_prompt_takes_the_workflows_place(server, models, connect):
+def test_negative_prompt_replaces_the_workflows(server, models, connect):
     (image,) = connect(graph(negative="blurry"), negative="ugly").generate(PROMPTS[1:], [3])
     assert image.tobytes() == by_hand(server, graph(positive="a ginger cat", negative="ugly", seed=3)).tobytes()
 
@@ -178,7 +178,7 @@ def long_graph():
     return nodes
 
 
-def test_a_timeout_leaves_nothing_in_the_queue_but_what_others_put_there(server, models, connect):
+def test_a_timeout_removes_only_its_own_jobs(server, models, connect):
     pipeline = connect(long_graph(), timeout=2)
     with pytest.raises(LLM4GENError, match="seed 1 is not ready after 2 s"):
         list(pipeline.generate(PROMPTS * 2, [1, 2, 3, 4]))
@@ -186,7 +186,7 @@ def test_a_timeout_leaves_nothing_in_the_queue_but_what_others_put_there(server,
     assert generate(connect(graph()), PAIRS[:1]), "the server goes on"
 
 
-def test_an_interruption_in_the_browser_is_said(server, models, connect):
+def test_an_interruption_in_the_browser_is_reported(server, models, connect):
     import urllib.request
 
     pipeline = connect(long_graph())

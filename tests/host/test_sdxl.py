@@ -152,7 +152,7 @@ def test_fused_the_context_is_as_wide_and_keeps_pooled_text_and_sizes(nodes, cli
     assert torch.equal(options["cross_attn_controlnet"], plain[0][0])
 
 
-def test_it_paints_with_one_call_a_step(model, sides):
+def test_one_call_per_step(model, sides):
     plain, fused = sides
     calls = []
     watched = model.clone()
