@@ -79,7 +79,7 @@ def offsets_of(tokenizer: Any, text: str, prefix: str = "", **options: Any) -> l
 
 @pytest.fixture(scope="module")
 def clip_like() -> Any:
-    """Tokenizer of CLIP's kind: lower case, bytes merged to pieces ending in `</w>`, start and end tokens, end as padding."""
+    """Tokenizer of CLIP's kind: lower case, byte-level BPE with `</w>`, start and end tokens, end as padding."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
