@@ -101,11 +101,11 @@ class Ours:
     """Encode as Text Encode does."""
 
     def __init__(self, pack: str, clip: Any) -> None:
-        self.node = importlib.import_module(f"{pack}.nodes.text_encode").LLM4GENTextEncode
+        self.node = importlib.import_module(f"{pack}.nodes.encode").LLM4GENTextEncode
         self.clip = clip
         self.llm = importlib.import_module(f"{pack}.nodes.host_llm").load_llm("t5/", {"dtype": torch.float32})
         self.adapter = importlib.import_module(f"{pack}.nodes.host").HostAdapter.load("adapter.safetensors")
-        importlib.import_module(f"{pack}.nodes.text_encode").say = lambda *_: None  # there is no browser
+        importlib.import_module(f"{pack}.nodes.encode").say = lambda *_: None  # there is no browser
 
     def encode(self) -> list[Any]:
         return list(self.node.execute(self.clip, self.llm, self.adapter, *TEXTS, 1.0).result)

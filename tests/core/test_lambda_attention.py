@@ -1,4 +1,4 @@
-"""The readings of eq. 3 in one layer of cross-attention, against their formulas written out in float64."""
+"""The λ modes in one layer of cross-attention, against their formulas in float64."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def softmax(query: Tensor, key: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.4, 1.0, 3.0])
-def test_value_scales_what_the_llm_says_and_not_how_much_it_is_looked_at(strength: float) -> None:
+def test_value_scales_values_and_not_keys(strength: float) -> None:
     query, key, value = tensors()
     weights = softmax(query, key)
     expected = weights[..., :TEXT] @ value[:, :, :TEXT] + strength * weights[..., TEXT:] @ value[:, :, TEXT:]
@@ -79,7 +79,7 @@ def test_guidance_sees_these_columns_and_its_gradient_flows() -> None:
 
 
 @pytest.mark.parametrize("llm", [None, LLMTokens("value", TEXT, 0.3), LLMTokens("decoupled", TEXT, 0.3)])
-def test_one_key_and_value_for_all_heads_are_those_of_each(llm: LLMTokens | None) -> None:
+def test_key_and_value_shared_by_all_heads(llm: LLMTokens | None) -> None:
     query, key, value = tensors()
     one, of_one = key[:, :1], value[:, :1]
     expected = attend(query, one.expand_as(key), of_one.expand_as(value), SCALE, llm)

@@ -1,4 +1,4 @@
-"""λ over the sampling range."""
+"""Schedule of λ over the sampling range."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llm4gen_core.lambda_modes import CURVES, StrengthSchedule
 
 
 @pytest.mark.parametrize("curve", CURVES)
-def test_a_curve_begins_and_ends_at_the_given_values_and_only_rises(curve: str) -> None:
+def test_curves_rise_from_start_to_end(curve: str) -> None:
     schedule = StrengthSchedule(0.5, 2.0, 0.2, 0.8, curve)
     values = [schedule.at(0.2 + 0.006 * step) for step in range(101)]
     assert values[0] == pytest.approx(0.5) and values[-1] == pytest.approx(2.0)
@@ -25,7 +25,7 @@ def test_curves(curve: str, middle: float, quarter: float) -> None:
     assert schedule.at(0.5) == pytest.approx(middle) and schedule.at(0.25) == pytest.approx(quarter)
 
 
-def test_outside_of_the_range_it_is_0_and_the_ends_belong_to_it() -> None:
+def test_lambda_is_0_outside_of_the_range() -> None:
     schedule = StrengthSchedule(0.7, 0.7, 0.25, 0.75)
     assert [schedule.at(percent) for percent in (0.25, 0.5, 0.75)] == [0.7] * 3
     assert [schedule.at(percent) for percent in (0.0, 0.2499, 0.7501, 1.0)] == [0.0] * 4
@@ -37,7 +37,7 @@ def test_only_1_everywhere_is_neutral() -> None:
     assert not any(StrengthSchedule(**change).is_neutral for change in changes)
 
 
-def test_it_says_what_it_is() -> None:
+def test_label() -> None:
     assert StrengthSchedule().label == "λ 1, from 0 % to 100 %"
     assert StrengthSchedule(1, 0.25, 0.1, 0.8, "ease_in").label == "λ 1 → 0.25 (ease in), from 10 % to 80 %"
 
@@ -52,6 +52,6 @@ def test_it_says_what_it_is() -> None:
         ({"curve": "bouncy"}, "The curve of λ is 'bouncy'; expected one of linear, ease_in"),
     ],
 )
-def test_what_makes_no_sense_is_refused(change: dict, message: str) -> None:
+def test_invalid_schedules_are_refused(change: dict, message: str) -> None:
     with pytest.raises(LLM4GENError, match=message):
         StrengthSchedule(**change)

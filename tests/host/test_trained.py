@@ -1,4 +1,4 @@
-"""What the trainer exports, loaded by the nodes of a real host: one set of files, one prediction.
+"""Exports of the trainer, loaded by the nodes of a real host: one set of files, one prediction.
 
 Compared are the trainer's own modules, the pipeline of `generate`, which has the files alone, and the host's nodes.
 """
@@ -183,7 +183,7 @@ def test_one_adapter_file(server, models, train, tmp_path, parts):
 
 @pytest.mark.slow
 def test_a_fine_tuned_text_encoder(server, models, train, tmp_path):
-    """Load CLIP in place of the checkpoint's, and nothing of this pack."""
+    """Load CLIP instead of the checkpoint's, without nodes of this pack."""
     trained = train("text_encoder")
     name = offer(models, "text_encoders", trained.export / "text_encoder" / "model.safetensors", "tuned.safetensors")
     nodes = graph("ckpt", trained, tmp_path / "given.pt")
