@@ -97,7 +97,8 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
         "--models",
         metavar="FILE",
         help="YAML file, NAME: {base: ..., adapter: ..., llm: ...} for each model; the first is the baseline. Fields "
-        "are the options of `generate` (default: the benchmark's own models; only the miniature has some)",
+        "are those of ModelFiles, PipelineFiles and WorkflowFiles in evaluation/models.py (default: the models that "
+        "come with the benchmark; only the miniature has some)",
     )
     parser.add_argument("--metrics", nargs="+", metavar="METRIC", help="metrics in place of the benchmark's")
     _add_prompts(parser)
