@@ -190,9 +190,9 @@ class LLM4GENTextEncode(io.ComfyNode):
     ) -> io.NodeOutput:
         llm = wired_llm(llm)
         spec = llm.spec_for(adapter.metadata.llm, adapter.name)
+        sides = (encode_clip(clip, positive, negative), encode_clip(clip, negative, positive))
         features = [llm.encode(without_breaks(text), spec) for text in (positive, negative)]
         say(cls, "positive: {} · negative: {}".format(*map(token_count, features)))
-        sides = (encode_clip(clip, positive, negative), encode_clip(clip, negative, positive))
         return io.NodeOutput(
             *(fuse_conditioning(adapter, *side, strength) for side in zip(sides, features, strict=True))
         )

@@ -383,8 +383,8 @@ def test_saving_needs_a_base_family(make_adapter: MakeAdapter, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"base_family": "sd2"}, "base family 'sd2' is unknown; expected one of sd15, sdxl"),
-        ({"lambda_mode": "sum"}, "λ mode 'sum' is unknown; expected one of embedding, value, decoupled"),
+        ({"base_family": "sd2"}, "base family 'sd2' is not known; expected sd15, sdxl"),
+        ({"lambda_mode": "sum"}, "λ mode 'sum' is not known; expected embedding, value, decoupled"),
         ({"default_strength": float("nan")}, "default strength is nan"),
         ({"default_strength": float("inf")}, "default strength is inf"),
         ({"training": [1, 2]}, "training summary is a list"),
@@ -639,8 +639,8 @@ def test_official_width_that_eight_heads_do_not_divide(
         ({"llm": '{"model": "x"}'}, "LLM specification"),
         ({"training": "{broken"}, "has invalid metadata"),
         ({"training": "[]"}, "training summary is a list"),
-        ({"lambda_mode": "softmax"}, "λ mode 'softmax' is unknown; expected one of embedding, value, decoupled"),
-        ({"base_family": "sd9"}, "base family 'sd9' is unknown"),
+        ({"lambda_mode": "softmax"}, "λ mode 'softmax' is not known; expected embedding, value, decoupled"),
+        ({"base_family": "sd9"}, "base family 'sd9' is not known"),
         ({"default_strength": "strong"}, "has invalid metadata"),
         ({"default_strength": "nan"}, "default strength is nan"),
         ({"format": "llm4gen-other"}, "is not an LLM4GEN adapter"),

@@ -275,7 +275,7 @@ def test_off_is_the_image_without_llm4gen(server, adapters, mode):
 def test_a_neutral_patch_changes_nothing(server, adapters):
     image, said, _ = painted(server, "embedding", seed=4, lambda_start=1.0)
     assert image == painted(server, "embedding", seed=4)[0]
-    assert said["patch"] == "nothing to change: the model passes unchanged"
+    assert said["patch"] == "no changes: the model is passed on unchanged"
 
 
 def test_another_lambda_encodes_nothing(server, adapters):

@@ -345,7 +345,7 @@ def test_patch_shows_a_summary(server, parts):
     assert said["adapter"].endswith("with a UNet part (LoRA of 84 layers): connect Patch Model too")
     result, said = server.run_and_listen(with_patch(graph(seed=7), "plain"))
     assert result.error is None, result.error
-    assert said["patch"] == "nothing to change: the model passes unchanged"
+    assert said["patch"] == "no changes: the model is passed on unchanged"
     assert "Patch" not in said["adapter"]
 
 
