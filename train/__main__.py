@@ -1,4 +1,4 @@
-"""The command line. Arguments only: torch and the rest load inside the command that needs them."""
+"""Command line of the trainer. Arguments only: torch and the other libraries load inside the commands."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ MOVED = {
     "reproduce": ("miniature", "reproduce"),
     "miniature": ("miniature", "world"),
 }
-"""Commands that other packages have now; they go on working here."""
+"""Commands that moved to other packages; they still work here."""
 
 
 def build_parser() -> Parser:
     parser = Parser(
         prog="python -m train",
-        description="Train LLM4GEN adapters. Everything is read from this machine; nothing is ever downloaded.",
-        epilog="Try it all on a CPU: python -m miniature world miniature, then python -m train run miniature",
+        description="Train LLM4GEN adapters. All files are read from this machine; nothing is downloaded.",
+        epilog="Quick start on a CPU: python -m miniature world miniature, then python -m train run miniature",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands)
@@ -34,10 +34,10 @@ def build_parser() -> Parser:
     _add_plan(commands)
     commands.add_parser(
         "parse",
-        help="find attributes and their entities in captions, once",
+        help="find the attribute-entity pairs of captions",
         description="Find which attribute belongs to which entity in captions, for entity guidance. Other fields of "
-        ".jsonl rows are kept, so that what is written can be a source of a recipe. A run does this by itself for what "
-        "has no pairs; here they can be looked at and corrected.",
+        ".jsonl rows are kept, so that the output can be a source of a recipe. A run parses captions without pairs by "
+        "itself; use this command to look at the pairs and correct them.",
         epilog="example: python -m train parse photos/captions.jsonl --output photos/captions.parsed.jsonl",
         configured_by="train.parse",
     )
@@ -49,11 +49,11 @@ def _add_run(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "run",
         help="train an adapter as a recipe says",
-        description="Train as a recipe says and write the adapter. The recipe is checked as a whole before a model is "
-        "opened. Ctrl-C writes a checkpoint and leaves; `resume` goes on from it exactly. With several GPUs: "
+        description="Train as a recipe says and write the adapter. The recipe is checked as a whole before models are "
+        "opened. Ctrl-C writes a checkpoint and stops; `resume` continues from it exactly. With several GPUs: "
         "accelerate launch -m train run ...",
         epilog="example: python -m train run sd15 model.base=models/sd15 model.llm=models/rankgen-t5-xl-all "
-        f"data.sources=photos train.batch_size=64. Recipes of the project: {', '.join(_recipe_names())}",
+        f"data.sources=photos train.batch_size=64. The project's recipes: {', '.join(_recipe_names())}",
     )
     _add_recipe_arguments(parser)
     parser.set_defaults(run=_run)
@@ -62,23 +62,23 @@ def _add_run(commands: argparse._SubParsersAction[Parser]) -> None:
 def _add_resume(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "resume",
-        help="go on with a run that was stopped",
-        description="Go on with a run from its newest checkpoint that is whole, as if it had never been stopped. A "
-        "broken checkpoint is skipped for the one before it. The recipe is the run's own, and the number of processes "
-        "may be another than before.",
+        help="continue a run that was stopped",
+        description="Continue a run from its newest intact checkpoint, as if it had never been stopped. A broken "
+        "checkpoint is skipped for the one before it. The recipe is that of the run; the number of processes may "
+        "differ from before.",
         epilog="example: python -m train resume runs/sd15",
     )
-    parser.add_argument("folder", metavar="RUN_DIR", help="output of the recipe")
+    parser.add_argument("folder", metavar="RUN_DIR", help="folder of the run: `output` of its recipe")
     parser.set_defaults(run=_resume)
 
 
 def _add_plan(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "plan",
-        help="say what a run would take, and train nothing",
-        description="Say what `run` with the same arguments would take: parameters by group, memory for weights, "
-        "gradients, optimizer and activations, sizes of the caches, steps, samples and time, and what is wrong with "
-        "the data.",
+        help="estimate memory, disk and time of a run without training",
+        description="Estimate what `run` with the same arguments needs: parameters by group, memory for weights, "
+        "gradients, optimizer and activations, sizes of the caches, steps, samples and time. Lists problems of the "
+        "data.",
         epilog="example: python -m train plan sd15 model.base=models/sd15 model.llm=models/rankgen-t5-xl-all "
         "data.sources=photos",
     )
@@ -92,8 +92,8 @@ def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help="in place of the recipe's, with dots between sections: train.steps=100 'validation.prompts=[a cat]'. "
-        "All keys are described in train/recipe.py",
+        help="value to use instead of the recipe's, with dots between sections: train.steps=100 "
+        "'validation.prompts=[a cat]'. All keys are described in train/recipe.py",
     )
 
 
@@ -101,24 +101,26 @@ def _add_export(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "export",
         help="write the adapter of any checkpoint",
-        description="Write what can be painted with: the adapter file for ComfyUI/models/llm4gen if there is one, and "
-        "the UNet (`unet`, and in `scheduler` what it was trained with) or the text encoder (`text_encoder`) if the "
-        "recipe trains it whole. Their names are printed. "
-        "`run` does this by itself at its end.",
-        epilog="example: python -m train export runs/sd15/checkpoints/step-00010000 --output half-way --dtype float16",
+        description="Write the adapter file for ComfyUI/models/llm4gen if there is one, and the UNet (`unet`, with its "
+        "noise schedule in `scheduler`) or the text encoder (`text_encoder`) if the recipe trains it whole. Prints "
+        "their names. `run` does this by itself at its end.",
+        epilog="example: python -m train export runs/sd15/checkpoints/step-00010000 --output halfway --dtype float16",
     )
     parser.add_argument("source", metavar="RUN_DIR", help="a run, for its newest checkpoint, or a checkpoint inside it")
     parser.add_argument("--output", metavar="DIR", help="folder to write into (default: export inside the run)")
-    parser.add_argument("--name", default="adapter", help="of the adapter file, without .safetensors (%(default)s)")
+    parser.add_argument("--name", default="adapter", help="adapter file's name without .safetensors (%(default)s)")
     parser.add_argument(
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
-        help="precision of the written weights (default: as trained, float32)",
+        help="precision of the exported weights (default: float32, as trained)",
     )
     parser.add_argument(
-        "--no-ema", dest="ema", action="store_false", help="take the weights themselves where a moving average exists"
+        "--no-ema",
+        dest="ema",
+        action="store_false",
+        help="export the last weights in place of the moving average",
     )
-    parser.add_argument("--force", action="store_true", help="replace what exists under these names")
+    parser.add_argument("--force", action="store_true", help="replace existing files of these names")
     parser.set_defaults(run=_export)
 
 
@@ -146,7 +148,7 @@ def _plan(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from .export import ExportSettings, export
+    from .run import ExportSettings, export
 
     quiet_libraries()
     export(ExportSettings(**vars(args)))
