@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from llm4gen_core import LLM4GENError
-from train.checkpoints import MANIFEST, Checkpoints
+from train.run import MANIFEST, Checkpoints
 
 ROOT = Path(__file__).parents[2]
 CONTENT = b"weights" * 1000
@@ -193,7 +193,7 @@ def test_several_processes_may_write_one_checkpoint(checkpoints):
 ENDLESS = """
 import sys, time
 from pathlib import Path
-from train.checkpoints import Checkpoints
+from train.run import Checkpoints
 
 def write(folder):
     for name in range(4):
@@ -239,7 +239,7 @@ def test_killed_between_two_acts(tmp_path, monkeypatch, moment):
             os.kill(os.getpid(), signal.SIGKILL)
 
         place = {"files": "_seal", "manifest": "_problem", "rename": "os.rename", "prune": "_remove"}[moment]
-        monkeypatch.setattr(f"train.checkpoints.{place}", die)
+        monkeypatch.setattr(f"train.run.{place}", die)
         checkpoints.save(2, write, 0)
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL

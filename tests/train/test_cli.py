@@ -182,7 +182,7 @@ def test_the_help_of_run_lists_the_projects_recipes(capsys):
     ("arguments", "function", "expected"),
     [
         ("resume runs/x", "train.loop.resume", Path("runs/x")),
-        ("export runs/x --no-ema --dtype float16 --name y", "train.export.export", ("runs/x", "y", "float16", False)),
+        ("export runs/x --no-ema --dtype float16 --name y", "train.run.export", ("runs/x", "y", "float16", False)),
     ],
 )
 def test_commands_reach_their_function(monkeypatch, arguments, function, expected):

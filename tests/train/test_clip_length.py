@@ -14,16 +14,15 @@ from short_runs import losses, recipe_content, train
 from transformers import CLIPTextModel
 
 from llm4gen_core import EntityPair, LLM4GENError, Span
-from llm4gen_core.entity_guidance import GuidanceOptions
 from llm4gen_core.prompt_tokens import tokenize_prompt
 from llm4gen_diffusers.families import SDXL, Family, load_family
 from llm4gen_diffusers.sampling import Pipeline
 from miniature.miniature_world import make_world
-from train.conditioning import CaptionDropout, Conditioner
+from train.loss import CaptionDropout, Conditioner
 from train.memory import FakeRun, Shapes, text_form
+from train.models import open_models
 from train.recipe import Recipe
 from train.recipe_file import parse_recipe
-from train.setup import open_models
 
 LENGTH = 32
 CAPTION = "a red circle and a blue square on white"
@@ -79,9 +78,11 @@ def test_every_30_tokens_make_a_chunk(family: Family, words: int, chunks: int) -
 
 def test_guided_words_are_found_behind_a_short_chunk(world: Path, family: Family) -> None:
     """The LLM's copy begins where CLIP's ends, and the context is as long as both."""
-    llm = open_models(recipe(world, world / "none"), parts=()).load_llm("cpu")
-    made = Conditioner(family, llm, ("text", "llm"), GuidanceOptions(), 1, False, torch.device("cpu"))
-    targets = made.targets([CAPTION], [[PAIR]], [CaptionDropout.NOTHING])
+    models = open_models(recipe(world, world / "none"), parts=())
+    models.load_llm("cpu")
+    models.family, llm = family, models.llm
+    targets = Conditioner(models, torch.device("cpu")).targets([CAPTION], [[PAIR]], [CaptionDropout.NOTHING])
+    assert targets is not None and llm is not None
     words = [targets.columns[0, targets.attribute[0, p].nonzero().flatten()].tolist() for p in range(2)]
     assert words[0] == [6]  # start, a, red, circle, and, a, blue
     ids = tokenize_prompt(llm.tokenizer, CAPTION, llm.spec).ids

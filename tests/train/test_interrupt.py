@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from train import interrupt
-from train.interrupt import Interrupt
+from train import loop
+from train.loop import Interrupt
 
 
 def send(number: int) -> None:
@@ -34,7 +34,7 @@ def test_the_handlers_come_back():
 
 
 def test_a_second_sigint_leaves_at_once(monkeypatch):
-    monkeypatch.setattr(interrupt, "_ONE_PRESS", 0.0)
+    monkeypatch.setattr(loop, "_ONE_PRESS", 0.0)
     with Interrupt() as stop:
         send(signal.SIGTERM)
         send(signal.SIGTERM)

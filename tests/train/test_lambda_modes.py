@@ -21,8 +21,7 @@ from llm4gen_diffusers.sampling import Pipeline
 from miniature.miniature_world import make_world
 from train.loop import Trainer
 from train.recipe_file import parse_recipe
-from train.run_folder import RunFolder
-from train.validation import generate_validation
+from train.run import RunFolder
 
 MODES = ("embedding", "value", "decoupled")
 CAPTIONS = ["a red circle and a blue square on black", "a green cross"]
@@ -159,8 +158,8 @@ def test_value_trains_as_embedding_and_decoupled_as_neither(runs: dict[str, Path
 def test_what_is_painted_is_what_was_trained(world: Path, tmp_path: Path, mode: str) -> None:
     content = recipe_content(world, tmp_path / "run", adapter={"heads": 4, "lambda_mode": mode})
     trainer = Trainer(parse_recipe(content, "Recipe of the test"), RunFolder(tmp_path / "run"))
-    noisy, expected, timesteps = prediction(trainer.objective, trainer.conditioner, CAPTIONS)
-    mine = Pipeline(trainer.family, trainer.adapter, trainer.llm, mode)
+    noisy, expected, timesteps = prediction(trainer.training_loss, trainer.conditioner, CAPTIONS)
+    mine = Pipeline(trainer.models.family, trainer.models.adapter, trainer.models.llm, mode)
     features = mine.encode(CAPTIONS, 1.0)
     found = mine.predict_noise(noisy, timesteps, features)
     assert relative_error(found, expected) < 1e-5
@@ -174,11 +173,11 @@ def test_validation_paints_in_the_mode_of_the_run(world: Path, tmp_path: Path) -
     )
     recipe = parse_recipe(content, "Recipe of the test")
     trainer = Trainer(recipe, RunFolder(tmp_path / "run"))
-    [file] = generate_validation(recipe, trainer.family, trainer.adapter, trainer.llm, tmp_path / "images" / "step")
+    [file] = trainer.models.validation_images(tmp_path / "images" / "step")
     found = torch.from_numpy(np.array(Image.open(file)).astype(np.float32))
 
     def generate(mode: str) -> Tensor:
-        mine = Pipeline(trainer.family, trainer.adapter, trainer.llm, mode)
+        mine = Pipeline(trainer.models.family, trainer.models.adapter, trainer.models.llm, mode)
         image = mine.generate(CAPTIONS[0], seed=3, steps=2, guidance=3.0, width=16, height=16)[0]
         return image.permute(1, 2, 0) * 255
 

@@ -7,7 +7,7 @@ import torch
 
 from llm4gen_core import LLM4GENError
 from llm4gen_diffusers.schedule import NoiseSchedule
-from train.noise_target import NoiseTarget
+from train.loss import NoiseTarget
 
 TIMESTEPS = torch.tensor([0, 250, 700, 999])
 

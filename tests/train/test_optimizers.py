@@ -12,7 +12,7 @@ from torch import nn
 
 from llm4gen_core import LLM4GENError
 from train import recipe
-from train.optimizers import ParameterGroup, build_optimizer, build_schedule, optimizer_state_bytes
+from train.optimizers import build_optimizer, build_schedule, optimizer_state_bytes
 
 NAMES = ("adamw", "adamw_8bit", "adafactor", "prodigy")
 
@@ -30,11 +30,11 @@ def small_model() -> nn.Module:
     return nn.ModuleDict({"cam": parts, "unet": nn.Conv2d(16, 40, 3, bias=False)})
 
 
-def groups(model: nn.Module) -> list[ParameterGroup]:
-    return [
-        ParameterGroup(name, {f"{name}.{key}": value for key, value in part.named_parameters()})
+def groups(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
+    return {
+        name: {f"{name}.{key}": value for key, value in part.named_parameters()}
         for name, part in model.named_children()
-    ]
+    }
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
@@ -153,4 +153,4 @@ def test_8bit_on_a_device_that_it_does_not_know():
 
 def test_nothing_to_train():
     with pytest.raises(LLM4GENError, match="nothing to train"):
-        build_optimizer([], settings("adamw"))
+        build_optimizer({}, settings("adamw"))

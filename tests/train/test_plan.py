@@ -15,11 +15,11 @@ from miniature.miniature_world import make_world
 from miniature.small_models import make_diffusers_folder, make_sdxl_folder, make_t5_folder
 from train.loop import Trainer
 from train.memory import FakeRun, LiveBytes, Shapes, estimate
+from train.models import open_models
 from train.plan import Plan, plan
 from train.recipe import Parts, Recipe
 from train.recipe_file import parse_recipe
-from train.run_folder import RunFolder
-from train.setup import open_models
+from train.run import RunFolder
 
 SHAPES = Shapes((32, 32), 8, 8)
 PARTS = get_args(Parts)
@@ -75,7 +75,8 @@ def test_parameters_and_weights_are_those_of_the_models(recipe_of: Callable[...,
     )
     models = open_models(recipe)
     trained = models.trained_parts()
-    llm = models.load_llm("cpu")
+    models.load_llm("cpu")
+    llm = models.llm
     family = models.family
     real = [family.unet, family.vae, *family.text_encoders]
     real += [llm.model] if llm is not None else []
@@ -113,8 +114,8 @@ def test_a_checkpoint_is_as_large_as_said(world: Path, tmp_path: Path) -> None:
 
 
 def saved_bytes(trainer: Trainer, inputs: Any) -> int:
-    """What the real objective saves for its backward pass, each storage once, without parameters."""
-    known = {p.untyped_storage().data_ptr() for p in trainer.objective.parameters()}
+    """What the real training_loss saves for its backward pass, each storage once, without parameters."""
+    known = {p.untyped_storage().data_ptr() for p in trainer.training_loss.parameters()}
     saved: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -122,7 +123,7 @@ def saved_bytes(trainer: Trainer, inputs: Any) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        losses = trainer.objective(inputs)
+        losses = trainer.training_loss(inputs)
     assert losses[0].requires_grad
     return sum(t.untyped_storage().nbytes() for pointer, t in saved.items() if pointer not in known)
 
@@ -165,7 +166,7 @@ def test_the_sum_is_near_the_peak_of_a_real_step(
     trainer = trainer_of(recipe, tmp_path / "run")
     inputs = real_inputs(FakeRun(open_models(recipe, parts=())), 8)
     with LiveBytes() as live:
-        error, guidance, _ = trainer.objective(inputs)
+        error, guidance, _ = trainer.training_loss(inputs)
         (error.mean() + guidance.mean()).backward()
     computed = found.gradients + found.activations + found.recomputed + found.workspace
     assert 0.95 * live.peak < computed < 1.4 * live.peak

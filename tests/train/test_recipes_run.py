@@ -27,7 +27,7 @@ from miniature.small_models import make_diffusers_folder, make_sdxl_folder, make
 from train.loop import Trainer, run
 from train.recipe import Parts, Recipe
 from train.recipe_file import RECIPES, load_recipe
-from train.run_folder import RunFolder
+from train.run import RunFolder
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml") if not path.stem.startswith("miniature"))
 """Those of the miniature run in test_training.py and test_reproduce.py."""
@@ -207,13 +207,13 @@ def test_every_trained_part_of_the_real_formats(place: Place, tmp_path: Path, na
     for key, parameter in trainer.parts.named_parameters().items():
         parameter.register_hook(lambda gradient, key=key: seen.add(key) if bool(gradient.any()) else None)
     before = {key: parameter.detach().clone() for key, parameter in trainer.parts.named_parameters().items()}
-    first = prediction(trainer.objective, trainer.conditioner, [PROMPT, ""])[1]
+    first = prediction(trainer.training_loss, trainer.conditioner, [PROMPT, ""])[1]
     trainer.fit()
     assert seen == set(before)
     assert not [
         key for key, parameter in trainer.parts.named_parameters().items() if torch.equal(parameter, before[key])
     ]
-    noisy, expected, timesteps = prediction(trainer.objective, trainer.conditioner, [PROMPT, ""])
+    noisy, expected, timesteps = prediction(trainer.training_loss, trainer.conditioner, [PROMPT, ""])
     model = pipeline(place, recipe, folder.export)
     found = model.predict_noise(noisy, timesteps, model.encode([PROMPT, ""]))
     assert relative_error(found, expected) < 1e-5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from train.seeds import draw_seed, generator, uniform
+from train.data.order import draw_seed, generator, uniform
 
 
 def test_the_same_on_every_machine() -> None:

@@ -13,8 +13,8 @@ from short_runs import REPOSITORY, go_on, losses, recipe_content, train
 
 from llm4gen_core import LLM4GENError, load_adapter
 from miniature.miniature_world import make_world
-from train.export import ExportSettings, export
 from train.recipe_file import parse_recipe
+from train.run import ExportSettings, export
 
 
 def run_sharded(*arguments: str) -> None:

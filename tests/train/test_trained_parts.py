@@ -30,13 +30,11 @@ from llm4gen_diffusers.families import load_family
 from llm4gen_diffusers.sampling import Pipeline, add_unet_part
 from llm4gen_diffusers.schedule import NoiseSchedule
 from miniature.miniature_world import make_world
-from train.export import ExportSettings, export
 from train.loop import Trainer
-from train.parts import LORA_LAYERS, TrainedParts
+from train.models import LORA_LAYERS, TrainedParts, open_models
 from train.recipe import Loss, Recipe, Trainable
 from train.recipe_file import parse_recipe
-from train.run_folder import RunFolder
-from train.setup import open_models
+from train.run import ExportSettings, RunFolder, export
 
 WITH_ADAPTER = ("cam", "cam+cross_attention_kv", "cam+lora", "cam+unet")
 PARTS = (*WITH_ADAPTER, "unet", "text_encoder")
@@ -67,9 +65,13 @@ class Run:
 
 
 def modules(trainer: Trainer) -> dict[str, nn.Module]:
-    found: dict[str, Any] = {"unet": trainer.family.unet, "vae": trainer.family.vae, "adapter": trainer.adapter}
-    found |= {f"text_encoders.{i}": encoder for i, encoder in enumerate(trainer.family.text_encoders)}
-    found["llm"] = trainer.llm.model if trainer.llm is not None else None
+    found: dict[str, Any] = {
+        "unet": trainer.models.family.unet,
+        "vae": trainer.models.family.vae,
+        "adapter": trainer.models.adapter,
+    }
+    found |= {f"text_encoders.{i}": encoder for i, encoder in enumerate(trainer.models.family.text_encoders)}
+    found["llm"] = trainer.models.llm.model if trainer.models.llm is not None else None
     return {name: module for name, module in found.items() if module is not None}
 
 
@@ -128,7 +130,7 @@ def run(request: pytest.FixtureRequest, world: Path, tmp_path_factory: pytest.Te
     for name, parameter in parameters(trainer).items():
         if parameter.requires_grad:
             watch(name, parameter)
-    first = prediction(trainer.objective, trainer.conditioner, CAPTIONS)[1]
+    first = prediction(trainer.training_loss, trainer.conditioner, CAPTIONS)[1]
     before = {name: tensor.clone() for name, tensor in tensors(trainer).items()}
     trainer.fit()
     yield Run(world, recipe, trainer, first, before, gradients)
@@ -183,8 +185,8 @@ def test_every_lora_layer_is_a_projection_of_attention_and_none_is_forgotten(run
 
 def test_an_adapter_has_an_llm_and_nothing_else_has(run: Run) -> None:
     without = run.recipe.trainable.parts not in WITH_ADAPTER
-    assert (run.trainer.llm is None) == without
-    assert (run.trainer.adapter is None) == without
+    assert (run.trainer.models.llm is None) == without
+    assert (run.trainer.models.adapter is None) == without
 
 
 @pytest.mark.parametrize("run", [(parts, "cross_adapter") for parts in PARTS], indirect=True)
@@ -196,7 +198,7 @@ def test_gradient_checkpointing_changes_nothing(run: Run, tmp_path: Path) -> Non
     )
     trainer = open_trainer(recipe)
     trainer.fit()
-    assert trainer.family.unet.is_gradient_checkpointing
+    assert trainer.models.family.unet.is_gradient_checkpointing
     for ours, theirs in zip(metrics(trainer.folder.path), metrics(run.folder), strict=True):
         for name in ("diffusion", "gradient_norm", "guidance"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
@@ -223,7 +225,7 @@ def painted(run: Run, folder: Path, noisy: Tensor, timesteps: Tensor, **options:
 
 def trained(run: Run) -> tuple[Tensor, Tensor, Tensor]:
     """(x_t, prediction, timesteps) of the trainer's own modules as they are now."""
-    return prediction(run.trainer.objective, run.trainer.conditioner, CAPTIONS)
+    return prediction(run.trainer.training_loss, run.trainer.conditioner, CAPTIONS)
 
 
 FILES = {
@@ -239,7 +241,7 @@ FILES = {
 def test_what_the_run_exports_predicts_what_its_average_predicts(run: Run) -> None:
     folder = run.folder / "export"
     assert sorted(path.name for path in folder.iterdir()) == FILES[run.recipe.trainable.parts]
-    with run.trainer._averaged():
+    with run.trainer.averaged():
         noisy, expected, timesteps = trained(run)
     found = painted(run, folder, noisy, timesteps)
     assert relative_error(found, expected) < 1e-5
@@ -275,7 +277,7 @@ def test_export_of_one_checkpoint_is_of_that_step(run: Run, tmp_path: Path) -> N
         run.trainer.parts.load(last)
     assert relative_error(painted(run, tmp_path, noisy, timesteps), expected) < 1e-5
     assert relative_error(trained(run)[1], expected) > 1e-4
-    if run.trainer.adapter is not None:
+    if run.trainer.models.adapter is not None:
         metadata = load_adapter(tmp_path / "adapter.safetensors").metadata
         assert metadata is not None and metadata.training["steps"] == 1
 
@@ -288,7 +290,7 @@ def test_export_in_half_precision_rounds_and_nothing_else(run: Run, tmp_path: Pa
         assert halved.keys() == whole.keys()
         for name, tensor in halved.items():
             assert torch.equal(tensor, whole[name].half()), name
-    with run.trainer._averaged():
+    with run.trainer.averaged():
         noisy, expected, timesteps = trained(run)
     assert relative_error(painted(run, tmp_path, noisy, timesteps), expected) < 5e-3
 
@@ -336,15 +338,17 @@ def test_an_exported_unet_says_what_it_was_trained_with(world: Path, tmp_path: P
     loss = {"prediction": "v_prediction", "zero_terminal_snr": True}
     recipe = parse_recipe({**make_recipe(world, tmp_path / "run", parts).to_dict(), "loss": loss}, "Recipe of the test")
     trainer = open_trainer(recipe)
-    trainer.parts.export(tmp_path / "out", "adapter", AdapterMetadata("miniature", None), trainer.family.base.schedule)
-    schedule = trainer.family.base.schedule
+    trainer.parts.export(
+        tmp_path / "out", "adapter", AdapterMetadata("miniature", None), trainer.models.family.base.schedule
+    )
+    schedule = trainer.models.family.base.schedule
     assert schedule.prediction_type == "v_prediction" and schedule.alphas_cumprod[-1] == 0
     for unet in (tmp_path / "out", tmp_path / "out" / "unet"):
         model = Pipeline.from_files(world / "base", unet=unet)
         assert model.family.base.schedule == schedule
     painting = {"seed": 2, "steps": 3, "width": 16, "height": 16}
     assert torch.equal(
-        Pipeline(trainer.family).generate("a red circle", **painting), model.generate("a red circle", **painting)
+        Pipeline(trainer.models.family).generate("a red circle", **painting), model.generate("a red circle", **painting)
     )
     assert not torch.equal(
         shifted(model, load_family("miniature", world / "base", parts=()).base.schedule).generate("a", **painting),
@@ -409,7 +413,7 @@ def test_a_run_goes_on_from_exactly_what_was_exported(
     trainer = open_trainer(going_on(world, tmp_path / "run", start, after))
     adapter, now = load_adapter(start / "adapter.safetensors"), tensors(trainer)
     assert all(torch.equal(now[f"adapter.{name}"], tensor) for name, tensor in adapter.module.state_dict().items())
-    noisy, found, timesteps = prediction(trainer.objective, trainer.conditioner, CAPTIONS)
+    noisy, found, timesteps = prediction(trainer.training_loss, trainer.conditioner, CAPTIONS)
     unet = start / "unet" if (start / "unet").is_dir() else None
     model = Pipeline.from_files(world / "base", unet=unet, adapter=start / "adapter.safetensors", llm=world / "llm")
     expected = model.predict_noise(noisy, timesteps, model.encode(CAPTIONS))
@@ -429,7 +433,7 @@ def test_the_second_export_holds_both_stages(world: Path, exports: dict[str, Pat
     recipe = going_on(world, tmp_path / "run", exports[parts], parts, train={"steps": 1, "ema": {"enabled": False}})
     trainer = open_trainer(recipe)
     trainer.fit()
-    noisy, expected, timesteps = prediction(trainer.objective, trainer.conditioner, CAPTIONS)
+    noisy, expected, timesteps = prediction(trainer.training_loss, trainer.conditioner, CAPTIONS)
     file = tmp_path / "run" / "export" / "adapter.safetensors"
     model = Pipeline.from_files(world / "base", adapter=file, llm=world / "llm")
     assert relative_error(model.predict_noise(noisy, timesteps, model.encode(CAPTIONS)), expected) < 1e-5

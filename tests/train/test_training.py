@@ -17,7 +17,6 @@ from short_runs import checkpoint_tensors, go_on, losses, metrics, recipe_conten
 from llm4gen_core import LLM4GENError, load_adapter
 from miniature.miniature_world import make_world
 from train.loop import Stopped, Trainer
-from train.step import OptimizerStep
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +108,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(world: Path, whole: Pat
 def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_exactly(
     world: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    step = OptimizerStep.__call__
+    step = Trainer.optimizer_step
     done = []
 
-    def interrupted(self: OptimizerStep, *arguments: Any) -> Any:
+    def interrupted(self: Trainer, *arguments: Any) -> Any:
         result = step(self, *arguments)
         done.append(1)
         if len(done) == 3:
@@ -120,7 +119,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_exactly(
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(OptimizerStep, "__call__", interrupted)
+        patch.setattr(Trainer, "optimizer_step", interrupted)
         with pytest.raises(Stopped) as stopped:
             train(recipe_content(world, tmp_path / "stopped", **STATEFUL))
     assert stopped.value.signal == number.name
@@ -202,7 +201,7 @@ def test_changed_data_is_noticed_on_resuming(world: Path, tmp_path: Path) -> Non
 def test_a_loss_that_is_no_number_stops_with_the_samples(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from train.training_loss import TrainingLoss
+    from train.loss import TrainingLoss
 
     forward = TrainingLoss.forward
 
@@ -224,7 +223,7 @@ def test_a_batch_that_cannot_be_split_is_refused_before_anything_is_loaded(world
 
 def test_caption_dropout_is_drawn_anew_each_time(world: Path, tmp_path: Path) -> None:
     """The trap of the frozen dropout: over many epochs each sample must be seen both with and without its caption."""
-    from train.conditioning import CaptionDropout
+    from train.loss import CaptionDropout
     from train.recipe_file import parse_recipe
 
     content = recipe_content(
@@ -240,7 +239,7 @@ def test_caption_dropout_is_drawn_anew_each_time(world: Path, tmp_path: Path) ->
     )
     from short_runs import forget_accelerate
 
-    from train.run_folder import RunFolder
+    from train.run import RunFolder
 
     forget_accelerate()
     recipe = parse_recipe(content, "test")
@@ -250,7 +249,7 @@ def test_caption_dropout_is_drawn_anew_each_time(world: Path, tmp_path: Path) ->
     seen: dict[str, set[CaptionDropout]] = {}
     for batches in trainer.data.steps(0, 60, trainer.accumulation):
         for batch in batches:
-            for key, drop in zip(batch.keys, trainer.optimizer_step.drops(batch), strict=True):
+            for key, drop in zip(batch.keys, trainer.conditioner.dropout(batch), strict=True):
                 seen.setdefault(key, set()).add(drop)
     assert len(seen) == 12
     assert all(drops == {CaptionDropout.NOTHING, CaptionDropout.CAPTION} for drops in seen.values())

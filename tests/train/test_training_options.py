@@ -20,7 +20,6 @@ from llm4gen_core import LLM4GENError
 from llm4gen_diffusers.sampling import Pipeline
 from miniature.miniature_world import make_world
 from train.data.images import to_model
-from train.data.samples import cut_of, load_pixels
 from train.data.scan import scan
 from train.recipe_file import parse_recipe
 
@@ -195,7 +194,7 @@ def test_images_that_break_during_the_run_are_listed_and_stop_nothing(world: Pat
 
 @pytest.mark.slow
 def test_eight_pairs_are_learned_by_heart(tmp_path: Path) -> None:
-    """The whole objective, guidance and caption dropout among it; every caption paints its own image."""
+    """The whole training_loss, guidance and caption dropout among it; every caption paints its own image."""
     make_world(tmp_path, images=8)
     content = recipe_content(
         tmp_path,
@@ -211,8 +210,8 @@ def test_eight_pairs_are_learned_by_heart(tmp_path: Path) -> None:
     curve = [values["diffusion"] for values in metrics(folder)]
     assert curve[-1] < 0.3 * curve[0]
     manifest = scan(parse_recipe(content, "test").data, folder / "cache")
-    cuts = [cut_of(manifest, i, (16, 16), 3, 0) for i in range(8)]
-    images = torch.stack([to_model(load_pixels(manifest, i, cut)) for i, cut in enumerate(cuts)]) / 2 + 0.5
+    cuts = [manifest.cut(i, (16, 16), 3, 0) for i in range(8)]
+    images = torch.stack([to_model(manifest.pixels(i, cut)) for i, cut in enumerate(cuts)]) / 2 + 0.5
     pipeline = Pipeline.from_files(
         tmp_path / "base",
         unet=folder / "export" / "unet",

@@ -282,7 +282,8 @@ def fill_latents(
                 if not any(finite) and not written:
                     raise LLM4GENError(
                         "Latent cache: the VAE's output is not finite for any image of the first batch; expected "
-                        "finite numbers. Choose float32 or bfloat16 for model.vae_dtype; SDXL's VAE overflows in float16."
+                        "finite numbers. Choose float32 or bfloat16 for model.vae_dtype, because SDXL's VAE overflows "
+                        "in float16."
                     )
                 if not written:
                     cache.require_space(entry_bytes({"mean": mean[0], "std": std[0]}) * len(todo.work) * world_size)

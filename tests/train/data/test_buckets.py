@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from image_text import make_data
 
-from train.data.buckets import assign, bucket_sizes
+from train.data.images import assign, bucket_sizes
 
 
 def test_one_square_without_buckets() -> None:

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 import train.data.cache as caching
 from llm4gen_core import LLM4GENError
-from train.data.cache import TensorCache
-from train.data.fingerprints import model_fingerprint
+from train.data.cache import TensorCache, model_fingerprint
 
 ABOUT = {"vae": "a", "pixels": 1}
 
@@ -96,15 +95,15 @@ def test_shards_are_written_when_they_are_full(tmp_path: Path, monkeypatch: pyte
 
 
 _KILLED = """
-import sys, time, train.data.cache as caching
+import os, sys, time, train.data.cache as caching
 from pathlib import Path
 import torch
 caching.SHARD_BYTES = 800
-def slow(handle, fsync=caching.os.fsync):
+def slow(handle, fsync=os.fsync):
     fsync(handle)
     print("half", flush=True)
     time.sleep(0.02)
-caching.os.fsync = slow
+os.fsync = slow
 with caching.TensorCache(Path(sys.argv[1]), {"vae": "a", "pixels": 1}).writer() as writer:
     for number in range(100000):
         values = torch.randn(2, 4, generator=torch.Generator().manual_seed(number))
@@ -173,8 +172,8 @@ def test_a_disk_that_becomes_full_is_a_sentence_and_leaves_nothing(
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(caching.os, "fsync", full)
-    with pytest.raises(LLM4GENError, match="make room"), cache.writer() as writer:
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(LLM4GENError, match="the disk is full"), cache.writer() as writer:
         writer.put("more", entry(5))
         writer.flush()
     assert not list(cache.folder.glob(".*.partial"))

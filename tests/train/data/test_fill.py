@@ -14,8 +14,7 @@ from torch import Tensor
 
 from llm4gen_core import LLM4GENError
 from train.data.batches import Batch, micro_batches
-from train.data.cache import TensorCache
-from train.data.fill import EMPTY, fill_latents, fill_text, latent_cache, text_cache
+from train.data.cache import EMPTY, TensorCache, fill_latents, fill_text, latent_cache, text_cache
 from train.data.manifest import Manifest
 
 SIZES = [(64, 64), (100, 64), (64, 128)]
@@ -38,8 +37,6 @@ def batches(manifest: Manifest, steps: int, cache: TensorCache | None = None, se
     of_steps = micro_batches(
         manifest,
         order,
-        recipe_data=manifest.data,
-        seed=seed,
         first_step=0,
         steps=steps,
         micro_batch=2,

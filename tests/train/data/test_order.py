@@ -8,8 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from train.data.order import GlobalOrder, shuffled_places
-from train.seeds import draw_seed
+from train.data.order import GlobalOrder, draw_seed, shuffled_places
 
 
 def run_through(order: GlobalOrder, steps: int) -> list[list[tuple[int, int]]]:

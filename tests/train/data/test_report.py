@@ -7,8 +7,7 @@ from pathlib import Path
 
 from image_text import encoded, make_data, make_pairs, noise, open_manifest, write_folder
 
-from train.data.manifest import Problem
-from train.data.report import LEFT_OUT, SUMMARY, UNREADABLE, ProblemLog, describe, summarize, write_report
+from train.data.manifest import LEFT_OUT, SUMMARY, UNREADABLE, Problem, ProblemLog, describe, summarize, write_report
 from train.data.scan import scan
 
 

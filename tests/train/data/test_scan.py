@@ -142,7 +142,7 @@ def test_unchanged_files_are_not_looked_at_again(tmp_path: Path, looked_at: list
 
 
 def test_a_file_that_could_not_be_read_gets_another_chance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from train.data.sources.files import Folder
+    from train.data.sources import Folder
 
     folder = write_folder(tmp_path / "data", make_pairs(2))
     read = Folder.read
@@ -262,7 +262,7 @@ def test_each_caption_is_parsed_once_and_given_pairs_are_kept(tmp_path: Path, pa
 def test_parsing_goes_on_where_it_was_stopped(
     tmp_path: Path, parsed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.data.entities.PART", 2)
+    monkeypatch.setattr("train.data.scan.PART", 2)
     data = make_data(write_folder(tmp_path / "data", make_pairs(5)))
 
     def stop(what: str, done: int, total: int) -> None:

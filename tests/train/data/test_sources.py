@@ -13,8 +13,7 @@ from image_text import Pair, encoded, make_pairs, noise, open_manifest, write_fo
 
 from llm4gen_core import LLM4GENError
 from train.data.manifest import Manifest
-from train.data.sources import open_source
-from train.data.sources.shards import expand
+from train.data.sources import expand, open_source
 from train.recipe import Source
 
 
@@ -164,7 +163,7 @@ def test_a_data_set_with_splits_gives_train_and_names_what_is_missing(tmp_path: 
     datasets.DatasetDict({"test": one}).save_to_disk(str(tmp_path / "other"))
     assert len(open_manifest(tmp_path, tmp_path / "both")) == 2
     assert len(open_manifest(tmp_path, tmp_path / "other" / "test")) == 2
-    with pytest.raises(LLM4GENError, match="no split train, but test"):
+    with pytest.raises(LLM4GENError, match="the splits test, but no split train"):
         open_manifest(tmp_path, tmp_path / "other")
     one.rename_column("text", "words").save_to_disk(str(tmp_path / "words"))
     with pytest.raises(LLM4GENError, match="columns image, words; none of them is known as the caption"):
@@ -177,7 +176,7 @@ def test_a_data_set_with_splits_gives_train_and_names_what_is_missing(tmp_path: 
     [
         ({"path": "nowhere"}, "does not exist"),
         ({"path": "a.jsonl"}, "does not exist"),
-        ({"path": "a.parquet"}, "no known kind"),
+        ({"path": "a.parquet"}, "of an unknown kind"),
         ({"path": ".", "type": "dataset"}, "save_to_disk"),
         ({"path": ".", "type": "jsonl"}, "is a folder"),
         ({"path": "a.parquet", "type": "folder"}, "is a file"),
