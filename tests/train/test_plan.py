@@ -16,7 +16,7 @@ from miniature.small_models import make_diffusers_folder, make_sdxl_folder, make
 from train.loop import Trainer
 from train.memory import FakeRun, LiveBytes, Shapes, estimate
 from train.models import open_models
-from train.plan import Plan, plan
+from train.plan import Plan, Speed, plan
 from train.recipe import Parts, Recipe
 from train.recipe_file import parse_recipe
 from train.run import RunFolder
@@ -103,7 +103,7 @@ def test_gradients_and_optimizer_are_those_after_a_step(
     assert found.optimizer_bytes == pytest.approx(sum(t.numel() * t.element_size() for t in state), rel=1e-3)
 
 
-def test_a_checkpoint_is_as_large_as_said(world: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_as_large_as_estimated(world: Path, tmp_path: Path) -> None:
     content = recipe_content(world, tmp_path / "run")
     content["train"] |= {"steps": 1, "ema": {"enabled": True}}
     folder = train(content)
@@ -209,7 +209,10 @@ def test_encoding_counts_where_latents_are_not_cached(recipe_of: Callable[..., R
 
 
 @pytest.mark.parametrize("crops", [1, 2])
-def test_cache_files_are_as_large_as_said(recipe_of: Callable[..., Recipe], tmp_path: Path, crops: int) -> None:
+def test_cache_files_are_as_large_as_estimated(
+    recipe_of: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crops: int
+) -> None:
+    monkeypatch.setattr("train.plan.measure", lambda *_: Speed(1.0, 1.0, None, 3))
     cache = {"latents": True, "text": True, "crops": crops}
     recipe = recipe_of(
         "sd15", data={"cache": cache, "crop": "random" if crops > 1 else "center", "resolution": 64, "min_size": 8}
@@ -221,7 +224,7 @@ def test_cache_files_are_as_large_as_said(recipe_of: Callable[..., Recipe], tmp_
         assert sum(file.stat().st_size for file in files) == pytest.approx(expected, rel=0.02), name
 
 
-def test_it_says_everything_and_leaves_only_the_cache(
+def test_the_output_is_complete_and_only_the_cache_is_written(
     recipe_of: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = plan_of(recipe_of(train={"steps": 30, "batch_size": 4, "micro_batch": 2}))
@@ -235,7 +238,7 @@ def test_it_says_everything_and_leaves_only_the_cache(
     assert found.samples == 12
 
 
-def test_the_run_uses_what_the_plan_has_found(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_the_run_reuses_the_cache_of_the_plan(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
     recipe = recipe_of(data={"cache": {"latents": True}})
     plan_of(recipe)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
@@ -244,7 +247,7 @@ def test_the_run_uses_what_the_plan_has_found(recipe_of: Callable[..., Recipe], 
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_what_does_not_fit_is_not_tried(
+def test_a_step_that_does_not_fit_is_not_measured(
     recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("train.plan.free_memory", lambda: 2**20)
