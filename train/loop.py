@@ -175,14 +175,13 @@ class Trainer:
     Args:
         recipe: checked.
         folder: made by `RunFolder.create`, or that of a run to resume.
+        pairs: number of pairs to use, so that `plan` need not fill a cache of millions; None for all.
 
     Attributes:
         step: number of optimizer steps done.
     """
 
-    data_class: type[TrainingData] = TrainingData
-
-    def __init__(self, recipe: Recipe, folder: RunFolder) -> None:
+    def __init__(self, recipe: Recipe, folder: RunFolder, pairs: int | None = None) -> None:
         self.recipe = recipe
         self.folder = folder
         self.step = 0
@@ -212,7 +211,7 @@ class Trainer:
             )
         self.device = self.accelerator.device
         self._build_models()
-        self.data = self.data_class(self.models, folder.path, self.accelerator)
+        self.data = TrainingData(self.models, folder.path, self.accelerator, pairs)
         self._build_training()
         if not self._restore() and self.accelerator.is_main_process and folder.metrics.exists():
             tqdm.write("There is no intact checkpoint: beginning with the first step.")

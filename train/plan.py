@@ -9,7 +9,6 @@ import io
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +20,9 @@ from llm4gen_core import LLMEncoder
 from llm4gen_core.encoder import load_tokenizer
 from llm4gen_core.entities import entity_backend
 
-from .data.batches import Bars, TrainingData, cache_folder
+from .data.batches import Bars, cache_folder
 from .data.images import variations
-from .data.manifest import Manifest, Problem, Summary, describe, summarize
+from .data.manifest import Manifest, Summary, describe, summarize
 from .data.scan import scan
 from .loop import Trainer, accumulation_steps, join_processes
 from .loss import CaptionDropout, Conditioner
@@ -226,9 +225,9 @@ def measure(recipe: Recipe, folder: Path, accumulation: int) -> Speed:
             }
         )
         with contextlib.redirect_stdout(io.StringIO()):  # the data has been described before
-            trial = _Trial(short, RunFolder(Path(temporary)))
+            trial = Trainer(short, RunFolder(Path(temporary)), pairs=(WARM_UP + TIMED) * batch_size)
         try:
-            seconds, steps = trial.time_steps()
+            seconds, steps = _time_steps(trial)
             peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
         finally:
             trial.accelerator.free_memory()
@@ -238,50 +237,27 @@ def measure(recipe: Recipe, folder: Path, accumulation: int) -> Speed:
     return Speed(seconds, recipe.train.batch_size / seconds, peak, steps)
 
 
-class _FewPairs(TrainingData):
-    """The first pairs only, so that a cache of millions need not be filled."""
-
-    def _scan(self) -> Manifest:
-        return _FirstPairs(super()._scan(), (WARM_UP + TIMED) * self.recipe.train.batch_size)
-
-
-class _Trial(Trainer):
-    """Trainer on as many pairs as the measurement needs."""
-
-    data_class = _FewPairs
-
-    def time_steps(self) -> tuple[float, int]:
-        """Mean seconds of an optimizer step, with data and moving average, and the number of timed steps."""
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        begun, times = time.monotonic(), list[float]()
-        with contextlib.closing(self.data.steps(0, WARM_UP + TIMED, self.accumulation)) as steps:
-            started = begun
-            for number, batches in enumerate(steps, 1):
-                self.optimizer_step(batches, number)
-                if self.average is not None:
-                    self.average.update()
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
-                now = time.monotonic()
-                times.append(now - started)
-                started = now
-                long = torch.tensor([float(now - begun > _ENOUGH_SECONDS)], device=self.device)
-                if float(self.accelerator.reduce(long, reduction="sum")):  # all processes stop at the same step
-                    break
-        timed = times[WARM_UP:] or times[-1:]
-        return sum(timed) / len(timed), len(timed)
-
-
-class _FirstPairs(Manifest):
-    """First pairs of a manifest; the others are not reported as problems."""
-
-    def __init__(self, whole: Manifest, count: int) -> None:
-        super().__init__(whole.rows_file, whole.data, whole.entities_file)
-        self.kept = self.kept[:count]
-
-    def problems(self) -> Iterator[Problem]:
-        return iter(())
+def _time_steps(trainer: Trainer) -> tuple[float, int]:
+    """Mean seconds of an optimizer step, with data and moving average, and the number of timed steps."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    begun, times = time.monotonic(), list[float]()
+    with contextlib.closing(trainer.data.steps(0, WARM_UP + TIMED, trainer.accumulation)) as steps:
+        started = begun
+        for number, batches in enumerate(steps, 1):
+            trainer.optimizer_step(batches, number)
+            if trainer.average is not None:
+                trainer.average.update()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            now = time.monotonic()
+            times.append(now - started)
+            started = now
+            long = torch.tensor([float(now - begun > _ENOUGH_SECONDS)], device=trainer.device)
+            if float(trainer.accelerator.reduce(long, reduction="sum")):  # all processes stop at the same step
+                break
+    timed = times[WARM_UP:] or times[-1:]
+    return sum(timed) / len(timed), len(timed)
 
 
 # Output

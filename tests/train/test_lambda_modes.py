@@ -86,9 +86,7 @@ def test_a_fusion_that_replaces_clip_has_no_other_mode(world: Path, tmp_path: Pa
         parse_recipe(content, "Recipe of the test")
 
 
-def test_an_adapter_of_another_mode_is_refused_as_start(
-    world: Path, tmp_path: Path, runs: dict[str, Path]
-) -> None:
+def test_an_adapter_of_another_mode_is_refused_as_start(world: Path, tmp_path: Path, runs: dict[str, Path]) -> None:
     start = runs["decoupled"] / "export" / "adapter.safetensors"
     content = recipe_content(world, tmp_path / "run", model={"adapter": str(start)})
     with pytest.raises(LLM4GENError, match="was trained with the λ mode decoupled, the recipe has adapter.lambda_mode"):

@@ -261,7 +261,7 @@ def test_long_accumulation_is_measured_in_part(
 ) -> None:
     """Sixteen micro-batches a step: four are run, and the time is four times as long."""
     seen: list[int] = []
-    monkeypatch.setattr("train.plan._Trial.time_steps", lambda self: (seen.append(self.accumulation), (0.5, 3))[1])
+    monkeypatch.setattr("train.plan._time_steps", lambda run: (seen.append(run.accumulation), (0.5, 3))[1])
     found = plan_of(recipe_of(train={"steps": 1, "batch_size": 16, "micro_batch": 1}))
     assert seen == [4]
     assert found.speed is not None

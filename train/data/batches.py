@@ -47,6 +47,7 @@ class TrainingData:
         models: of the recipe; they encode images and captions for the caches.
         folder: of the run, for reports.
         accelerator: of the run.
+        pairs: number of pairs to use; None for all.
 
     Attributes:
         manifest: usable pairs.
@@ -54,12 +55,16 @@ class TrainingData:
         fingerprint: hash of all that the samples consist of; a run can only be resumed with the same.
     """
 
-    def __init__(self, models: Models, folder: Path, accelerator: Accelerator) -> None:
+    def __init__(self, models: Models, folder: Path, accelerator: Accelerator, pairs: int | None = None) -> None:
         recipe = self.recipe = models.recipe
         self.accelerator = accelerator
         self.cache_folder = cache_folder(recipe, folder)
         self.parser = entity_backend(recipe.data.entities) if recipe.guidance.is_on else None
-        self.manifest = self._scan()
+        # The main process scans; the others open the table that it wrote.
+        with accelerator.main_process_first(), Bars(accelerator.is_main_process) as bars:
+            self.manifest = scan(recipe.data, self.cache_folder, bars, recipe.guidance.is_on)
+        if pairs is not None:
+            self.manifest.shorten(pairs)
         self.order = self.manifest.order(recipe.train.batch_size, recipe.seed)
         self.fingerprint = self.manifest.fingerprint
         self.log = ProblemLog(folder) if accelerator.is_main_process else None
@@ -102,11 +107,6 @@ class TrainingData:
             return
         for problem in self.log.add(problems):
             tqdm.write(f"left out: {problem}")
-
-    def _scan(self) -> Manifest:
-        """Scan in the main process; the others open the table that it wrote."""
-        with self.accelerator.main_process_first(), Bars(self.accelerator.is_main_process) as bars:
-            return scan(self.recipe.data, self.cache_folder, bars, self.recipe.guidance.is_on)
 
     def _fill_latents(self, models: Models, problems: list[Problem]) -> TensorCache:
         family, accelerator = models.family, self.accelerator

@@ -78,17 +78,19 @@ class Manifest:
         rows: file of the table.
         data: section of the recipe, with the limits on sizes.
         entities: file with the entity pairs of each row; without it, only pairs stored with the data are known.
+        count: number of pairs to use; None for all.
 
     Attributes:
         kept: [N] rows of the usable pairs.
     """
 
-    def __init__(self, rows: Path, data: Data, entities: Path | None = None) -> None:
+    def __init__(self, rows: Path, data: Data, entities: Path | None = None, count: int | None = None) -> None:
         self.data, self.rows_file, self.entities_file = data, rows, entities
         self._table = open_table(rows)
         self._pairs = open_table(entities)["pairs"] if entities else self._table["pairs"]
         self._prefixes = key_prefixes(data)
-        self.kept = np.concatenate([*self._kept_blocks(), np.zeros(0, np.uint32)])
+        self._usable = np.concatenate([*self._kept_blocks(), np.zeros(0, np.uint32)])
+        self.kept = self._usable[:count]
         if not len(self.kept):
             counts = ", ".join(f"{number} {kind}" for kind, number in self.left_out().most_common()) or "nothing found"
             sources = ", ".join(source.path for source in data.sources)
@@ -98,7 +100,11 @@ class Manifest:
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Manifest, (self.rows_file, self.data, self.entities_file)
+        return Manifest, (self.rows_file, self.data, self.entities_file, len(self))
+
+    def shorten(self, count: int) -> None:
+        """Keep the first pairs only."""
+        self.kept = self.kept[:count]
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -241,7 +247,7 @@ class Manifest:
     def problems(self) -> Iterator[Problem]:
         """Pairs that were left out and why, in the order of the sources."""
         usable = np.zeros(self._table.num_rows, bool)
-        usable[self.kept] = True
+        usable[self._usable] = True
         names = ["source", "key", "ordinal", "kind", "problem", "width", "height"]
         bad = np.flatnonzero(~usable)
         for start in range(0, len(bad), BLOCK):
