@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,36 @@ def build_parser() -> Parser:
         epilog="Quick start on a CPU: python -m miniature world miniature, then python -m train run miniature",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_run(commands)
-    _add_resume(commands)
-    _add_plan(commands)
+    run = commands.add_parser(
+        "run",
+        help="train an adapter as a recipe says",
+        description="Train as a recipe says and write the adapter. The recipe is checked as a whole before models are "
+        "opened. Ctrl-C writes a checkpoint and stops; `resume` continues from it exactly. With several GPUs: "
+        "accelerate launch -m train run ...",
+        epilog="example: python -m train run sd15 model.base=models/sd15 model.llm=models/rankgen-t5-xl-all "
+        f"data.sources=photos train.batch_size=64. The project's recipes: {', '.join(_recipe_names())}",
+    )
+    _add_recipe_arguments(run, _run)
+    resume = commands.add_parser(
+        "resume",
+        help="continue a run that was stopped",
+        description="Continue a run from its newest intact checkpoint, as if it had never been stopped. A broken "
+        "checkpoint is skipped for the one before it. The recipe is that of the run; the number of processes may "
+        "differ from before.",
+        epilog="example: python -m train resume runs/sd15",
+    )
+    resume.add_argument("folder", metavar="RUN_DIR", help="folder of the run: `output` of its recipe")
+    resume.set_defaults(run=_resume)
+    plan = commands.add_parser(
+        "plan",
+        help="estimate memory, disk and time of a run without training",
+        description="Estimate what `run` with the same arguments needs: parameters by group, memory for weights, "
+        "gradients, optimizer and activations, sizes of the caches, steps, samples and time. Lists problems of the "
+        "data.",
+        epilog="example: python -m train plan sd15 model.base=models/sd15 model.llm=models/rankgen-t5-xl-all "
+        "data.sources=photos",
+    )
+    _add_recipe_arguments(plan, _plan)
     commands.add_parser(
         "parse",
         help="find the attribute-entity pairs of captions",
@@ -41,52 +68,34 @@ def build_parser() -> Parser:
         epilog="example: python -m train parse photos/captions.jsonl --output photos/captions.parsed.jsonl",
         configured_by="train.parse",
     )
-    _add_export(commands)
+    export = commands.add_parser(
+        "export",
+        help="write the adapter of any checkpoint",
+        description="Write the adapter file for ComfyUI/models/llm4gen if there is one, and the UNet (`unet`, with its "
+        "noise schedule in `scheduler`) or the text encoder (`text_encoder`) if the recipe trains it whole. Prints "
+        "their names. `run` does this by itself at its end.",
+        epilog="example: python -m train export runs/sd15/checkpoints/step-00010000 --output halfway --dtype float16",
+    )
+    export.add_argument("source", metavar="RUN_DIR", help="a run, for its newest checkpoint, or a checkpoint inside it")
+    export.add_argument("--output", metavar="DIR", help="folder to write into (default: export inside the run)")
+    export.add_argument("--name", default="adapter", help="adapter file's name without .safetensors (%(default)s)")
+    export.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="precision of the exported weights (default: float32, as trained)",
+    )
+    export.add_argument(
+        "--no-ema",
+        dest="ema",
+        action="store_false",
+        help="export the last weights in place of the moving average",
+    )
+    export.add_argument("--force", action="store_true", help="replace existing files of these names")
+    export.set_defaults(run=_export)
     return parser
 
 
-def _add_run(commands: argparse._SubParsersAction[Parser]) -> None:
-    parser = commands.add_parser(
-        "run",
-        help="train an adapter as a recipe says",
-        description="Train as a recipe says and write the adapter. The recipe is checked as a whole before models are "
-        "opened. Ctrl-C writes a checkpoint and stops; `resume` continues from it exactly. With several GPUs: "
-        "accelerate launch -m train run ...",
-        epilog="example: python -m train run sd15 model.base=models/sd15 model.llm=models/rankgen-t5-xl-all "
-        f"data.sources=photos train.batch_size=64. The project's recipes: {', '.join(_recipe_names())}",
-    )
-    _add_recipe_arguments(parser)
-    parser.set_defaults(run=_run)
-
-
-def _add_resume(commands: argparse._SubParsersAction[Parser]) -> None:
-    parser = commands.add_parser(
-        "resume",
-        help="continue a run that was stopped",
-        description="Continue a run from its newest intact checkpoint, as if it had never been stopped. A broken "
-        "checkpoint is skipped for the one before it. The recipe is that of the run; the number of processes may "
-        "differ from before.",
-        epilog="example: python -m train resume runs/sd15",
-    )
-    parser.add_argument("folder", metavar="RUN_DIR", help="folder of the run: `output` of its recipe")
-    parser.set_defaults(run=_resume)
-
-
-def _add_plan(commands: argparse._SubParsersAction[Parser]) -> None:
-    parser = commands.add_parser(
-        "plan",
-        help="estimate memory, disk and time of a run without training",
-        description="Estimate what `run` with the same arguments needs: parameters by group, memory for weights, "
-        "gradients, optimizer and activations, sizes of the caches, steps, samples and time. Lists problems of the "
-        "data.",
-        epilog="example: python -m train plan sd15 model.base=models/sd15 model.llm=models/rankgen-t5-xl-all "
-        "data.sources=photos",
-    )
-    _add_recipe_arguments(parser)
-    parser.set_defaults(run=_plan)
-
-
-def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_recipe_arguments(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None]) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="YAML file, or the name of one of the project's recipes")
     parser.add_argument(
         "overrides",
@@ -95,33 +104,7 @@ def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         help="value to use instead of the recipe's, with dots between sections: train.steps=100 "
         "'validation.prompts=[a cat]'. All keys are described in train/recipe.py",
     )
-
-
-def _add_export(commands: argparse._SubParsersAction[Parser]) -> None:
-    parser = commands.add_parser(
-        "export",
-        help="write the adapter of any checkpoint",
-        description="Write the adapter file for ComfyUI/models/llm4gen if there is one, and the UNet (`unet`, with its "
-        "noise schedule in `scheduler`) or the text encoder (`text_encoder`) if the recipe trains it whole. Prints "
-        "their names. `run` does this by itself at its end.",
-        epilog="example: python -m train export runs/sd15/checkpoints/step-00010000 --output halfway --dtype float16",
-    )
-    parser.add_argument("source", metavar="RUN_DIR", help="a run, for its newest checkpoint, or a checkpoint inside it")
-    parser.add_argument("--output", metavar="DIR", help="folder to write into (default: export inside the run)")
-    parser.add_argument("--name", default="adapter", help="adapter file's name without .safetensors (%(default)s)")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "float16", "bfloat16"),
-        help="precision of the exported weights (default: float32, as trained)",
-    )
-    parser.add_argument(
-        "--no-ema",
-        dest="ema",
-        action="store_false",
-        help="export the last weights in place of the moving average",
-    )
-    parser.add_argument("--force", action="store_true", help="replace existing files of these names")
-    parser.set_defaults(run=_export)
+    parser.set_defaults(run=run)
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -220,7 +220,7 @@ class Trainer:
 
     def _trackers(self) -> list[Any]:
         wanted = {"tensorboard": self.recipe.logging.tensorboard, "wandb": self.recipe.logging.wandb is not None}
-        trackers = [name for name, is_wanted in wanted.items() if is_wanted]
+        trackers: list[Any] = [name for name, is_wanted in wanted.items() if is_wanted]
         for name in trackers:
             if importlib.util.find_spec(name) is None:
                 off = "false" if name == "tensorboard" else "null"
@@ -228,7 +228,7 @@ class Trainer:
                     f"logging.{name} is on, but the package {name} is not installed; install it (pip install {name}) "
                     f"or give logging.{name}={off}."
                 )
-        return list(trackers)
+        return trackers
 
     def _build_models(self) -> None:
         settings = self.recipe.train
@@ -284,11 +284,8 @@ class Trainer:
                 }
             )
         if accelerator.log_with:
-            accelerator.init_trackers(
-                recipe.logging.wandb or "tensorboard",
-                config=None,
-                init_kwargs={"wandb": {"config": recipe.to_dict()}},
-            )
+            options = {"wandb": {"config": recipe.to_dict()}}
+            accelerator.init_trackers(recipe.logging.wandb or "tensorboard", config=None, init_kwargs=options)
         progress = tqdm(
             total=recipe.train.steps,
             initial=self.step,
@@ -330,10 +327,8 @@ class Trainer:
         accelerator.end_training()
         if stopped:
             if accelerator.is_main_process:
-                print(
-                    f"Stopped after step {self.step}. Continue with: python -m train resume {self.folder.path}",
-                    flush=True,
-                )
+                advice = f"Continue with: python -m train resume {self.folder.path}"
+                print(f"Stopped after step {self.step}. {advice}", flush=True)
             raise Stopped(interrupt.signal)
 
     def optimizer_step(self, batches: list[Batch], step: int, stop: bool = False) -> dict[str, float] | None:

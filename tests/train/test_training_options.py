@@ -225,6 +225,5 @@ def test_four_pairs_are_memorised(tmp_path: Path) -> None:
         ]
     )
     errors = (generated[:, None] - images[None]).square().mean((2, 3, 4))
-    print("CURVE", curve[0], curve[-1], errors)
     assert errors.argmin(1).tolist() == list(range(4))
     assert errors.diagonal().max() < 0.03

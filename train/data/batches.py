@@ -28,13 +28,11 @@ from .cache import (
     fill_latents,
     fill_text,
     ignore_signals,
-    latent_cache,
     latent_key,
     model_fingerprint,
-    text_cache,
     tokenizer_fingerprint,
 )
-from .images import BadImage, Cut, Size, assign, bucket_sizes, to_model, variations
+from .images import PIXELS_VERSION, BadImage, Cut, Size, assign, bucket_sizes, to_model, variations
 from .manifest import Manifest, Problem, ProblemLog, describe, write_report
 from .order import GlobalOrder
 from .scan import scan
@@ -95,10 +93,9 @@ class TrainingData:
             steps=last - first,
             micro_batch=self.recipe.train.micro_batch,
             accumulation=accumulation,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
             latent_cache=self.latents,
             text_cache=self.text,
+            **self._share,
         )
 
     def report(self, problems: list[Problem]) -> None:
@@ -109,59 +106,54 @@ class TrainingData:
             tqdm.write(f"left out: {problem}")
 
     def _fill_latents(self, models: Models, problems: list[Problem]) -> TensorCache:
-        family, accelerator = models.family, self.accelerator
-        identity = {
+        family, device = models.family, self.accelerator.device
+        vae = {
             "vae": model_fingerprint(family.vae),
             "dtype": self.recipe.model.vae_dtype,
             "pixels_per_latent": family.pixels_per_latent,
         }
-        cache = latent_cache(self.cache_folder, identity)
+        cache = TensorCache(self.cache_folder / "latents", {"vae": vae, "pixels": PIXELS_VERSION})
 
         def encode(pixels: Tensor) -> tuple[Tensor, Tensor]:
-            mean, std = family.encode_images(pixels.to(accelerator.device))
+            mean, std = family.encode_images(pixels.to(device))
             return mean.cpu(), std.cpu()
 
-        rank, world_size = accelerator.process_index, accelerator.num_processes
-        with Bars(accelerator.is_main_process) as bars:
-            problems += fill_latents(
-                self.manifest,
-                cache,
-                encode,
-                seed=self.recipe.seed,
-                rank=rank,
-                world_size=world_size,
-                progress=bars,
-            )
+        with Bars(self.accelerator.is_main_process) as bars:
+            problems += fill_latents(self.manifest, cache, encode, seed=self.recipe.seed, progress=bars, **self._share)
         problems[:] = gather_object(problems)
         cache.refresh()
         return cache
 
     def _fill_text(self, models: Models) -> TensorCache:
-        family, llm, accelerator = models.family, models.llm, self.accelerator
-        identity: dict[str, Any] = {
+        family, llm = models.family, models.llm
+        encoders: dict[str, Any] = {
             "clip": [model_fingerprint(encoder) for encoder in family.text_encoders],
             "clip_dtype": self.recipe.model.text_dtype,
             "chunks": self.recipe.data.clip_chunks,
             "tokens": [tokenizer_fingerprint(tokenizer) for tokenizer in family.tokenizers],
         }
         if llm is not None:
-            identity |= {
+            encoders |= {
                 "llm": model_fingerprint(llm.model),
                 "llm_spec": llm.spec.to_json(),
                 "llm_tokens": tokenizer_fingerprint(llm.tokenizer),
             }
-        cache = text_cache(self.cache_folder, identity)
+        cache = TensorCache(self.cache_folder / "text", {"encoders": encoders})
 
         def encode(captions: list[str]) -> list[Mapping[str, Tensor]]:
             features = {name: tensor.cpu() for name, tensor in models.features(captions).items()}
             return [{name: tensor[i].clone() for name, tensor in features.items()} for i in range(len(captions))]
 
-        rank, world_size = accelerator.process_index, accelerator.num_processes
-        with Bars(accelerator.is_main_process) as bars:
-            fill_text(self.manifest.captions(), cache, encode, rank=rank, world_size=world_size, progress=bars)
-        accelerator.wait_for_everyone()
+        with Bars(self.accelerator.is_main_process) as bars:
+            fill_text(self.manifest.captions(), cache, encode, progress=bars, **self._share)
+        self.accelerator.wait_for_everyone()
         cache.refresh()
         return cache
+
+    @property
+    def _share(self) -> dict[str, int]:
+        """Number of this process and of all."""
+        return {"rank": self.accelerator.process_index, "world_size": self.accelerator.num_processes}
 
 
 def cache_folder(recipe: Recipe, run: Path) -> Path:

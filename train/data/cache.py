@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from llm4gen_core import LLM4GENError
 from llm4gen_core.files import write_bytes, write_text
 
-from .images import PIXELS_VERSION, BadImage, Cut, assign, bucket_sizes, to_model, variations
+from .images import BadImage, Cut, assign, bucket_sizes, to_model, variations
 from .manifest import Manifest, Problem
 from .scan import Progress
 
@@ -215,20 +215,6 @@ def _hash(key: str) -> bytes:
 # Filling
 
 
-def latent_cache(folder: Path, vae: Mapping[str, Any]) -> TensorCache:
-    """Open the cache of latents in a folder; `vae` identifies the encoder: `model_fingerprint`, precision."""
-    return TensorCache(folder / "latents", {"vae": dict(vae), "pixels": PIXELS_VERSION})
-
-
-def text_cache(folder: Path, encoders: Mapping[str, Any]) -> TensorCache:
-    """Open the cache of text features in a folder.
-
-    `encoders` identifies the encoders: fingerprints of the text encoders and their tokenizers, the `LLMSpec`, chunks
-    of CLIP, precision.
-    """
-    return TensorCache(folder / "text", {"encoders": dict(encoders)})
-
-
 def fill_latents(
     manifest: Manifest,
     cache: TensorCache,
@@ -246,7 +232,7 @@ def fill_latents(
 
     Args:
         manifest: the pairs.
-        cache: from `latent_cache`.
+        cache: of latents.
         encode: maps pixels [B, 3, H, W] from -1 to 1, on the CPU, to mean and std [B, C, h, w].
         seed: of the run; cuts and mirroring are drawn from it.
         batch: number of images that are encoded at once.
@@ -313,7 +299,7 @@ def fill_text(
 
     Args:
         captions: distinct ones, in the same order in every process, such as `Manifest.captions()`.
-        cache: from `text_cache`.
+        cache: of text features.
         encode: maps captions to their named tensors, one mapping each.
         batch: number of captions that are encoded at once.
         rank, world_size, progress: as for `fill_latents`.

@@ -13,7 +13,7 @@ from image_text import make_pairs, open_manifest, write_folder
 
 from llm4gen_core import LLM4GENError
 from train.data.batches import Batch, micro_batches
-from train.data.cache import fill_text, text_cache
+from train.data.cache import TensorCache, fill_text
 from train.data.manifest import Manifest
 
 SIZES = [(64, 64), (100, 64), (64, 128), (90, 70)]
@@ -22,6 +22,10 @@ SETTINGS: dict[str, Any] = {
     "flip": 0.5,
     "buckets": {"enabled": True, "step": 16},
 }
+
+
+def text_cache(folder: Path, encoders: dict[str, str]) -> TensorCache:
+    return TensorCache(folder / "text", encoders)
 
 
 @pytest.fixture

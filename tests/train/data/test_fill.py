@@ -14,10 +14,18 @@ from torch import Tensor
 
 from llm4gen_core import LLM4GENError
 from train.data.batches import Batch, micro_batches
-from train.data.cache import EMPTY, TensorCache, fill_latents, fill_text, latent_cache, text_cache
+from train.data.cache import EMPTY, TensorCache, fill_latents, fill_text
 from train.data.manifest import Manifest
 
 SIZES = [(64, 64), (100, 64), (64, 128)]
+
+
+def latent_cache(folder: Path, vae: dict[str, str]) -> TensorCache:
+    return TensorCache(folder / "latents", vae)
+
+
+def text_cache(folder: Path, encoders: dict[str, str]) -> TensorCache:
+    return TensorCache(folder / "text", encoders)
 
 
 class Encoder:
