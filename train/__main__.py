@@ -59,15 +59,38 @@ def build_parser() -> Parser:
         "data.sources=photos",
     )
     _add_recipe_arguments(plan, _plan)
-    commands.add_parser(
+    parse = commands.add_parser(
         "parse",
         help="find the attribute-entity pairs of captions",
         description="Find which attribute belongs to which entity in captions, for entity guidance. Other fields of "
         ".jsonl rows are kept, so that the output can be a source of a recipe. A run parses captions without pairs by "
         "itself; use this command to look at the pairs and correct them.",
         epilog="example: python -m train parse photos/captions.jsonl --output photos/captions.parsed.jsonl",
-        configured_by="train.parse",
     )
+    parse.add_argument(
+        "source", metavar="SOURCE", help=".txt with one caption a line, or .jsonl with one object a line"
+    )
+    parse.add_argument("--output", required=True, metavar="FILE", help=".jsonl to write")
+    parse.add_argument(
+        "--backend",
+        default="auto",
+        metavar="NAME",
+        help="auto (spaCy if a trained pipeline is installed, else rules), spacy, spacy:PACKAGE or rules "
+        "(default: %(default)s)",
+    )
+    parse.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="number of processes; 0 parses in this one (default: one per processor core if there are many captions)",
+    )
+    parse.add_argument(
+        "--field",
+        metavar="KEY",
+        help='key of the caption in .jsonl, written as "caption" (default: caption, else text)',
+    )
+    parse.add_argument("--force", action="store_true", help="replace FILE if it exists")
+    parse.set_defaults(run=_parse)
     export = commands.add_parser(
         "export",
         help="write the adapter of any checkpoint",
@@ -128,6 +151,12 @@ def _plan(args: argparse.Namespace) -> None:
 
     quiet_libraries()
     plan(recipe)
+
+
+def _parse(args: argparse.Namespace) -> None:
+    from .parse import ParseSettings, parse_file
+
+    parse_file(ParseSettings(**vars(args)))
 
 
 def _export(args: argparse.Namespace) -> None:

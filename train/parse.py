@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
-if TYPE_CHECKING:
-    from llm4gen_core import EntityPair
-    from llm4gen_core.entities import Backend
+import torch
+from tqdm import tqdm
+
+from llm4gen_core import EntityPair, LLM4GENError, entity_backend
+from llm4gen_core.entities import Backend, load_backend
+from llm4gen_core.entities.spacy import HOW_TO_INSTALL
+from llm4gen_core.files import whole_file
 
 FALLBACK = "rules/"
 """Prefix of the name of the parser that needs no trained pipeline."""
@@ -78,38 +85,6 @@ class _Row:
     pairs: list[EntityPair] | None = None
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `parse`."""
-    parser.add_argument(
-        "source", metavar="SOURCE", help=".txt with one caption a line, or .jsonl with one object a line"
-    )
-    parser.add_argument("--output", required=True, metavar="FILE", help=".jsonl to write")
-    parser.add_argument(
-        "--backend",
-        default="auto",
-        metavar="NAME",
-        help="auto (spaCy if a trained pipeline is installed, else rules), spacy, spacy:PACKAGE or rules "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="number of processes; 0 parses in this one (default: one per processor core if there are many captions)",
-    )
-    parser.add_argument(
-        "--field",
-        metavar="KEY",
-        help='key of the caption in .jsonl, written as "caption" (default: caption, else text)',
-    )
-    parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
-    parser.set_defaults(run=_run)
-
-
-def _run(args: argparse.Namespace) -> None:
-    parse_file(ParseSettings(**vars(args)))
-
-
 def parse_captions(
     captions: Iterable[str], backend: str = "auto", workers: int = 0, batch: int = 1000
 ) -> Iterator[list[EntityPair]]:
@@ -126,9 +101,6 @@ def parse_captions(
     Raises:
         LLM4GENError: the backend is not installed, or a process crashed.
     """
-    from llm4gen_core import LLM4GENError
-    from llm4gen_core.entities import load_backend
-
     if workers < 0 or batch < 1:
         raise LLM4GENError(f"Parsing with {workers} workers and batch {batch}; expected at least 0 and at least 1.")
     # Loaded here too, so that a missing package is reported once and every process uses the same parser.
@@ -137,12 +109,6 @@ def parse_captions(
 
 
 def _in_processes(captions: Iterable[str], parser: Backend, workers: int, batch: int) -> Iterator[list[EntityPair]]:
-    import multiprocessing
-    from concurrent.futures import Future, ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-
-    from llm4gen_core import EntityPair, LLM4GENError
-
     source = iter(captions)
     pending: deque[tuple[list[str], Future[list[list[list[int]]]]]] = deque()
     pool = ProcessPoolExecutor(
@@ -170,14 +136,7 @@ _worker: list[Backend] = []
 
 
 def _start_worker(backend: str) -> None:
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends the pool
-
-    import torch
-
-    from llm4gen_core.entities import load_backend
-
     torch.set_num_threads(1)
     _worker[:] = [load_backend(backend)]
 
@@ -196,9 +155,6 @@ def parse_file(settings: ParseSettings) -> ParseReport:
     Raises:
         LLM4GENError: the source cannot be read or holds no caption, the output exists, or the backend is not installed.
     """
-    from llm4gen_core import LLM4GENError, entity_backend
-    from llm4gen_core.files import whole_file
-
     source, output = Path(settings.source), Path(settings.output)
     if source.suffix not in (".txt", ".jsonl"):
         raise LLM4GENError(
@@ -230,8 +186,6 @@ def parse_file(settings: ParseSettings) -> ParseReport:
 
 
 def _write(file: BinaryIO, lines: int, target: BinaryIO, settings: ParseSettings, report: ParseReport) -> None:
-    from tqdm import tqdm
-
     workers = settings.workers
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -287,8 +241,6 @@ def _json_row(number: int, text: str, key: str | None) -> _Row | str:
 
 
 def _take_given(row: _Row, report: ParseReport) -> None:
-    from llm4gen_core import EntityPair, LLM4GENError
-
     try:
         row.pairs = [EntityPair.from_offsets(row.caption, *offsets) for offsets in row.others["pairs"]]
         report.given += 1
@@ -314,8 +266,6 @@ def _listed(rows: list[tuple[int, str]]) -> str:
 
 
 def _summary(report: ParseReport, settings: ParseSettings, output: Path) -> str:
-    from llm4gen_core.entities.spacy import HOW_TO_INSTALL
-
     lines = [
         f"captions {report.captions:,}, of which {report.described:,} ({report.described / report.captions:.1%}) have "
         "at least one pair",

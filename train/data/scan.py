@@ -25,6 +25,7 @@ from llm4gen_core import LLM4GENError
 from llm4gen_core.entities import EntityPair, entity_backend
 from llm4gen_core.files import whole_file
 
+from ..parse import parse_captions
 from ..recipe import Data
 from .images import BadImage, inspect
 from .manifest import BLOCK, ROWS, Manifest, as_bytes16, decode_path, digest, encode_path, open_table
@@ -384,8 +385,6 @@ def _complete(aligned: Path, manifest: Manifest, listing: str) -> bool:
 
 
 def _parse_missing(manifest: Manifest, parts: Path, progress: Progress) -> None:
-    from ..parse import parse_captions
-
     rows = open_table(manifest.rows_file).select(["caption", "caption_digest", "pairs"])
     digests = as_bytes16(rows["caption_digest"])[manifest.kept]
     unparsed = pc.is_null(rows["pairs"]).to_numpy()[manifest.kept]

@@ -236,7 +236,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             seen.append(caption)
             yield parse_entities(caption, backend)
 
-    monkeypatch.setattr("train.parse.parse_captions", parse)
+    monkeypatch.setattr("train.data.scan.parse_captions", parse)
     return seen
 
 
