@@ -1,4 +1,4 @@
-"""`python -m train`: exit codes, one line of error, nothing executed, quick help."""
+"""`python -m train`: exit codes, errors of one line, commands, quick help."""
 
 import re
 import subprocess
@@ -52,11 +52,11 @@ def refused(capsys):
         ("export none --dtype int8", "'int8'"),
     ],
 )
-def test_bad_input_is_one_line_and_code_2(refused, arguments, message):
+def test_bad_input_gives_one_line_and_code_2(refused, arguments, message):
     assert message in refused(*arguments.split())
 
 
-def test_the_real_process_ends_with_code_2_and_one_line(tmp_path):
+def test_a_real_process_ends_with_code_2_and_one_line(tmp_path):
     command = [sys.executable, "-m", "train", "export", str(tmp_path)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 2 and ended.stdout == ""
@@ -66,7 +66,7 @@ def test_the_real_process_ends_with_code_2_and_one_line(tmp_path):
 COMMANDS = ("run", "resume", "plan", "parse", "export")
 
 
-def test_these_are_the_commands(capsys):
+def test_list_of_commands(capsys):
     with pytest.raises(SystemExit):
         build_parser().parse_args(["--help"])
     help = capsys.readouterr().out
@@ -111,7 +111,7 @@ def test_run_gets_the_recipe_with_its_overrides(monkeypatch):
 
 
 @pytest.mark.parametrize("arguments", ["run sd15", "run none", "run"])
-def test_of_several_processes_one_reports_what_all_of_them_see(monkeypatch, capsys, refused, arguments):
+def test_one_of_several_processes_reports_a_common_error(monkeypatch, capsys, refused, arguments):
     refused(*arguments.split())
     monkeypatch.setenv("RANK", "3")
     with pytest.raises(SystemExit) as end:
@@ -119,14 +119,14 @@ def test_of_several_processes_one_reports_what_all_of_them_see(monkeypatch, caps
     assert end.value.code == 2 and capsys.readouterr() == ("", "")
 
 
-def test_a_process_reports_what_may_be_its_own_error_alone(monkeypatch, capsys):
+def test_each_process_reports_an_error_of_its_own(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setattr("train.loop.run", Mock(side_effect=LLM4GENError("The loss is NaN.")))
     assert main(["run", "miniature"]) == 2
     assert capsys.readouterr().err == "error in process 3: The loss is NaN.\n"
 
 
-def test_a_missing_package_is_one_line(refused, monkeypatch):
+def test_a_missing_package_gives_one_line(refused, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "yaml" or name == "train.recipe_file"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr("train.recipe_file", raising=False)
@@ -134,7 +134,7 @@ def test_a_missing_package_is_one_line(refused, monkeypatch):
     assert "The package yaml is not installed" in refused("run", "sd15")
 
 
-def test_broken_off_from_the_keyboard(monkeypatch, capsys):
+def test_keyboard_interrupt(monkeypatch, capsys):
     monkeypatch.setattr("train.loop.run", Mock(side_effect=KeyboardInterrupt))
     assert main(["run", "miniature"]) == 130
     assert capsys.readouterr().err == ""

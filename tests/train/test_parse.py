@@ -58,12 +58,12 @@ def test_captions_are_read_as_they_are_needed() -> None:
 
 
 @pytest.mark.parametrize(("workers", "batch"), [(-1, 10), (0, 0)])
-def test_impossible_numbers_are_refused_at_once(workers: int, batch: int) -> None:
+def test_impossible_numbers_are_refused(workers: int, batch: int) -> None:
     with pytest.raises(LLM4GENError, match="expected at least 0 and at least 1"):
         parse_captions([], "rules", workers, batch)
 
 
-def test_a_missing_backend_is_said_before_a_caption_is_read() -> None:
+def test_a_missing_backend_is_an_error_before_reading() -> None:
     with pytest.raises(LLM4GENError, match="no trained English pipeline"):
         parse_captions(iter(()), "spacy", workers=2)
 
@@ -161,12 +161,12 @@ def test_a_long_list_of_bad_rows_is_cut(run: Callable[..., Any], capsys: pytest.
     assert "line 21 (no caption) and 10 more\n" in capsys.readouterr().out
 
 
-def test_half_a_surrogate_pair_is_written_as_it_came(run: Callable[..., Any]) -> None:
+def test_half_a_surrogate_pair_is_kept(run: Callable[..., Any]) -> None:
     rows, _ = run("captions.jsonl", '{"caption": "\\ud800 a red cat"}\n{"caption": "café"}\n')
     assert rows[0] == {"caption": "\ud800 a red cat", "pairs": [[4, 7, 8, 11]]}
 
 
-def test_the_summary_is_honest_about_the_fallback(run: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_summary_names_the_fallback(run: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
     run("captions.txt", "a red cat\ntwo dogs\na big blue dog\n")
     out, err = capsys.readouterr()
     assert "captions 3, of which 2 (66.7%) have at least one pair" in out
@@ -178,7 +178,7 @@ def test_the_summary_is_honest_about_the_fallback(run: Callable[..., Any], capsy
     assert "This is the fallback: it knows words" in capsys.readouterr().out
 
 
-def test_many_captions_go_through_processes(run: Callable[..., Any]) -> None:
+def test_many_captions_are_parsed_in_processes(run: Callable[..., Any]) -> None:
     rows, report = run("captions.txt", "\n".join(CAPTIONS), workers=2)
     assert [row["caption"] for row in rows] == CAPTIONS
     assert [row["pairs"] for row in rows] == [[p.offsets for p in parse_entities(c, "rules")] for c in CAPTIONS]

@@ -1,4 +1,4 @@
-"""`plan`: its numbers are those of real modules, states, files and passes, and it leaves no run behind."""
+"""`plan`: its numbers against real modules, optimizer states, files and passes."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_checkpoint_is_as_large_as_estimated(world: Path, tmp_path: Path) -> N
 
 
 def saved_bytes(trainer: Trainer, inputs: Any) -> int:
-    """What the real training_loss saves for its backward pass, each storage once, without parameters."""
+    """Bytes that the real training loss saves for its backward pass, each storage once, without parameters."""
     known = {p.untyped_storage().data_ptr() for p in trainer.training_loss.parameters()}
     saved: dict[int, Tensor] = {}
 
@@ -129,7 +129,7 @@ def saved_bytes(trainer: Trainer, inputs: Any) -> int:
 
 
 def real_inputs(fake: FakeRun, batch: int) -> Any:
-    """The inputs of the estimate, with data."""
+    """Inputs of the estimate, with data."""
     guided = fake.inputs(batch, SHAPES, True)
     targets = guided.targets
     for name, value in list(vars(guided).items()):
@@ -185,7 +185,7 @@ def test_activations_of_bfloat16_are_smaller_and_weights_are_copied(recipe_of: C
     assert half.memory.copies == pytest.approx(2 * unet.parameters, rel=0.05)
 
 
-def test_guidance_has_its_share_and_none_when_it_is_off(recipe_of: Callable[..., Recipe]) -> None:
+def test_guidance_activations(recipe_of: Callable[..., Recipe]) -> None:
     on, off = (
         estimate(open_models(recipe_of(guidance={"alpha": alpha}), parts=()), SHAPES).memory for alpha in (0.1, 0)
     )
@@ -194,7 +194,7 @@ def test_guidance_has_its_share_and_none_when_it_is_off(recipe_of: Callable[...,
     assert on.guidance > 0
 
 
-def test_encoding_counts_where_latents_are_not_cached(recipe_of: Callable[..., Recipe]) -> None:
+def test_encoding_counts_if_latents_are_not_cached(recipe_of: Callable[..., Recipe]) -> None:
     def encoding(cached: bool) -> int:
         recipe = recipe_of(
             "sd15",

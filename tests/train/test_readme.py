@@ -1,4 +1,4 @@
-"""What the READMEs say of the trainer: every key with its default, and commands that are understood."""
+"""READMEs about the trainer: every key with its default, and valid commands."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMMAND = re.compile(r"^(?:accelerate launch|torchrun)?.*?(?:python )?-m train (
 
 
 def commands() -> list[str]:
-    """What stands behind `-m train` in the code blocks; a line ending in a backslash goes on."""
+    """Commands after `-m train` in the code blocks; a backslash continues a line."""
     found = []
     for file in ("README.md", "train/README.md"):
         text = (ROOT / file).read_text(encoding="utf-8")
@@ -41,7 +41,7 @@ def keys(section: Any = Recipe, place: str = "") -> Iterator[tuple[str, Any]]:
             yield from keys(inside, f"{place}{name}.")
 
 
-def test_every_key_stands_in_the_table_with_its_default() -> None:
+def test_every_key_is_in_the_table_with_its_default() -> None:
     documented = {key: yaml.safe_load(default) for key, default in ROW.findall(README.partition("## Every key")[2])}
     expected = {key: list(default) if isinstance(default, tuple) else default for key, default in keys()}
     numbers = {key: float(documented[key]) for key in documented if isinstance(expected.get(key), float)}

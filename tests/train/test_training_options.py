@@ -73,7 +73,7 @@ def test_losses_stay_the_same(world: Path, plain: Path, tmp_path: Path, changes:
 def test_losses_stay_the_same_when_compiled(
     world: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Captured and differentiated by torch.compile; code for the CPU is not generated, which would take a minute."""
+    """torch.compile captures and differentiates; it generates no code for the CPU, which would take a minute."""
     whole = UNet2DConditionModel.compile_repeated_blocks
     monkeypatch.setattr(UNet2DConditionModel, "compile_repeated_blocks", lambda unet: whole(unet, backend="aot_eager"))
     torch._dynamo.reset()
@@ -138,9 +138,7 @@ def test_tensorboard_has_the_numbers_and_the_images(world: Path, tmp_path: Path)
     assert [event.step for event in events.Images("validation/prompt-01-seed-0")] == [4]
 
 
-def test_a_tracker_that_is_not_installed_is_said_at_once(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_tracker_is_an_error_at_once(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
     find = importlib.util.find_spec
@@ -166,7 +164,7 @@ def test_ema_is_exported_and_follows_its_formula(world: Path, tmp_path: Path) ->
     assert torch.equal(exported["cam.llm_proj.weight"], stored[name])
 
 
-def test_buckets_train_generated_every_shape(world: Path, tmp_path: Path) -> None:
+def test_buckets_train_images_of_every_shape(world: Path, tmp_path: Path) -> None:
     settings = data(world, resolution=32, buckets={"enabled": True, "step": 8, "max_ratio": 2.0})
     folder = train(recipe_content(world, tmp_path / "run", data=settings, checkpoints={"every": 10}))
     buckets = json.loads((folder / "data.json").read_text())["buckets"]
@@ -174,8 +172,8 @@ def test_buckets_train_generated_every_shape(world: Path, tmp_path: Path) -> Non
     assert len(losses(folder)) == 4
 
 
-def test_images_that_break_during_the_run_are_listed_and_stop_nothing(world: Path, tmp_path: Path) -> None:
-    """They were whole when the data was scanned: the trainer meets them later, in the middle of a batch."""
+def test_images_damaged_during_the_run_are_listed_and_skipped(world: Path, tmp_path: Path) -> None:
+    """They were intact when the data was scanned, and are found by the trainer in a batch."""
     shutil.copytree(world / "images", tmp_path / "images")
     content = recipe_content(world, tmp_path / "run", data={**data(world), "sources": str(tmp_path / "images")})
     content["data"]["cache"] = {"folder": str(tmp_path / "cache")}

@@ -79,7 +79,7 @@ def test_processes_together_have_the_batches_of_one(manifest: Manifest, world_si
         assert all(same(a, b) for a, b in zip(whole, joined, strict=True))
 
 
-def test_workers_change_nothing_and_are_gone_at_the_end(manifest: Manifest) -> None:
+def test_workers_change_nothing_and_end(manifest: Manifest) -> None:
     alone = list(run(manifest, steps=4))
     random_state = torch.get_rng_state()
     manifest.data = manifest.data.model_copy(update={"workers": 2})

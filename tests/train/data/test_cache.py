@@ -1,4 +1,4 @@
-"""Caches survive kills, damage and full disks, and give back the bits that went in."""
+"""Caches survive kills, damage and full disks, and return bit-equal values."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_values_come_back_to_the_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_values_are_bit_equal(tmp_path: Path, dtype: torch.dtype) -> None:
     cache = TensorCache(tmp_path, ABOUT)
     with cache.writer() as writer:
         for number in range(30):
@@ -57,7 +57,7 @@ def test_values_come_back_to_the_bit(tmp_path: Path, dtype: torch.dtype) -> None
         cache.get("key 30")
 
 
-def test_a_tensor_is_kept_as_it_was_when_it_was_put(tmp_path: Path) -> None:
+def test_a_tensor_is_copied_when_it_is_added(tmp_path: Path) -> None:
     cache, values = TensorCache(tmp_path, ABOUT), torch.ones(3)
     with cache.writer() as writer:
         writer.put("a", {"x": values})
@@ -111,7 +111,7 @@ with caching.TensorCache(Path(sys.argv[1]), {"vae": "a", "pixels": 1}).writer() 
 """
 
 
-def test_a_kill_costs_what_was_not_yet_written(tmp_path: Path) -> None:
+def test_a_kill_loses_only_unwritten_entries(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", _KILLED, str(tmp_path)], stdout=subprocess.PIPE)
     assert process.stdout
     for _ in range(4):
@@ -124,7 +124,7 @@ def test_a_kill_costs_what_was_not_yet_written(tmp_path: Path) -> None:
     assert all(equal(cache.get(str(n)), entry(n)) for n in range(len(cache)))
 
 
-def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
+def test_old_partial_files_are_removed(tmp_path: Path) -> None:
     cache = TensorCache(tmp_path, ABOUT)
     old, new = (cache.folder / f".{name}.safetensors.partial" for name in ("old", "new"))
     for file in (old, new):
@@ -156,7 +156,7 @@ class Usage(NamedTuple):
     free: int
 
 
-def test_too_little_space_is_said_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_space_is_an_error_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = TensorCache(tmp_path, ABOUT)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 10**12, 2 * 10**9))
     cache.require_space(10**9)
@@ -164,9 +164,7 @@ def test_too_little_space_is_said_before_writing(tmp_path: Path, monkeypatch: py
         cache.require_space(3_500_000_000)
 
 
-def test_a_disk_that_becomes_full_is_a_sentence_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = filled(tmp_path, 3)
 
     def full(handle: int) -> None:

@@ -1,4 +1,4 @@
-"""Conditioning of the UNet in training: caption dropout, and positions of words in the fused context."""
+"""Training loss: caption dropout, positions of words in the context, noise target and timestep weights."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import pytest
 import torch
 from short_runs import recipe_content
 
-from llm4gen_core import CrossAdapter, CrossAdapterConfig, EntityPair, LLMEncoder, LLMSpec
+from llm4gen_core import CrossAdapter, CrossAdapterConfig, EntityPair, LLM4GENError, LLMEncoder, LLMSpec
 from llm4gen_core.encoder import folder_spec
 from llm4gen_diffusers.families import Family, load_family
+from llm4gen_diffusers.schedule import NoiseSchedule
 from miniature.miniature_world import make_world
 from train.data.batches import Batch
-from train.loss import CaptionDropout, Conditioner
+from train.loss import CaptionDropout, Conditioner, NoiseTarget
 from train.models import Models
 from train.recipe_file import parse_recipe
 
@@ -131,7 +132,7 @@ def test_each_mention_has_its_own_tokens(family: Family, llm: LLMEncoder) -> Non
     assert not set(circles[0]) & set(circles[1])
 
 
-def test_dropped_captions_see_the_pair_of_empty_prompts(family: Family, llm: LLMEncoder) -> None:
+def test_dropped_captions_see_empty_prompts(family: Family, llm: LLMEncoder) -> None:
     made = conditioner(family, llm)
     own, empty = made.models.features([CAPTION]), made.models.features([""])
     found = made.encode([CAPTION] * 3, [CaptionDropout.NOTHING, CaptionDropout.LLM, CaptionDropout.CAPTION])
@@ -140,7 +141,7 @@ def test_dropped_captions_see_the_pair_of_empty_prompts(family: Family, llm: LLM
         torch.testing.assert_close(found["llm"][row], of_llm["llm"][0])
 
 
-def test_cached_features_are_taken_as_they_are(family: Family, llm: LLMEncoder) -> None:
+def test_cached_features_are_used_unchanged(family: Family, llm: LLMEncoder) -> None:
     made = conditioner(family, llm)
     cached = made.models.features([CAPTION, "a blue cross"])
     found = made.encode(["not looked at", "either"], [CaptionDropout.NOTHING] * 2, cached)
@@ -156,3 +157,57 @@ def test_shares_of_caption_dropout(family: Family, llm: LLMEncoder) -> None:
     drops = made.dropout(Batch(keys, [0] * 2000, [], [], none, [], None, None, None, none))
     assert drops.count(CaptionDropout.CAPTION) == pytest.approx(400, abs=60)
     assert drops.count(CaptionDropout.LLM) == pytest.approx(200, abs=50)
+
+
+# Noise target
+
+
+TIMESTEPS = torch.tensor([0, 250, 700, 999])
+
+
+@pytest.fixture
+def latents() -> torch.Tensor:
+    return torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def noise() -> torch.Tensor:
+    return torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+
+
+def test_noise_is_added_and_is_the_target(latents: torch.Tensor, noise: torch.Tensor) -> None:
+    schedule = NoiseSchedule.stable_diffusion()
+    noisy, target = NoiseTarget(schedule).add_noise(latents, noise, TIMESTEPS)
+    for b, t in enumerate(TIMESTEPS):
+        alpha = schedule.alphas_cumprod[t]
+        torch.testing.assert_close(noisy[b], alpha.sqrt() * latents[b] + (1 - alpha).sqrt() * noise[b])
+    assert torch.equal(target, noise)
+
+
+def test_velocity_recovers_latents_and_noise(latents: torch.Tensor, noise: torch.Tensor) -> None:
+    schedule = NoiseSchedule.stable_diffusion("v_prediction")
+    noisy, velocity = NoiseTarget(schedule).add_noise(latents, noise, TIMESTEPS)
+    alpha = schedule.alphas_cumprod[TIMESTEPS].view(-1, 1, 1, 1)
+    torch.testing.assert_close(alpha.sqrt() * noisy - (1 - alpha).sqrt() * velocity, latents, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close((1 - alpha).sqrt() * noisy + alpha.sqrt() * velocity, noise, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("prediction", "added"), [("epsilon", 0), ("v_prediction", 1)])
+def test_min_snr_weights(prediction: str, added: int) -> None:
+    schedule = NoiseSchedule.stable_diffusion(prediction)
+    alpha = schedule.alphas_cumprod.double()[TIMESTEPS]
+    snr = alpha / (1 - alpha)
+    expected = torch.minimum(snr, torch.tensor(5.0)) / (snr + added)
+    torch.testing.assert_close(NoiseTarget(schedule, 5.0).weights(TIMESTEPS).double(), expected, rtol=1e-3, atol=1e-6)
+    assert NoiseTarget(schedule).weights(TIMESTEPS).tolist() == [1, 1, 1, 1]
+
+
+def test_zero_terminal_snr_ends_in_pure_noise(latents: torch.Tensor, noise: torch.Tensor) -> None:
+    schedule = NoiseSchedule.stable_diffusion().trained_with("v_prediction", zero_terminal_snr=True)
+    target_of = NoiseTarget(schedule, 5.0)
+    noisy, velocity = target_of.add_noise(latents, noise, TIMESTEPS)
+    assert torch.equal(noisy[3], noise[3])
+    assert torch.equal(velocity[3], -latents[3])
+    assert target_of.weights(TIMESTEPS).isfinite().all()
+    with pytest.raises(LLM4GENError, match="no epsilon to predict"):
+        NoiseSchedule.stable_diffusion().trained_with("base", zero_terminal_snr=True)

@@ -1,10 +1,12 @@
-"""Training loop: logged values, exact resume, and independence of how a batch is split."""
+"""Training loop: logged values, exact resume, signals, and independence of how a batch is split."""
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from short_runs import checkpoint_tensors, go_on, losses, metrics, recipe_conten
 
 from llm4gen_core import LLM4GENError, load_adapter
 from miniature.miniature_world import make_world
-from train.loop import Stopped, Trainer
+from train import loop
+from train.loop import Interrupt, Stopped, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -252,3 +255,58 @@ def test_caption_dropout_is_drawn_anew_each_time(world: Path, tmp_path: Path) ->
                 seen.setdefault(key, set()).add(drop)
     assert len(seen) == 12
     assert all(drops == {CaptionDropout.NOTHING, CaptionDropout.CAPTION} for drops in seen.values())
+
+
+# Signals
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_is_a_request(name, capfd):
+    with Interrupt("saving") as stop:
+        assert stop.active and not stop.requested
+        send(getattr(signal, name))
+        assert stop.requested and stop.signal == name
+    assert capfd.readouterr().err == "\nsaving\n"
+
+
+def test_the_handlers_are_restored():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError), Interrupt():
+        assert signal.getsignal(signal.SIGINT) != before[0]
+        raise RuntimeError
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_second_sigint_stops_at_once(monkeypatch):
+    monkeypatch.setattr(loop, "_ONE_PRESS", 0.0)
+    with Interrupt() as stop:
+        send(signal.SIGTERM)
+        send(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+        assert stop.signal == "SIGTERM"
+
+
+def test_a_signal_repeated_by_a_launcher_is_ignored():
+    with Interrupt() as stop:
+        send(signal.SIGINT)
+        send(signal.SIGINT)
+        assert stop.requested
+
+
+def test_another_thread_handles_nothing():
+    before = signal.getsignal(signal.SIGINT)
+    seen = []
+
+    def run() -> None:
+        with Interrupt() as stop:
+            seen.append((stop.active, stop.requested, signal.getsignal(signal.SIGINT) == before))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [(False, False, True)]

@@ -1,4 +1,4 @@
-"""Every choice of trainable parts: what changes, what does not, what is written, and that it predicts the same."""
+"""Every choice of trainable parts: changed parameters, exports, and equal predictions."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def run(request: pytest.FixtureRequest, world: Path, tmp_path_factory: pytest.Te
 
 
 def expected_parameters(run: Run) -> set[str]:
-    """What a person would expect of the recipe's word, by the names in the models."""
+    """Parameters that the recipe's choice stands for, by the names in the models."""
     belongs = {
         "cam": lambda name: name.startswith("adapter."),
         "cam+cross_attention_kv": lambda name: (
@@ -152,13 +152,13 @@ def expected_parameters(run: Run) -> set[str]:
     return {name for name in parameters(run.trainer) if belongs(name)}
 
 
-def test_exactly_what_the_recipe_names_changes(run: Run) -> None:
+def test_exactly_the_trainable_parts_change(run: Run) -> None:
     changed = {name for name, tensor in tensors(run.trainer).items() if not torch.equal(tensor, run.before[name])}
     assert changed == expected_parameters(run)
     assert set(run.before) == set(tensors(run.trainer))
 
 
-def test_gradient_reaches_all_of_it_and_nothing_else(run: Run) -> None:
+def test_gradients_reach_exactly_the_trainable_parts(run: Run) -> None:
     expected = expected_parameters(run)
     assert set(run.gradients) == expected
     assert [name for name, largest in run.gradients.items() if largest == 0] == []
@@ -167,7 +167,7 @@ def test_gradient_reaches_all_of_it_and_nothing_else(run: Run) -> None:
         assert parameter.grad is None, name
 
 
-def test_checkpoints_hold_the_same_and_no_more(run: Run) -> None:
+def test_checkpoints_hold_exactly_the_trainable_parts(run: Run) -> None:
     stored = load_file(run.folder / "checkpoints" / "step-00000002" / "trained.safetensors")
     assert set(stored) == expected_parameters(run)
     now = tensors(run.trainer)
@@ -175,7 +175,7 @@ def test_checkpoints_hold_the_same_and_no_more(run: Run) -> None:
 
 
 @pytest.mark.parametrize("run", [("cam+lora", "cross_adapter")], indirect=True)
-def test_every_lora_layer_is_a_projection_of_attention_and_none_is_forgotten(run: Run) -> None:
+def test_lora_layers_are_all_attention_projections(run: Run) -> None:
     adapted = {name.partition(".lora_")[0] for name in expected_parameters(run) if ".lora_" in name}
     unet = load_family("miniature", run.world / "base", parts=["unet"]).unet
     attention = {name for name, _ in unet.named_modules() if name.endswith(tuple(f".{end}" for end in LORA_LAYERS))}
@@ -183,7 +183,7 @@ def test_every_lora_layer_is_a_projection_of_attention_and_none_is_forgotten(run
     assert len(attention) == 56  # 7 transformer blocks, self- and cross-attention, 4 projections
 
 
-def test_an_adapter_has_an_llm_and_nothing_else_has(run: Run) -> None:
+def test_only_an_adapter_has_an_llm(run: Run) -> None:
     without = run.recipe.trainable.parts not in WITH_ADAPTER
     assert (run.trainer.models.llm is None) == without
     assert (run.trainer.models.adapter is None) == without
@@ -191,7 +191,7 @@ def test_an_adapter_has_an_llm_and_nothing_else_has(run: Run) -> None:
 
 @pytest.mark.parametrize("run", [(parts, "cross_adapter") for parts in PARTS], indirect=True)
 def test_gradient_checkpointing_changes_nothing(run: Run, tmp_path: Path) -> None:
-    """Above all not by losing gradients: the frozen layers before a trained one ask for none."""
+    """Gradients are not lost, although the frozen layers before a trained one require none."""
     parts = run.recipe.trainable.parts
     recipe = make_recipe(
         run.world, tmp_path / "run", parts, train={"steps": 2, "gradient_checkpointing": True, "ema": {"enabled": True}}
@@ -204,11 +204,11 @@ def test_gradient_checkpointing_changes_nothing(run: Run, tmp_path: Path) -> Non
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
 
 
-# What is written
+# Exports
 
 
 def pipeline(run: Run, folder: Path, **options: Any) -> Pipeline:
-    """From nothing but files."""
+    """Pipeline from files alone."""
     files: dict[str, Any] = {}
     for name, path in (("unet", "unet"), ("clip", "text_encoder"), ("adapter", "adapter.safetensors")):
         if (folder / path).exists():
@@ -238,7 +238,7 @@ FILES = {
 }
 
 
-def test_what_the_run_exports_predicts_what_its_average_predicts(run: Run) -> None:
+def test_the_export_of_the_run_predicts_as_its_average(run: Run) -> None:
     folder = run.folder / "export"
     assert sorted(path.name for path in folder.iterdir()) == FILES[run.recipe.trainable.parts]
     with run.trainer.averaged():
@@ -249,7 +249,7 @@ def test_what_the_run_exports_predicts_what_its_average_predicts(run: Run) -> No
     assert relative_error(trained(run)[1], expected) > 1e-4, "the average is not the last weights"
 
 
-def test_export_of_the_last_weights_predicts_what_they_predict(run: Run, tmp_path: Path) -> None:
+def test_the_export_of_the_last_weights_predicts_as_they_do(run: Run, tmp_path: Path) -> None:
     files = export(ExportSettings(str(run.folder), output=str(tmp_path), ema=False))
     assert sorted(file.name for file in files) == FILES[run.recipe.trainable.parts]
     noisy, expected, timesteps = trained(run)
@@ -295,7 +295,7 @@ def test_export_in_half_precision_rounds_and_nothing_else(run: Run, tmp_path: Pa
     assert relative_error(painted(run, tmp_path, noisy, timesteps), expected) < 5e-3
 
 
-def test_export_replaces_nothing_without_being_told(run: Run, tmp_path: Path) -> None:
+def test_export_replaces_files_only_with_force(run: Run, tmp_path: Path) -> None:
     export(ExportSettings(str(run.folder), output=str(tmp_path)))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(LLM4GENError, match=r"exists already; give another --output"):
@@ -308,7 +308,7 @@ def test_export_replaces_nothing_without_being_told(run: Run, tmp_path: Path) ->
 
 @pytest.mark.parametrize("run", [("cam+unet", "cross_adapter")], indirect=True)
 def test_a_unet_is_one_file_however_large_it_is(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """diffusers cuts what is above 10 GB, as SDXL's is in float32; ComfyUI's Load Diffusion Model reads one file."""
+    """diffusers splits above 10 GB, as SDXL's in float32; ComfyUI's Load Diffusion Model reads one file."""
     save = UNet2DConditionModel.save_pretrained
 
     def cut(self: Any, path: Path, max_shard_size: str = "1MB") -> None:
@@ -333,7 +333,7 @@ def test_a_unet_without_adapter_resumes_to_the_same_weights(run: Run, tmp_path: 
 
 
 @pytest.mark.parametrize("parts", ["unet", "cam+unet"])
-def test_an_exported_unet_says_what_it_was_trained_with(world: Path, tmp_path: Path, parts: str) -> None:
+def test_an_exported_unet_has_its_noise_schedule(world: Path, tmp_path: Path, parts: str) -> None:
     """To `generate`, the next run and diffusers: velocity at zero terminal SNR, from a base that predicts noise."""
     loss = {"prediction": "v_prediction", "zero_terminal_snr": True}
     recipe = parse_recipe({**make_recipe(world, tmp_path / "run", parts).to_dict(), "loss": loss}, "Recipe of the test")
@@ -370,7 +370,7 @@ def shifted(model: Pipeline, schedule: NoiseSchedule) -> Pipeline:
     return Pipeline(family)
 
 
-# Going on from what was exported
+# Starting from an export
 
 
 @pytest.fixture(scope="module")
@@ -406,7 +406,7 @@ def going_on(world: Path, output: Path, start: Path, parts: str, **sections: Any
         ("cam+unet", "cam+lora"),
     ],
 )
-def test_a_run_goes_on_from_exactly_what_was_exported(
+def test_a_run_starts_from_exactly_the_export(
     world: Path, exports: dict[str, Path], tmp_path: Path, before: str, after: str
 ) -> None:
     start = exports[before]
@@ -429,7 +429,7 @@ def test_a_run_goes_on_from_exactly_what_was_exported(
 
 @pytest.mark.parametrize("parts", ["cam+cross_attention_kv", "cam+lora"])
 def test_the_second_export_holds_both_stages(world: Path, exports: dict[str, Path], tmp_path: Path, parts: str) -> None:
-    """The change of the UNet is counted from the base, not from where the second stage began."""
+    """The change of the UNet is relative to the base, not to the start of the second stage."""
     recipe = going_on(world, tmp_path / "run", exports[parts], parts, train={"steps": 1, "ema": {"enabled": False}})
     trainer = open_trainer(recipe)
     trainer.fit()
@@ -443,7 +443,7 @@ def test_the_second_export_holds_both_stages(world: Path, exports: dict[str, Pat
         assert float((after - before).norm()) > 0, name
 
 
-# What cannot be gone on from
+# Adapters that cannot be started from
 
 
 @pytest.mark.parametrize(
@@ -486,8 +486,8 @@ def start_from(world: Path, part: UNetPart, parts: str) -> nn.Module:
     return unet
 
 
-def test_a_lora_on_other_layers_is_taken_up_by_the_whole_unet_alone(world: Path, lora: UNetPart) -> None:
-    """On 1x1 convolutions too, which other trainers adapt."""
+def test_a_lora_on_other_layers_can_only_be_added_to_the_whole_unet(world: Path, lora: UNetPart) -> None:
+    """Also on 1x1 convolutions, which other trainers adapt."""
     layer = "down_blocks.0.attentions.0.proj_in"
     more = {
         f"{layer}.lora_A.weight": torch.randn(2, 32),
