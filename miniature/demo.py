@@ -16,10 +16,9 @@ from llm4gen_diffusers.images import check_output
 from llm4gen_diffusers.options import GenerateSettings
 from miniature import GUIDANCE, MODELS, STEPS
 from miniature.scenes import CELL, GRID
-from train.export import ExportSettings, export
 from train.loop import Stopped, resume, run
 from train.recipe_file import load_recipe
-from train.run_folder import RunFolder
+from train.run import ExportSettings, RunFolder, export
 
 from .miniature_world import make_world
 from .showcase import ARM, LLM, compare, looks, painters, save, sheet

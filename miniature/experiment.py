@@ -32,10 +32,9 @@ from llm4gen_diffusers.sampling import Pipeline
 from miniature.captions import Caption
 from miniature.dataset import SETS, SINGLE
 from miniature.judge import accuracy, blurred, noisy
-from train.export import ExportSettings, export
 from train.loop import Trainer, resume, run
 from train.recipe_file import load_recipe
-from train.run_folder import RunFolder
+from train.run import ExportSettings, RunFolder, export
 
 from .autoencoder import train_autoencoder
 from .clip import train_clip

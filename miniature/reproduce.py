@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from train.interrupt import Interrupt
-
 from .variants import CORE, EXPERIMENTS, VARIANTS, find_variant
 
 if TYPE_CHECKING:
@@ -67,6 +65,7 @@ def run_tasks(reproduction: Reproduction, wanted: Sequence[Task], jobs: int) -> 
         SystemExit: SIGINT or SIGTERM has come, and all trainings have ended.
     """
     from llm4gen_core import LLM4GENError
+    from train.loop import Interrupt
 
     folder = reproduction.folder
     waiting = [task for task in wanted if not reproduction.is_done(find_variant(task[0]), task[1])]

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from llm4gen_core import LLM4GENError
 from llm4gen_diffusers.provenance import machine
-from train.export import ExportSettings, export
+from train.run import ExportSettings, export
 
 from .experiment import Reproduction
 

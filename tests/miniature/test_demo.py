@@ -22,7 +22,7 @@ from miniature.showcase import _GAP, _LINE, _SIDE, _TEXT
 from miniature.small_models import make_diffusers_folder, make_projector, make_t5_folder
 from train.__main__ import main
 from train.recipe_file import load_recipe
-from train.run_folder import RunFolder
+from train.run import RunFolder
 
 QUICK = {"PROMPTS": 2, "WORLD_IMAGES": 8, "TRAIN_STEPS": 8, "PAINT_STEPS": 2, "STOP_AT": 2}
 
