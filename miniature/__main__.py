@@ -37,7 +37,7 @@ def build_parser() -> Parser:
         "captions, all small enough to train with on a CPU. The recipe `miniature` reads them from the folder "
         "`miniature`.",
         epilog="example: python -m miniature world miniature",
-        configured_by="miniature.miniature_world",
+        configured_by="miniature.world",
     )
     commands.add_parser(
         "reproduce",

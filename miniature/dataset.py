@@ -75,7 +75,7 @@ def _count(draws: random.Random, things: list[Object], held_out: bool = False) -
     """Two or three equal objects, alone or beside another one."""
     number, others = draws.choice((2, 3)), draws.choice((0, 1))
     scene = line_up([things[0]] * number + [things[1]] * others)
-    return scene, counted([(things[0], number), (things[1], 1)][: 1 + others], draws, held_out)
+    return scene, counted([(things[0], number), (things[1], 1)][: 1 + others], held_out)
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from train.loop import Stopped, resume, run
 from train.recipe_file import load_recipe
 from train.run_folder import RunFolder
 
-from .miniature_world import make_world
 from .showcase import ARM, LLM, compare, looks, painters, save, sheet
+from .world import make_world
 
 PROMPTS = 4
 SHORT_PROMPT = "a red square and a blue circle"

@@ -36,14 +36,13 @@ from train.loop import Trainer, resume, run
 from train.recipe_file import load_recipe
 from train.run_folder import RunFolder
 
-from .autoencoder import train_autoencoder
-from .clip import train_clip
+from .base import train_autoencoder, train_clip, write_untrained_unet
 from .language import train_decoder, train_encoder
 from .probe import probe_encoders
 from .results import Result, Results
 from .scoring import generate, prompt_set, sample_maps, scores, to_bytes
 from .variants import STRENGTH_VARIANTS, STRENGTHS, Variant
-from .world import first_pairs, write_pairs, write_untrained_base
+from .world import first_pairs, write_pairs
 
 MAIN_SETS = ("color", "shape", "texture", "spatial", "count", "complex", "dense")
 HELD_OUT_SETS = ("combinations", "wordings", "four", "dense_wordings")
@@ -379,7 +378,7 @@ class Reproduction:
 
 def _write_untrained(world: Path, base: Path, pairs: int) -> None:
     write_pairs(world, pairs)
-    write_untrained_base(base)
+    write_untrained_unet(base)
 
 
 def _words(pipeline: Pipeline, captions: Sequence[Caption]) -> float:

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_models import make_diffusers_folder
 
 from evaluation.model_files import GenerationOptions, ModelFiles, model_files, read_models
 from evaluation.models import open_model
 from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
-from miniature.small_models import make_diffusers_folder
 
 CAT, DOG = Prompt(id="cat", text="a cat"), Prompt(id="dog", text="a dog on a hat")
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from miniature.autoencoder import LATENT_CHANNELS, train_autoencoder
 
 from llm4gen_core import LLM4GENError
 from llm4gen_diffusers.families import family_class
 from llm4gen_diffusers.families.patch_autoencoder import PatchAutoencoder
 from miniature import clip
-from miniature.autoencoder import LATENT_CHANNELS, train_autoencoder
 from miniature.dataset import pairs
 from miniature.scenes import GRID, Object, line_up, render
 from miniature.world import write_untrained_base

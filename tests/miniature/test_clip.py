@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import miniature.clip as clip
 import pytest
 import torch
+from miniature.autoencoder import LATENT_CHANNELS
 from transformers import CLIPTextModel, CLIPTokenizer
 
-import miniature.clip as clip
 from llm4gen_diffusers.families import family_class
 from llm4gen_diffusers.families.patch_autoencoder import PatchAutoencoder
-from miniature.autoencoder import LATENT_CHANNELS
 from miniature.scenes import COLORS
 from miniature.world import write_untrained_base
 

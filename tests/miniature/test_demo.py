@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from short_runs import forget_accelerate
+from small_models import make_diffusers_folder, make_projector, make_t5_folder
 from transformers import AutoTokenizer, CLIPTokenizer
 
 import miniature.demo
 from llm4gen_core import LLMEncoder, load_adapter
 from miniature.demo import demo
 from miniature.showcase import _GAP, _LINE, _SIDE, _TEXT
-from miniature.small_models import make_diffusers_folder, make_projector, make_t5_folder
 from train.__main__ import main
 from train.recipe_file import load_recipe
 from train.run_folder import RunFolder

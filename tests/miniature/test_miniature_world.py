@@ -5,12 +5,12 @@ import random
 
 import numpy as np
 import pytest
+from miniature.miniature_world import COLORS, SHAPES, Scene, configure, draw_scene, make_world, render
 from PIL import Image
 from transformers import AutoTokenizer, CLIPTokenizer
 
 from llm4gen_core import LLM4GENError, LLMEncoder
 from llm4gen_diffusers.families import load_family
-from miniature.miniature_world import COLORS, SHAPES, Scene, configure, draw_scene, make_world, render
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_models import make_world
 
 from llm4gen_core import EntityPair, LLMEncoder, LLMSpec
 from llm4gen_core.encoder import folder_spec
 from llm4gen_core.entity_guidance import GuidanceOptions
 from llm4gen_diffusers.families import Family, load_family
-from miniature.miniature_world import make_world
 from train.conditioning import CaptionDropout, Conditioner, choose_dropout
 
 CAPTION = "a Red  circle, a red square and a red circle"

@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 from short_runs import losses, prediction, recipe_content, relative_error, train
+from small_models import make_world
 from torch import Tensor
 
 from llm4gen_core import AdapterMetadata, LLM4GENError, Span, load_adapter, save_adapter
 from llm4gen_diffusers.attention import cross_attention_layers
 from llm4gen_diffusers.attention_maps import attention_maps
 from llm4gen_diffusers.sampling import Pipeline
-from miniature.miniature_world import make_world
 from train.loop import Trainer
 from train.recipe_file import parse_recipe
 from train.run_folder import RunFolder

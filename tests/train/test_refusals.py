@@ -6,13 +6,13 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_models import make_projector, make_t5_folder, make_unet_folder
 
 from llm4gen_core import LLM4GENError, LLMSpec, load_adapter, save_adapter
 from llm4gen_core.adapter_file import AdapterMetadata
 from llm4gen_diffusers.devices import choose_device
 from llm4gen_diffusers.generate import GenerateSettings
 from llm4gen_diffusers.sampling import Pipeline
-from miniature.small_models import make_projector, make_t5_folder, make_unet_folder
 
 
 @pytest.fixture

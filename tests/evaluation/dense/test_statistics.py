@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import spacy
+from small_models import write_clip_tokenizer, write_t5_tokenizer
 
 from evaluation.dense.statistics import Spread, count_statistics
 from evaluation.dense.statistics_table import as_json, table
 from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
-from miniature.small_models import write_clip_tokenizer, write_t5_tokenizer
 
 CAT = "A red cat sits on a soft red rug."
 DOG = "Two dogs run."
