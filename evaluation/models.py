@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from llm4gen_core import LLM4GENError
+from llm4gen_diffusers import options
 from llm4gen_diffusers.devices import DTYPES, choose_device
 from llm4gen_diffusers.images import to_image
 from llm4gen_diffusers.provenance import content_hash, machine
@@ -73,17 +74,9 @@ class _Base(Model):
         assert files.base is not None
         self.files, self.painting, self.notes = files, painting, painting.notes
         self.dtype = _dtype(files, device)
+        shared = options.ModelFiles.model_fields.keys() & ModelFiles.model_fields.keys()
         self.painter = Pipeline.from_files(
-            files.base,
-            family=files.family,
-            unet=files.unet,
-            adapter=files.adapter,
-            llm=files.llm,
-            clip=files.clip,
-            tokenizer=files.tokenizer,
-            lambda_mode=files.lambda_mode,
-            dtype=DTYPES[self.dtype],
-            device=device,
+            options.ModelFiles(**files.model_dump(include={*shared})), device, chunks=files.chunks
         )
 
     def describe(self) -> dict[str, Any]:
@@ -101,7 +94,7 @@ class _Base(Model):
             "chunks": self.files.chunks,
         }
         if self.painter.llm is not None:
-            record["strength"] = self.painter.default_strength() if self.files.strength is None else self.files.strength
+            record["strength"] = self.painter.strength
             record["lambda_mode"] = self.painter.lambda_mode
             record["llm_spec"] = self.painter.llm.spec.label
         return {**record, **_hashes(self.files)}
@@ -113,10 +106,8 @@ class _Base(Model):
         for part in _batches(len(prompts), self.files.batch):
             images = self.painter.generate_prompts(
                 [prompt.text for prompt in prompts[part]],
+                options.GenerationOptions(**self.painting.model_dump()),
                 seeds=seeds[part],
-                **self.painting.model_dump(),
-                strength=self.files.strength,
-                chunks=self.files.chunks,
                 batch=self.files.batch,
                 progress=False,
             )

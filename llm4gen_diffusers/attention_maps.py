@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,10 @@ from llm4gen_core.lambda_modes import LLMTokens, attended_columns
 from llm4gen_core.prompt_tokens import prompt_offsets
 
 from .attention import cross_attention_layers
-from .devices import DTYPES, choose_device
-from .generate import GenerateSettings
-from .images import save_png
-from .sampling import Pipeline
+from .devices import choose_device, choose_dtype, dtype_name
+from .images import check_output, save_png
+from .options import AttentionSettings, GenerationOptions
+from .sampling import DEFAULTS, Pipeline
 
 PANEL = 256
 """Pixels that a side of a panel of `strip` has at least; smaller images are enlarged by a whole number."""
@@ -75,15 +75,9 @@ def attention_maps(
     pipeline: Pipeline,
     prompt: str,
     words: Sequence[Span],
-    negative: str = "",
+    options: GenerationOptions = DEFAULTS,
     *,
     seed: int = 0,
-    steps: int = 50,
-    guidance: float = 7.5,
-    width: int | None = None,
-    height: int | None = None,
-    strength: float | None = None,
-    chunks: int | None = None,
     tokens: str = "both",
     layers: str | tuple[int | str, ...] = "all",
     progress: bool = True,
@@ -94,8 +88,8 @@ def attention_maps(
 
     Args:
         pipeline: with or without LLM4GEN, of any family.
+        prompt, options, seed, progress: see `Pipeline.generate`.
         words: characters of the prompt, a word or several in a row.
-        prompt, negative, seed, steps, guidance, width, height, strength, chunks, progress: see `Pipeline.paint`.
         tokens: "clip", "llm" or "both" copies of a word; of "both" the attention is added up, and a copy that a text
             encoder has cut off adds nothing. Without an LLM in the context there is CLIP's copy only.
         layers: see `GuidanceOptions.layers`.
@@ -104,24 +98,12 @@ def attention_maps(
         LLM4GENError: there is no word, a word is not in the prompt, or has no token in what is asked for; or no layer
             is selected.
     """
-    if chunks is None:
-        chunks = max(map(pipeline.family.text_chunks, [prompt, negative] if guidance > 1 else [prompt]))
-    options = GuidanceOptions(tokens=tokens, layers=layers)
-    columns, shares = _columns(pipeline, prompt, words, options, strength, chunks)
-    llm = pipeline.encode([prompt], strength, chunks).llm
-    with _recorded(pipeline.family.unet, columns.to(pipeline.device), options, llm) as recorded:
-        images = pipeline.generate(
-            prompt,
-            negative,
-            seed=seed,
-            steps=steps,
-            guidance=guidance,
-            width=width,
-            height=height,
-            strength=strength,
-            chunks=chunks,
-            progress=progress,
-        )
+    chunks = pipeline.chunks_for([prompt, options.negative] if options.guidance > 1 else [prompt])
+    selection = GuidanceOptions(tokens=tokens, layers=layers)
+    columns, shares = _columns(pipeline, prompt, words, selection, chunks)
+    llm = pipeline.encode([prompt], chunks).llm
+    with _recorded(pipeline.family.unet, columns.to(pipeline.device), selection, llm) as recorded:
+        images = pipeline.generate(prompt, options, seed=seed, progress=progress)
     means = [shares @ layer.sum.float().cpu().T / layer.calls for layer in recorded if layer.calls]
     if not means:
         raise LLM4GENError(
@@ -171,15 +153,13 @@ def _columns(
     prompt: str,
     words: Sequence[Span],
     options: GuidanceOptions,
-    strength: float | None,
     chunks: int,
 ) -> tuple[Tensor, Tensor]:
     """Positions [C] in the context, and which of them [W, C] are tokens of each word, 1 or 0."""
     if not words:
         raise LLM4GENError("There is no word to look at; give at least one word of the prompt.")
-    strength = pipeline.default_strength() if strength is None else strength
     layout: tuple[str, ...] = ("text",)
-    if pipeline.adapter is not None and strength != 0:  # at 0 the context is plain CLIP's
+    if pipeline.adapter is not None and pipeline.strength != 0:  # at 0 the context is plain CLIP's
         layout = pipeline.adapter.config.context_layout
     clip = pipeline.family.text_offsets(prompt, chunks)
     llm = prompt_offsets(pipeline.llm.tokenizer, prompt, pipeline.llm.spec) if pipeline.llm else None
@@ -323,30 +303,31 @@ def strip(found: AttentionMaps) -> NDArray[np.uint8]:
     return np.array(canvas)
 
 
-def attention(settings: GenerateSettings, words: Sequence[str], tokens: str) -> Path:
-    """Paint the only prompt of `settings`, write the `strip` of words, and print its name.
-
-    Args:
-        settings: of `generate`, for one image.
-        words: see `find_words`.
-        tokens: see `attention_maps`.
+def attention(settings: AttentionSettings) -> Path:
+    """Generate an image, write the `strip` of its words, and print the file's name.
 
     Raises:
-        LLM4GENError: see `generate`, `find_words` and `attention_maps`.
+        LLM4GENError: see `Pipeline.from_files`, `find_words` and `attention_maps`.
     """
-    [prompt] = settings.prompts
-    spans = find_words(prompt, words)
+    check_output(settings.output)
+    words = find_words(settings.prompt, settings.words)
     device = choose_device(settings.device)
-    dtype = settings.dtype or ("float32" if device.type == "cpu" else "float16")
-    given = asdict(settings)
-    files = {name: given[name] for name in ("base", "family", "unet", "adapter", "llm", "clip", "tokenizer")}
-    paint = {name: given[name] for name in ("negative", "seed", "steps", "guidance", "width", "height", "strength")}
-    pipeline = Pipeline.from_files(**files, lambda_mode=settings.lambda_mode, dtype=DTYPES[dtype], device=device)
-    found = attention_maps(pipeline, prompt, spans, **paint, tokens=tokens)
+    pipeline = Pipeline.from_files(settings, device)
+    found = attention_maps(pipeline, settings.prompt, words, settings, seed=settings.seed, tokens=settings.tokens)
     # Half a step up: what is cut off when the file is written is this half.
     panels = torch.from_numpy(strip(found)).permute(2, 0, 1).add(0.5) / 255
-    names = {name: Path(path).name for name, path in files.items() if path is not None}
-    record = {"prompt": prompt, "words": list(words), "tokens": tokens, "dtype": dtype, **names, **paint}
+    files = {
+        name: Path(path).name
+        for name in ("base", "family", "unet", "adapter", "llm", "clip", "tokenizer")
+        if (path := getattr(settings, name)) is not None
+    }
+    record = {
+        **settings.model_dump(
+            include={"prompt", "words", "tokens", "seed", "strength", *GenerationOptions.model_fields}
+        ),
+        "dtype": dtype_name(choose_dtype(settings.dtype, device)),
+        **files,
+    }
     file = save_png(panels, settings.output, record)
     print(file, flush=True)
     return file

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 
 from llm4gen_core import (
@@ -19,30 +18,7 @@ from llm4gen_core import (
 from llm4gen_core.adapter_file import FAMILIES
 from llm4gen_core.encoder import folder_spec
 
-
-@dataclass(frozen=True)
-class ConvertSettings:
-    """What `convert` does. None leaves a value as the source has it.
-
-    Attributes:
-        source: any file that `load_adapter` reads.
-        target: name ending in `.safetensors`.
-        family: a key of `FAMILIES`.
-        llm: JSON file of an `LLMSpec`, or the LLM's Hugging Face folder, whose own specification is taken.
-        llm_model: name of the LLM's weights, such as a Hugging Face id.
-        title, author, description: for model managers.
-        force: replace an existing target.
-    """
-
-    source: str
-    target: str
-    family: str | None = None
-    llm: str | None = None
-    llm_model: str | None = None
-    title: str | None = None
-    author: str | None = None
-    description: str | None = None
-    force: bool = False
+from .options import ConvertSettings
 
 
 def convert(settings: ConvertSettings) -> None:

@@ -26,3 +26,13 @@ def choose_device(name: str | None) -> torch.device:
             "expected cpu, or a GPU that it knows, such as cuda, cuda:1 or mps."
         ) from error
     return device
+
+
+def choose_dtype(name: str | None, device: torch.device | str) -> torch.dtype:
+    """Precision of that name; for None float16 on a GPU and float32 on the CPU."""
+    return DTYPES[name or ("float32" if torch.device(device).type == "cpu" else "float16")]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Key of `DTYPES`."""
+    return str(dtype).removeprefix("torch.")

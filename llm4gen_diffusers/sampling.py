@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +17,12 @@ from llm4gen_core.entity_guidance import GuidanceOptions
 from llm4gen_core.lambda_modes import LAMBDA_MODES, LLMTokens
 
 from .attention import install_cross_attention
+from .devices import choose_dtype
 from .families import Family, TextFeatures, family_class
+from .options import GenerationOptions, ModelFiles, PathLike, require_adapter_and_llm
 from .schedule import DDIMUniformScheduler, unit_noise
 
-PathLike = str | os.PathLike[str]
+DEFAULTS = GenerationOptions()
 
 
 class Pipeline:
@@ -38,6 +39,13 @@ class Pipeline:
         adapter: of width d_text.
         llm: the LLM of that adapter. Both or neither.
         lambda_mode: one of `LAMBDA_MODES`; None for the adapter's.
+        strength: λ of eq. 3; None for the adapter's default. 0 is plain CLIP.
+
+    Attributes:
+        strength: λ of the images to come; may be changed at any time.
+        chunks: chunks of CLIP tokens that a prompt may have. 1 cuts it as diffusers' pipelines do, and as training
+            does unless its recipe says more; None, as ComfyUI, takes as many as the longest prompt needs. May be
+            changed at any time.
 
     Raises:
         LLM4GENError: there is an adapter without an LLM, or the other way round, or a mode that does not fit.
@@ -49,83 +57,63 @@ class Pipeline:
         adapter: Adapter | None = None,
         llm: LLMEncoder | None = None,
         lambda_mode: str | None = None,
+        strength: float | None = None,
+        chunks: int | None = None,
     ) -> None:
-        _require_both_or_neither(adapter, llm)
+        require_adapter_and_llm(adapter, llm)
+        default = 1.0 if adapter is None else adapter.metadata.default_strength
         self.family = family
         self.adapter = adapter
         self.llm = llm
         self.lambda_mode = _lambda_mode(adapter, lambda_mode)
+        self.strength = default if strength is None else strength
+        self.chunks = chunks
 
     @classmethod
-    def from_files(
-        cls,
-        base: PathLike,
-        *,
-        family: str | None = None,
-        unet: PathLike | None = None,
-        adapter: PathLike | None = None,
-        llm: PathLike | None = None,
-        clip: PathLike | None = None,
-        tokenizer: PathLike | None = None,
-        lambda_mode: str | None = None,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> Pipeline:
+    def from_files(cls, files: ModelFiles, device: torch.device | str = "cpu", chunks: int | None = None) -> Pipeline:
         """Load everything from this machine; nothing is downloaded.
 
-        What does not fit together is found from configuration files and headers, before any large file is read.
-
-        Args:
-            base, unet, clip, tokenizer: see `Family.load`.
-            family: name of the base's; None for what the base says.
-            adapter: any file that `load_adapter` reads. What it stores of the UNet is added to the UNet.
-            llm: Hugging Face folder of the LLM.
-            lambda_mode: one of `LAMBDA_MODES`; None for the adapter's.
-            dtype: of UNet, VAE and LLM; a VAE that does not compute in float16 stays in float32.
-            device: for everything.
+        What does not fit together is found from configuration files and headers, before any large file is read. A VAE
+        that does not compute in float16 stays in float32, whatever `files.dtype` is. What the adapter stores of the
+        UNet is added to the UNet.
 
         Raises:
             LLM4GENError: a file is missing or broken, or two of them do not belong together.
         """
-        _require_both_or_neither(adapter, llm)
-        opened = family_class(family, base).open(base, unet=unet, clip=clip, tokenizer=tokenizer)
-        loaded_adapter = None
-        if adapter is not None and llm is not None:
-            loaded_adapter = load_adapter(adapter)
-            _check_adapter(loaded_adapter, Path(adapter), opened)
-            _check_llm(Path(llm), loaded_adapter, Path(adapter))
-            training = loaded_adapter.metadata.training
+        dtype = choose_dtype(files.dtype, device)
+        kind = family_class(files.family, files.base)
+        family = kind.open(files.base, unet=files.unet, clip=files.clip, tokenizer=files.tokenizer)
+        adapter = None
+        if files.adapter is not None and files.llm is not None:
+            adapter = load_adapter(files.adapter)
+            _check_adapter(adapter, files.adapter, family)
+            _check_llm(files.llm, adapter, files.adapter)
+            _lambda_mode(adapter, files.lambda_mode)
+            training = adapter.metadata.training
             if "prediction" in training:
-                opened.change_schedule(training["prediction"], bool(training.get("zero_terminal_snr")))
-        vae_dtype = dtype if opened.vae_in_half else torch.float32
-        loaded = opened.load_parts(unet_dtype=dtype, vae_dtype=vae_dtype)
-        if loaded_adapter is None or llm is None:
-            return cls(loaded.to(device), lambda_mode=lambda_mode)
-        if loaded_adapter.unet_part is not None:
-            add_unet_part(loaded.unet, loaded_adapter.unet_part, f"Adapter {adapter}")
-        loaded_adapter.module.to(device=device, dtype=torch.float32)
-        encoder = LLMEncoder.from_folder(llm, loaded_adapter.metadata.llm, dtype, device)
-        return cls(loaded.to(device), loaded_adapter, encoder, lambda_mode)
+                family.change_schedule(training["prediction"], bool(training.get("zero_terminal_snr")))
+        family.load_parts(unet_dtype=dtype, vae_dtype=dtype if kind.vae_in_half else torch.float32)
+        llm = None
+        if adapter is not None and files.llm is not None:
+            if adapter.unet_part is not None:
+                add_unet_part(family.unet, adapter.unet_part, f"Adapter {files.adapter}")
+            adapter.module.to(device=device, dtype=torch.float32)
+            llm = LLMEncoder.from_folder(files.llm, adapter.metadata.llm, dtype, device)
+        return cls(family.to(device), adapter, llm, files.lambda_mode, files.strength, chunks)
 
     @property
     def device(self) -> torch.device:
         return next(self.family.unet.parameters()).device
 
-    def default_strength(self) -> float:
-        """λ that the adapter was made for; 1 if it does not say."""
-        return self.adapter.metadata.default_strength if self.adapter else 1.0
-
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], strength: float | None = None, chunks: int | None = None) -> TextFeatures:
+    def encode(self, prompts: Sequence[str], chunks: int | None = None) -> TextFeatures:
         """The context that the UNet's cross-attention reads.
 
         Prompts that are encoded together come out equally long; both sides of guidance have to be.
 
         Args:
             prompts: B texts.
-            strength: λ of eq. 3; None for the adapter's default. 0 is plain CLIP.
-            chunks: k, of CLIP tokens. 1 cuts a prompt as diffusers' pipelines do, and training unless its recipe
-                says more; None, as ComfyUI, takes as many as the longest prompt needs.
+            chunks: k chunks of CLIP tokens; None for `Pipeline.chunks`.
 
         Returns:
             hidden: concat(c_t, λ c'_l) [B, L k + L_llm, d_text] in float32, L tokens a chunk, or as the adapter's
@@ -133,14 +121,13 @@ class Pipeline:
             "embedding", where λ is not in `hidden`.
         """
         with _evaluation(*self.family.text_encoders, *([self.adapter.module] if self.adapter else ())):
-            text = self.family.encode_text(prompts, chunks)
+            text = self.family.encode_text(prompts, chunks or self.chunks)
             if self.adapter is None or self.llm is None:
                 return text
             adapted = self.adapter(text.hidden, self.llm.encode(prompts).hidden.to(text.hidden))
-            strength = self.default_strength() if strength is None else strength
-            if self.lambda_mode == "embedding" or strength == 0:
-                return TextFeatures(self.adapter.module.combine(text.hidden, adapted, strength), text.pooled)
-            inside = LLMTokens(self.lambda_mode, text.hidden.shape[1], strength)
+            if self.lambda_mode == "embedding" or self.strength == 0:
+                return TextFeatures(self.adapter.module.combine(text.hidden, adapted, self.strength), text.pooled)
+            inside = LLMTokens(self.lambda_mode, text.hidden.shape[1], self.strength)
             return TextFeatures(self.adapter.module.combine(text.hidden, adapted), text.pooled, inside)
 
     @torch.no_grad()
@@ -172,68 +159,53 @@ class Pipeline:
     def generate(
         self,
         prompt: str,
-        negative: str = "",
+        options: GenerationOptions = DEFAULTS,
         *,
         seed: int = 0,
-        steps: int = 50,
-        guidance: float = 7.5,
-        width: int | None = None,
-        height: int | None = None,
         batch: int = 1,
-        strength: float | None = None,
-        chunks: int | None = None,
         output: Literal["images", "latents"] = "images",
         progress: bool = True,
     ) -> Tensor:
-        """Paint as ComfyUI's KSampler does with `ddim` and `ddim_uniform`.
+        """Generate images of one prompt, as ComfyUI's KSampler does with `ddim` and `ddim_uniform`.
 
         Args:
-            prompt, negative: texts, taken literally.
+            prompt: text, taken literally, as is the negative prompt.
+            options: size, steps, guidance scale and negative prompt.
             seed: 0 to 2**64 - 1.
-            steps: where it does not divide 1000, more steps are made; see `schedule`.
-            guidance: scale of classifier-free guidance; 1 switches it off.
-            width, height: pixels, multiples of 8; None for the base's own size.
-            batch: images of the same prompt, from one draw of noise.
-            strength, chunks: see `encode`.
+            batch: number of images, all from one draw of noise.
             output: "latents" leaves out the VAE.
             progress: show a bar on a terminal.
 
         Returns:
             images [batch, 3, height, width] from 0 to 1, or latents [batch, C, h, w]; float32, on the CPU.
         """
-        shape = self._latent_shape(width, height)
-        texts = [negative, prompt] if guidance > 1 else [prompt]
-        count = max(map(self.family.text_chunks, texts)) if chunks is None else chunks
-        sides = [self.encode([text], strength, count) for text in texts]
-        latents = self._denoise(unit_noise(seed, (batch, *shape)), sides, steps, guidance, progress)
+        texts = [options.negative, prompt] if options.guidance > 1 else [prompt]
+        count = self.chunks_for(texts)
+        sides = [self.encode([text], count) for text in texts]
+        noise = unit_noise(seed, (batch, *self._latent_shape(options)))
+        latents = self._denoise(noise, sides, options, progress)
         return latents.cpu() if output == "latents" else self.family.decode_latents(latents).cpu()
 
     @torch.no_grad()
     def generate_prompts(
         self,
         prompts: Sequence[str],
+        options: GenerationOptions = DEFAULTS,
         *,
         seeds: Sequence[int],
-        negative: str = "",
-        steps: int = 50,
-        guidance: float = 7.5,
-        width: int | None = None,
-        height: int | None = None,
-        strength: float | None = None,
-        chunks: int | None = None,
         batch: int = 64,
         progress: bool = True,
     ) -> Tensor:
-        """Paint many prompts, each as `paint` would with a seed of its own, several at a time.
+        """Generate an image of each prompt, as `generate` does with the prompt's own seed, several at a time.
+
+        Without `Pipeline.chunks`, prompts share a batch if they need equally many chunks: what others need changes no
+        image.
 
         Args:
             prompts: N texts, taken literally.
+            options: of all images.
             seeds: one for each prompt.
-            negative: of all prompts.
-            steps, guidance, width, height, strength: see `paint`.
-            chunks: see `encode`. With None, prompts are painted together that need equally many chunks: what others
-                need changes no image.
-            batch: prompts that are painted at once.
+            batch: number of prompts in a batch.
             progress: show a bar on a terminal.
 
         Returns:
@@ -249,37 +221,37 @@ class Pipeline:
                 f"There are {len(seeds)} seeds for the prompts {prompts!r:.80}; expected a list of at least one text "
                 "and a seed for each."
             )
-        shape = self._latent_shape(width, height)
+        shape = self._latent_shape(options)
+        negative = [options.negative] if options.guidance > 1 else []
         groups: dict[int, list[int]] = {}
-        least = self.family.text_chunks(negative) if guidance > 1 else 1
         for number, prompt in enumerate(prompts):
-            count = max(least, self.family.text_chunks(prompt)) if chunks is None else chunks
-            groups.setdefault(count, []).append(number)
+            groups.setdefault(self.chunks_for([prompt, *negative]), []).append(number)
         scale = self.family.pixels_per_latent
         images = torch.empty(len(prompts), 3, shape[1] * scale, shape[2] * scale)
         with tqdm(total=len(prompts), unit="image", disable=None if progress else True) as bar:
             for count, numbers in groups.items():
-                common = [self.encode([negative], strength, count)] if guidance > 1 else []
+                common = [self.encode(negative, count)] if negative else []
                 for first in range(0, len(numbers), batch):
                     part = numbers[first : first + batch]
                     noise = torch.cat([unit_noise(seeds[number], (1, *shape)) for number in part])
-                    sides = [*common, self.encode([prompts[number] for number in part], strength, count)]
-                    latents = self._denoise(noise, sides, steps, guidance, progress=False)
+                    sides = [*common, self.encode([prompts[number] for number in part], count)]
+                    latents = self._denoise(noise, sides, options, progress=False)
                     images[part] = self.family.decode_latents(latents).cpu()
                     bar.update(len(part))
         return images
 
-    def _latent_shape(self, width: int | None, height: int | None) -> tuple[int, int, int]:
-        """[C, h, w] of an image of that many pixels; None for the base's own size."""
-        family, scale = self.family, self.family.pixels_per_latent
-        return (
-            family.latent_channels,
-            (height or family.native_size) // scale,
-            (width or family.native_size) // scale,
-        )
+    def chunks_for(self, prompts: Sequence[str]) -> int:
+        """Number of chunks of CLIP tokens for prompts that are encoded to the same length."""
+        return self.chunks or max(map(self.family.text_chunks, prompts))
+
+    def _latent_shape(self, options: GenerationOptions) -> tuple[int, int, int]:
+        """[C, h, w] of an image."""
+        height, width = (side or self.family.native_size for side in (options.height, options.width))
+        scale = self.family.pixels_per_latent
+        return self.family.latent_channels, height // scale, width // scale
 
     def _denoise(
-        self, noise: Tensor, sides: Sequence[TextFeatures], steps: int, guidance: float, progress: bool
+        self, noise: Tensor, sides: Sequence[TextFeatures], options: GenerationOptions, progress: bool
     ) -> Tensor:
         """Latents [B, C, h, w] from unit noise of that shape.
 
@@ -287,11 +259,11 @@ class Pipeline:
             noise: on the CPU.
             sides: contexts of the negative and the positive prompts, or of the positive ones alone; each of B prompts
                 or of one for all.
-            steps, guidance, progress: see `paint`.
+            options, progress: see `generate`.
         """
         family, count = self.family, len(noise)
         scheduler = DDIMUniformScheduler.over(family.base.schedule)
-        latents = scheduler.first_latents(noise, steps).to(self.device)
+        latents = scheduler.first_latents(noise, options.steps).to(self.device)
         # the negative prompt comes first, as in diffusers
         text = torch.cat([side.hidden.expand(count, -1, -1) for side in sides])
         pools = [side.pooled.expand(count, -1) for side in sides if side.pooled is not None]
@@ -306,7 +278,7 @@ class Pipeline:
                 prediction = family.predict(batched, timestep, text, pooled, sizes)
                 if len(sides) == 2:
                     negative_side, positive_side = prediction.chunk(2)
-                    prediction = negative_side + guidance * (positive_side - negative_side)
+                    prediction = negative_side + options.guidance * (positive_side - negative_side)
                 latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
         return latents
 
@@ -391,16 +363,7 @@ def _one_precision(unet: nn.Module) -> torch.autocast:
     return torch.autocast(device, dtype=half, enabled=half is not None and len(dtypes) > 1)
 
 
-def _require_both_or_neither(adapter: object, llm: object) -> None:
-    if (adapter is None) != (llm is None):
-        given, missing = ("an LLM", "adapter") if adapter is None else ("an adapter", "LLM")
-        raise LLM4GENError(
-            f"There is {given} but no {missing}; LLM4GEN needs both. Give the {missing} as well, or leave out both "
-            "for the plain base."
-        )
-
-
-def _check_adapter(adapter: Adapter, path: Path, family: Family) -> None:
+def _check_adapter(adapter: Adapter, path: PathLike, family: Family) -> None:
     if adapter.config.d_text != family.d_text:
         raise LLM4GENError(
             f"Adapter {path} is made for a text context of width {adapter.config.d_text}, but base {family.base.path} "
@@ -430,9 +393,9 @@ def _lambda_mode(adapter: Adapter | None, wanted: str | None) -> str:
     return mode
 
 
-def _check_llm(folder: Path, adapter: Adapter, path: Path) -> None:
+def _check_llm(folder: PathLike, adapter: Adapter, path: PathLike) -> None:
     """What `LLMEncoder` would find too, but before weights of gigabytes are read."""
-    found = folder_spec(folder)
+    found = folder_spec(Path(folder))
     expected = adapter.metadata.llm
     reason = expected.mismatch(found) if expected else None
     if expected and reason:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import shlex
@@ -12,8 +11,9 @@ import threading
 from itertools import count
 from pathlib import Path
 
-from llm4gen_diffusers.generate import GenerateSettings, generate
+from llm4gen_diffusers.generate import generate
 from llm4gen_diffusers.images import check_output
+from llm4gen_diffusers.options import GenerateSettings
 from miniature import GUIDANCE, MODELS, STEPS
 from miniature.scenes import CELL, GRID
 from train.export import ExportSettings, export
@@ -95,7 +95,7 @@ def _paint(folder: Path) -> list[Path]:
         unet=str(arguments["unet"]),
         adapter=str(arguments["adapter"]),
         llm=str(arguments["llm"]),
-        prompts=[SHORT_PROMPT],
+        prompts=(SHORT_PROMPT,),
         steps=STEPS,
         guidance=GUIDANCE,
         output=str(folder / "llm4gen.png"),
@@ -139,19 +139,14 @@ def _train(folder: Path) -> list[Path]:
     )
     before = GenerateSettings(
         base=str(world / "base"),
-        prompts=[WORLD_PROMPT],
+        prompts=(WORLD_PROMPT,),
         output=str(folder / "before_training.png"),
         width=WORLD_SIZE,
         height=WORLD_SIZE,
         steps=PAINT_STEPS,
     )
-    after = dataclasses.replace(
-        before,
-        unet=str(unet),
-        adapter=str(adapter),
-        llm=str(world / "llm"),
-        output=str(folder / "after_training.png"),
-    )
+    trained = {"unet": unet, "adapter": adapter, "llm": world / "llm", "output": folder / "after_training.png"}
+    after = before.model_copy(update=trained)
     return generate(before) + generate(after)
 
 

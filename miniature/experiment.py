@@ -26,6 +26,7 @@ from llm4gen_core import GuidanceOptions, LLM4GENError
 from llm4gen_core.files import write_text
 from llm4gen_diffusers.attention import install_cross_attention
 from llm4gen_diffusers.devices import choose_device
+from llm4gen_diffusers.options import ModelFiles
 from llm4gen_diffusers.provenance import fingerprint, machine
 from llm4gen_diffusers.sampling import Pipeline
 from miniature.captions import Caption
@@ -206,7 +207,7 @@ class Reproduction:
             shutil.copytree(self.world / "base", self.base, dirs_exist_ok=True)
             for part in ("unet", "scheduler"):
                 shutil.copytree(run_folder.export / part, self.base / part, dirs_exist_ok=True)
-            pipeline = Pipeline.from_files(self.base, device=self.device)
+            pipeline = Pipeline.from_files(ModelFiles(base=self.base), self.device)
             for name in (*MAIN_SETS, *HELD_OUT_SETS):
                 self._score(pipeline, "base", 0, name, steps, self.scale.prompts)
             self._keep_pictures(pipeline, "base-0")
@@ -310,14 +311,14 @@ class Reproduction:
         return [*sizes, f"data.cache.folder={self.world / 'cache'}"]
 
     def _painter(self, arm: Variant, export: Path) -> Pipeline:
-        files: dict[str, Any] = {}
+        files: dict[str, Any] = {"lambda_mode": arm.lambda_mode}
         if arm.llm:
-            files = {"adapter": export / "adapter.safetensors", "llm": self.world / arm.llm}
+            files |= {"adapter": export / "adapter.safetensors", "llm": self.world / arm.llm}
         if (export / "unet").is_dir():
             files["unet"] = export / "unet"
         if (export / "text_encoder").is_dir():
             files["clip"] = export / "text_encoder"
-        pipeline = Pipeline.from_files(self.base, **files, lambda_mode=arm.lambda_mode, device=self.device)
+        pipeline = Pipeline.from_files(ModelFiles(base=self.base, **files), self.device)
         install_cross_attention(pipeline.family.unet, GuidanceOptions(alpha=0))  # as in training, and faster here
         return pipeline
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from llm4gen_core import Span
 from llm4gen_diffusers.attention_maps import attention_maps
+from llm4gen_diffusers.options import GenerationOptions
 from llm4gen_diffusers.provenance import fingerprint
 from llm4gen_diffusers.sampling import Pipeline
 from miniature import GUIDANCE, STEPS
@@ -18,6 +20,7 @@ from miniature.captions import Caption
 from miniature.dataset import SETS
 from miniature.judge import read, score
 
+SAMPLING = GenerationOptions(steps=STEPS, guidance=GUIDANCE)
 MEASURES = ("accuracy", "words", "binding", "exact")
 """Fields of `miniature.judge.Score` that are kept of every image."""
 
@@ -29,6 +32,14 @@ def prompt_set(name: str, number: int) -> tuple[list[Caption], str]:
     return captions, fingerprint(content)
 
 
+def one_chunk(pipeline: Pipeline, strength: float | None = None) -> Pipeline:
+    """The same models with one chunk of CLIP tokens, as in training, and another strength if one is given."""
+    same = copy.copy(pipeline)
+    same.chunks = 1
+    same.strength = pipeline.strength if strength is None else strength
+    return same
+
+
 def generate(pipeline: Pipeline, captions: Sequence[Caption], strength: float | None = None) -> NDArray[np.float32]:
     """One image of each caption, the first with the noise of seed 0, the second with that of 1, and so on.
 
@@ -37,13 +48,10 @@ def generate(pipeline: Pipeline, captions: Sequence[Caption], strength: float | 
     Returns:
         [N, 16, 16, 3], from 0 to 1.
     """
-    images = pipeline.generate_prompts(
+    images = one_chunk(pipeline, strength).generate_prompts(
         [caption.text for caption in captions],
+        SAMPLING,
         seeds=range(len(captions)),
-        steps=STEPS,
-        guidance=GUIDANCE,
-        strength=strength,
-        chunks=1,
         batch=128,
         progress=False,
     )
@@ -78,9 +86,7 @@ def sample_maps(pipeline: Pipeline, prompts: int = 3) -> dict[str, NDArray[Any]]
     for index, (seed, caption, pairs) in enumerate(chosen):
         ends = [end for attribute, entity in pairs for end in (attribute, entity)]
         words = [Span(start, end, caption.text[start:end]) for start, end in ends]
-        found = attention_maps(
-            pipeline, caption.text, words, seed=seed, steps=STEPS, guidance=GUIDANCE, chunks=1, progress=False
-        )
+        found = attention_maps(one_chunk(pipeline), caption.text, words, SAMPLING, seed=seed, progress=False)
         arrays[f"{index}.prompt"] = np.array(caption.text)
         arrays[f"{index}.words"] = np.array([word.text for word in words])
         arrays[f"{index}.image"] = to_bytes(found.image.permute(1, 2, 0).numpy())

@@ -16,14 +16,15 @@ from PIL import Image, ImageDraw, ImageFont
 from llm4gen_core import LLM4GENError, Span
 from llm4gen_diffusers.attention_maps import attention_maps, strip
 from llm4gen_diffusers.images import save_png
+from llm4gen_diffusers.options import ModelFiles
 from llm4gen_diffusers.sampling import Pipeline
-from miniature import GUIDANCE, MODELS, STEPS
+from miniature import MODELS
 from miniature.captions import Caption
 from miniature.dataset import draw_pair
 from miniature.judge import Score, read, score
 from miniature.scenes import COLORS, Scene, render
 
-from .scoring import generate, to_bytes
+from .scoring import SAMPLING, generate, one_chunk, to_bytes
 from .ship import ARM, LLM
 
 SEED = 2025
@@ -56,8 +57,8 @@ def painters(models: Path = MODELS) -> tuple[Pipeline, Pipeline]:
     if not models.is_dir():
         raise LLM4GENError(f"The shipped models are not in {models}; was the clone or the package cut short?")
     base, arm = models / "base", models / ARM
-    with_llm = Pipeline.from_files(base, unet=arm / "unet", adapter=arm / "adapter.safetensors", llm=models / LLM)
-    return Pipeline.from_files(base), with_llm
+    files = ModelFiles(base=base, unet=arm / "unet", adapter=arm / "adapter.safetensors", llm=models / LLM)
+    return Pipeline.from_files(ModelFiles(base=base)), Pipeline.from_files(files)
 
 
 def compare(base: Pipeline, llm4gen: Pipeline, prompts: int = 4) -> list[Shown]:
@@ -100,9 +101,7 @@ def looks(base: Pipeline, llm4gen: Pipeline, shown: Shown, seed: int) -> NDArray
     words = [Span(start, end, shown.caption.text[start:end]) for start, end in _told(base, shown.caption)]
     rows = []
     for pipeline in (base, llm4gen):
-        found = attention_maps(
-            pipeline, shown.caption.text, words, seed=seed, steps=STEPS, guidance=GUIDANCE, chunks=1, progress=False
-        )
+        found = attention_maps(one_chunk(pipeline), shown.caption.text, words, SAMPLING, seed=seed, progress=False)
         rows.append(strip(found))
     return np.concatenate(rows)
 

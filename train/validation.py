@@ -7,6 +7,7 @@ from pathlib import Path
 from llm4gen_core import Adapter, LLMEncoder
 from llm4gen_diffusers.families import Family
 from llm4gen_diffusers.images import save_png
+from llm4gen_diffusers.options import GenerationOptions
 from llm4gen_diffusers.sampling import Pipeline
 
 from .recipe import Recipe
@@ -22,13 +23,15 @@ def generate_validation(
     """
     settings = recipe.validation
     size = settings.size or recipe.data.resolution
+    # Not checked: the miniature generates sizes that are no multiples of 8.
+    options = GenerationOptions.model_construct(
+        steps=settings.steps, guidance=settings.guidance, width=size, height=size
+    )
     pipeline = Pipeline(family, adapter, llm)
     files = []
     for number, prompt in enumerate(settings.prompts, 1):
         for seed in settings.seeds:
-            image = pipeline.generate(
-                prompt, seed=seed, steps=settings.steps, guidance=settings.guidance, width=size, height=size
-            )[0]
+            image = pipeline.generate(prompt, options, seed=seed)[0]
             record = {
                 "prompt": prompt,
                 "seed": seed,
