@@ -58,7 +58,7 @@ def generate(
         name=name,
         benchmark=benchmark,
         seeds=list(seeds),
-        painting=model.describe(),
+        generation=model.describe(),
         notes=[*notes, *model.notes],
     )
     with state.main_process_first():

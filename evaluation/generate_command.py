@@ -97,9 +97,11 @@ def prompts_and_options(name: str, args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         LLM4GENError: a value is impossible, or prompts are missing (what to download and where from).
     """
-    from .benchmarks import benchmark_preset, benchmark_prompts, preset_options
+    from .benchmarks import find_benchmark
+    from .model_files import preset_options
 
-    preset = benchmark_preset(name, args.preset)
+    benchmark = find_benchmark(name)
+    preset = benchmark.preset(args.preset)
     changes = {key: getattr(args, key) for key in ("steps", "guidance", "negative", "width", "height")}
     changed = [f"{key} {value}" for key, value in {**changes, "seeds": args.seeds}.items() if value is not None]
     notes = [f"Painted as {preset.title}.", *preset.differs]
@@ -107,7 +109,7 @@ def prompts_and_options(name: str, args: argparse.Namespace) -> dict[str, Any]:
         notes.append(f"Changed from that: {', '.join(changed)}.")
     return {
         "painting": preset_options(preset, notes=tuple(notes), **changes),
-        "prompts": benchmark_prompts(name, args.prompts, args.categories, args.count),
+        "prompts": benchmark.prompts(args.prompts, args.categories, args.count),
         "seeds": args.seeds or list(preset.seeds),
         "notes": [] if args.count is None else [f"Only the first {args.count} prompts of each category."],
     }

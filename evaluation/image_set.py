@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from llm4gen_core import LLM4GENError
 from llm4gen_core.files import JSONLines, write_text
@@ -59,7 +59,7 @@ class ImageSettings(BaseModel):
         name: of the model, as tables show it.
         benchmark: whose prompts these are; "" for prompts of the user's.
         seeds: of every prompt, one image each.
-        painting: everything that changes pixels: model, adapter and LLM with their hashes, sampler, steps, guidance,
+        generation: everything that changes pixels: model, adapter and LLM with their hashes, sampler, steps, guidance,
             size, precision; or a workflow and the hash of its models' names. JSON values.
         notes: sentences that a reader of the scores should know, such as where the painting differs from a protocol.
     """
@@ -69,13 +69,13 @@ class ImageSettings(BaseModel):
     name: str = Field(min_length=1)
     benchmark: str = ""
     seeds: list[int] = Field(min_length=1)
-    painting: dict[str, JsonValue]
+    generation: dict[str, JsonValue] = Field(validation_alias=AliasChoices("generation", "painting"))
     notes: list[str] = Field(default_factory=list)
 
     @property
     def fingerprint(self) -> str:
         """Of what changes pixels; images with another one do not belong into the same set."""
-        return fingerprint(self.painting)
+        return fingerprint(self.generation)
 
 
 class ImageSet:
@@ -109,8 +109,8 @@ class ImageSet:
             if old.fingerprint != settings.fingerprint:
                 differing = sorted(
                     name
-                    for name in {*old.painting, *settings.painting}
-                    if old.painting.get(name) != settings.painting.get(name)
+                    for name in {*old.generation, *settings.generation}
+                    if old.generation.get(name) != settings.generation.get(name)
                 )
                 raise LLM4GENError(
                     f"{self.path} holds images made with other settings ({', '.join(differing)}); go on with the same "

@@ -16,14 +16,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def _list(args: argparse.Namespace) -> None:
     from llm4gen_core import LLM4GENError
 
-    from .benchmarks import BENCHMARKS, find_benchmark
+    from .benchmarks import BENCHMARKS, find_benchmark, find_metric
     from .judges import Judge, judge_folder
-    from .score import metric_class
 
     needed: dict[Judge, list[str]] = {}
-    for benchmark in [find_benchmark(name) for name in args.benchmarks] or BENCHMARKS.values():
+    for benchmark in map(find_benchmark, args.benchmarks or BENCHMARKS):
         for metric in benchmark.metrics:
-            for judge in metric_class(metric).judges_needed:
+            for judge in find_metric(metric).load_class().judges_needed:
                 users = needed.setdefault(judge, [])
                 users += [metric] * (metric not in users)
     if not needed:

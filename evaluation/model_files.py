@@ -9,7 +9,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from llm4gen_core import LLM4GENError
+from llm4gen_core.errors import first_problem
 from llm4gen_core.lambda_modes import LAMBDA_MODES
+
+from .benchmarks import Preset
 
 PATHS = ("base", "unet", "adapter", "llm", "clip", "tokenizer", "pipeline", "workflow")
 """Fields of `ModelFiles` that name files and folders."""
@@ -133,3 +136,18 @@ def model_files(what: str, fields: Any, folder: Path | None = None) -> ModelFile
         raise LLM4GENError(
             f"{what}: {where + ': ' if where else ''}{problem['msg'].removeprefix('Value error, ')}."
         ) from error
+
+
+def preset_options(preset: Preset, **changes: object) -> GenerationOptions:
+    """`GenerationOptions` of a preset, with what is not None of the changes in its place.
+
+    Raises:
+        LLM4GENError: a value is impossible.
+    """
+    wanted = {"steps": preset.steps, "guidance": preset.guidance, "sampler": preset.sampler}
+    try:
+        return GenerationOptions.model_validate(
+            {**wanted, **{key: value for key, value in changes.items() if value is not None}}
+        )
+    except ValidationError as error:
+        raise LLM4GENError(f"{first_problem(error).capitalize()}.") from error

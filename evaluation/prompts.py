@@ -1,17 +1,17 @@
-"""Sets of prompts: JSONL files with an id, a text and whatever a metric needs to know beside them."""
+"""Prompt sets: JSONL files with an id and a text in each line, and what a metric needs beside the text."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from llm4gen_core import LLM4GENError
+from llm4gen_core.errors import first_line, first_problem
 from llm4gen_core.files import JSONLines, write_json_lines
 
 
@@ -20,10 +20,10 @@ class Prompt(BaseModel):
 
     Attributes:
         id: unique in its set; part of file names.
-        text: what is painted.
-        category: of the benchmark, such as "color"; "" where it has none.
+        text: the prompt itself.
+        category: category of the benchmark, such as "color"; "" where it has none.
         about: what a metric needs beside the text, such as the questions of DPG-Bench, the objects that GenEval asks
-            for, or gold pairs. JSON values.
+            for, or gold attribute-entity pairs. JSON values.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -35,18 +35,18 @@ class Prompt(BaseModel):
 
 
 def write_prompts(path: str | os.PathLike[str], prompts: Iterable[Prompt]) -> None:
-    """Write a set as JSONL, whole or not at all."""
+    """Write a prompt set as JSONL, complete or not at all."""
     write_json_lines(Path(path), (prompt.model_dump(exclude_defaults=True) for prompt in prompts))
 
 
 def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
-    """A set of prompts.
+    """Read a prompt set.
 
     Args:
-        path: JSONL as `write_prompts` makes it.
+        path: JSONL file in the format of `write_prompts`.
 
     Raises:
-        LLM4GENError: it cannot be read, a line is no prompt, an id occurs twice, or there is none.
+        LLM4GENError: the file cannot be read, a line is not a prompt, an id occurs twice, or there is no prompt.
     """
     path = Path(path)
     if not path.is_file():
@@ -56,20 +56,64 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
 
 
 def check_prompts(prompts: list[Prompt], what: str) -> list[Prompt]:
-    """The prompts, if there are any and no id occurs twice; else LLM4GENError that begins with `what`."""
+    """Return the prompts; raise LLM4GENError, which begins with `what`, if there are none or an id occurs twice."""
     if not prompts:
-        raise LLM4GENError(f"{what} holds no prompt.")
+        raise LLM4GENError(f"{what} contains no prompts.")
     if twice := [name for name, number in Counter(prompt.id for prompt in prompts).items() if number > 1]:
-        raise LLM4GENError(f"{what} has the id {twice[0]!r} more than once; expected ids that are unique.")
+        raise LLM4GENError(f"{what} contains the id {twice[0]!r} more than once; expected unique ids.")
     return prompts
+
+
+def choose(
+    prompts: list[Prompt],
+    what: str,
+    categories: Sequence[str] = (),
+    count: int | None = None,
+    known: Sequence[str] = (),
+) -> list[Prompt]:
+    """Select prompts of a set.
+
+    Args:
+        prompts: the whole set.
+        what: name of the set, for errors.
+        categories: only prompts of these categories; () for all.
+        count: only the first `count` prompts of each category; None for all.
+        known: all categories of the set; () for those that the prompts have.
+
+    Raises:
+        LLM4GENError: a category is unknown, or there are fewer prompts than asked for.
+    """
+    known = known or tuple(dict.fromkeys(prompt.category for prompt in prompts))
+    if unknown := [name for name in categories if name not in known]:
+        raise LLM4GENError(
+            f"{what} has no category {unknown[0]!r}; expected some of {', '.join(filter(None, known)) or 'none'}."
+        )
+    if categories:
+        prompts = [prompt for prompt in prompts if prompt.category in categories]
+    if count is None:
+        return prompts
+    if count < 1:
+        raise LLM4GENError(f"{what}: count is {count}; expected at least 1.")
+    seen: Counter[str] = Counter()
+    chosen = []
+    for prompt in prompts:
+        seen[prompt.category] += 1
+        if seen[prompt.category] <= count:
+            chosen.append(prompt)
+    if few := [name for name, number in seen.items() if number < count]:
+        category = f" of category {few[0]!r}" if few[0] else ""
+        raise LLM4GENError(
+            f"{what} has {seen[few[0]]:,} prompts{category}, but {count:,} were requested; request fewer, or all."
+        )
+    return chosen
 
 
 def _prompt(line: bytes, what: str) -> Prompt:
     try:
-        content: Any = json.loads(line)
-        return Prompt.model_validate(content)
-    except (ValueError, ValidationError) as error:
-        reason = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        return Prompt.model_validate(json.loads(line))
+    except ValueError as error:
+        reason = first_problem(error) if isinstance(error, ValidationError) else first_line(error)
         raise LLM4GENError(
-            f"{what} is no prompt ({reason}); expected a JSON object with id, text and, if wanted, category and about."
+            f"{what} is not a prompt ({reason}); expected a JSON object with id, text and optionally category and "
+            "about."
         ) from error

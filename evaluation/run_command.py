@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> None:
     from llm4gen_diffusers.command_line import quiet_libraries
 
-    from .benchmarks import MINIATURE, find_benchmark, miniature_models
+    from .benchmarks import find_benchmark
     from .generate import generate
     from .model_files import read_models
     from .processes import process_state
@@ -39,12 +39,12 @@ def _run(args: argparse.Namespace) -> None:
     from .score import check_metrics, score
 
     benchmark = find_benchmark(args.benchmark)
-    if args.models is None and args.benchmark != MINIATURE:
+    if args.models is None and benchmark.models is None:
         raise LLM4GENError(
             f"{benchmark.title} needs models to measure; give a YAML file with them (--models): "
             "SD1.5: {base: models/sd15}."
         )
-    models = miniature_models() if args.models is None else read_models(Path(args.models))
+    models = read_models(Path(args.models)) if args.models or not benchmark.models else benchmark.models()
     folders = {name: Path(args.output) / _folder_name(name) for name in models}
     if len({*folders.values()}) < len(folders):
         raise LLM4GENError(f"Models {', '.join(folders)} would share a folder; give them names that differ in letters.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -16,25 +15,10 @@ from llm4gen_core import LLM4GENError
 from llm4gen_core.files import write_text
 from llm4gen_diffusers.provenance import fingerprint
 
+from .benchmarks import find_metric
 from .image_set import ImageRow, ImageSet, read_scores
-from .metrics import METRICS
 from .metrics.base import Context, ImageMetric, SetMetric
 from .processes import process_state
-
-
-def metric_class(name: str) -> type[ImageMetric] | type[SetMetric]:
-    """The class of a metric.
-
-    Raises:
-        LLM4GENError: there is no such metric.
-    """
-    if name not in METRICS:
-        raise LLM4GENError(f"Metric {name!r} is not known; expected one of {', '.join(METRICS)}.")
-    module, _, kind = METRICS[name].partition(":")
-    found: type[ImageMetric] | type[SetMetric] = getattr(
-        importlib.import_module(f".metrics.{module}", __package__), kind
-    )
-    return found
 
 
 def check_metrics(metrics: Iterable[str], context: Context) -> None:
@@ -43,12 +27,12 @@ def check_metrics(metrics: Iterable[str], context: Context) -> None:
 
     missing: dict[str, str] = {}
     for name in metrics:
-        for judge in metric_class(name).judges_needed:
+        for judge in find_metric(name).load_class().judges_needed:
             try:
                 chosen_folder(context, judge)
             except LLM4GENError as error:
                 missing[judge.folder] = str(error)
-        metric_class(name).check(context)
+        find_metric(name).load_class().check(context)
     if missing:
         raise LLM4GENError(" ".join(missing.values()))
 
@@ -71,7 +55,7 @@ def score(images: ImageSet, metrics: Sequence[str], context: Context, batch: int
     """
     state = process_state()
     for name in metrics:
-        kind = metric_class(name)
+        kind = find_metric(name).load_class()
         rows = _scorable(images, kind, name)
         if issubclass(kind, ImageMetric):
             _score_images(images, rows, kind.load(context), batch, state)
@@ -102,7 +86,7 @@ def _score_images(
     judge = fingerprint(about)
     prompts = {prompt.id: prompt for prompt in images.prompts}
     if state.is_main_process:
-        record = {"judge": judge, "describe": about, "title": metric.title, "share": metric.share}
+        record = {"judge": judge, "describe": about, "title": find_metric(metric.name).title, "share": metric.share}
         _write(images.scores / f"{metric.name}.about.json", record)
     scored = read_scores(images, metric.name, judge)
     missing = [
@@ -131,7 +115,7 @@ def _score_set(images: ImageSet, rows: Sequence[ImageRow], metric: SetMetric, ba
         "judge": fingerprint(about),
         "images": fingerprint([[row.id, row.sha256] for row in rows]),
         "describe": about,
-        "title": metric.title,
+        "title": find_metric(metric.name).title,
     }
     path = images.scores / f"{metric.name}.set.json"
     if path.is_file():

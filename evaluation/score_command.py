@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .metrics import METRICS
+from .benchmarks import METRICS
 
 if TYPE_CHECKING:
     from .metrics.base import Context
@@ -68,13 +68,13 @@ def context(args: argparse.Namespace) -> Context:
 def _score(args: argparse.Namespace) -> None:
     from llm4gen_diffusers.command_line import quiet_libraries
 
-    from .benchmarks import metrics_of
+    from .benchmarks import benchmark_of
     from .image_set import ImageSet
     from .score import check_metrics, score
 
     quiet_libraries()
     sets = [ImageSet(path) for path in args.sets]
-    wanted = [args.metrics or metrics_of(images.settings.benchmark) for images in sets]
+    wanted = [args.metrics or benchmark_of(images.settings.benchmark).metrics for images in sets]
     about = context(args)
     check_metrics({name for names in wanted for name in names}, about)
     for images, names in zip(sets, wanted, strict=True):

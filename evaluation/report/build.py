@@ -101,7 +101,7 @@ def _benchmark(group: Group) -> BenchmarkReport:
         group,
         tuple(notices(group)),
         tuple(build_tables(group)),
-        tuple(quoted(group.benchmark.key)),
+        tuple(quoted(group.benchmark.name)),
         tuple(wins_and_losses(group, MOST_EXAMPLES)),
         tuple(samples(group)),
         tuple(costs(group.sets)),

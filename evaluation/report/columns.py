@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .benchmarks import Wanted
+from ..benchmarks import Column as Wanted
 from .groups import Group
 from .read import EvaluatedSet, question_groups, says
 

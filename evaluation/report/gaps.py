@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..benchmarks import METRICS
 from ..image_set import image_id
-from .benchmarks import METRIC_TITLES
 from .groups import Group, asked_prompts
 from .read import About, EvaluatedSet, SetScores, number_of
 
@@ -54,7 +54,7 @@ def notices(group: Group) -> list[Notice]:
     for one in group.sets[1:]:
         found += _unmatched(group, one)
         found += _refusals(group, one)
-    count = group.benchmark.categories
+    count = group.benchmark.official_categories
     if count and (here := len(group.categories())) != count:
         text = f"{title}: the overall score is over {here} categories here; officially they are {count}."
         found.append(Notice("missing_categories", title, "", text))
@@ -63,10 +63,8 @@ def notices(group: Group) -> list[Notice]:
 
 def _missing_metrics(group: Group, one: EvaluatedSet) -> list[str]:
     """Titles of the official metrics that a set lacks."""
-    kinds = list(dict.fromkeys(wanted.metric for wanted in group.benchmark.columns))
-    lacking = [kind for kind in kinds if kind not in one.metrics]
-    lacking += [kind for kind in group.benchmark.whole if kind not in one.set_metrics]
-    return [METRIC_TITLES[kind] for kind in lacking]
+    have = {*one.metrics, *one.set_metrics}
+    return [METRICS[name].title for name in group.benchmark.metrics if name not in have]
 
 
 def _unmatched(group: Group, one: EvaluatedSet) -> list[Notice]:

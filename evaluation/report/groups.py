@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .benchmarks import Benchmark, find_benchmark
+from ..benchmarks import Benchmark, benchmark_of
 from .numbers import Values
 from .read import EvaluatedSet
 
@@ -60,8 +60,8 @@ def group_sets(sets: Sequence[EvaluatedSet]) -> list[Group]:
     """By benchmark, in the order in which they come."""
     found: dict[str, list[EvaluatedSet]] = {}
     for one in sets:
-        found.setdefault(find_benchmark(one.settings.benchmark).key, []).append(one)
-    return [Group(find_benchmark(group[0].settings.benchmark), tuple(group)) for group in found.values()]
+        found.setdefault(benchmark_of(one.settings.benchmark).name, []).append(one)
+    return [Group(benchmark_of(group[0].settings.benchmark), tuple(group)) for group in found.values()]
 
 
 def asked_prompts(group: Group, one: EvaluatedSet, metric: str, category: str) -> list[str]:

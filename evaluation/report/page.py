@@ -228,8 +228,8 @@ def _provenance(page: ReportPage, report: Report) -> None:
                 "hash of the settings": [images.settings.fingerprint for images in sets],
             },
         )
-        keys = sorted({key for images in sets for key in images.settings.painting})
-        settings = {key: [images.settings.painting.get(key, "not said") for images in sets] for key in keys}
+        keys = sorted({key for images in sets for key in images.settings.generation})
+        settings = {key: [images.settings.generation.get(key, "not said") for images in sets] for key in keys}
         page.facts("Settings of the painting; rows that differ are bold", labels, settings)
         made = sorted({key for images in sets for key in images.painted_by})
         painted = {key: [_single(images.painted_by.get(key, [])) for images in sets] for key in made}

@@ -89,7 +89,7 @@ def cell_json(cell: Cell) -> dict[str, Any]:
 def _benchmark(one: BenchmarkReport) -> dict[str, Any]:
     group = one.group
     return {
-        "key": group.benchmark.key,
+        "key": group.benchmark.name,
         "title": group.benchmark.title,
         "baseline": group.baseline.label,
         "sets": [_set(images) for images in group.sets],
@@ -120,7 +120,7 @@ def _set(one: EvaluatedSet) -> dict[str, Any]:
         "label": one.label,
         "folder": one.images.path.resolve().name,
         "benchmark": one.settings.benchmark,
-        "settings": one.settings.painting,
+        "settings": one.settings.generation,
         "settings_hash": one.settings.fingerprint,
         "notes": one.settings.notes,
         "seeds": one.settings.seeds,

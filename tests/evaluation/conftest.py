@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from evaluation.benchmarks import miniature_models
-from evaluation.metrics.miniature import caption_prompt
 from evaluation.model_files import GenerationOptions, ModelFiles
 from evaluation.prompts import Prompt
+from miniature.benchmark import caption_prompt, models
 from miniature.dataset import SETS
 
 
@@ -23,12 +22,12 @@ def prompts() -> list[Prompt]:
 
 @pytest.fixture(scope="session")
 def base() -> ModelFiles:
-    return miniature_models()["base"].model_copy(update={"batch": 4})
+    return models()["base"].model_copy(update={"batch": 4})
 
 
 @pytest.fixture(scope="session")
 def llm4gen() -> ModelFiles:
-    return miniature_models()["LLM4GEN"].model_copy(update={"batch": 4})
+    return models()["LLM4GEN"].model_copy(update={"batch": 4})
 
 
 @pytest.fixture(scope="session")

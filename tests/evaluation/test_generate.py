@@ -128,7 +128,7 @@ def test_the_images_are_those_of_the_painter(
         expected = pipeline.generate(prompt.text, seed=5, steps=2, guidance=3.0, chunks=1, progress=False)[0]
         expected = (expected.permute(1, 2, 0).numpy() * 255).clip(0, 255).astype(int)
         assert np.abs(np.asarray(images.open(row), int) - expected).max() <= 1, "batches of four change the last bits"
-    painting = images.settings.painting
+    painting = images.settings.generation
     assert painting["adapter"]["name"] == "adapter.safetensors" and painting["strength"] == 1.0
     assert painting["steps"] == 2 and "/" not in json.dumps(painting["base"]), "no paths of this machine"
 

@@ -1,4 +1,4 @@
-"""Prompt sets: what is written is read again, and what is no set is refused in a sentence."""
+"""Prompt sets: written, read, and refused where they are damaged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from evaluation.prompts import Prompt, read_prompts, write_prompts
 from llm4gen_core import LLM4GENError
 
 
-def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+def test_a_written_set_is_read_back(tmp_path: Path) -> None:
     prompts = [
         Prompt(id="a-1", text="a “red” cube, café", category="color", about={"seed": 3, "questions": [{"id": 1}]}),
         Prompt(id="a-2", text=""),
@@ -29,19 +29,19 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
         ("{torn}", "Expecting property name"),
     ],
 )
-def test_a_line_that_is_no_prompt_is_named(tmp_path: Path, line: str, says: str) -> None:
+def test_a_line_that_is_not_a_prompt_is_named(tmp_path: Path, line: str, says: str) -> None:
     (tmp_path / "set.jsonl").write_text('{"id": "first", "text": ""}\n' + line + "\n")
-    with pytest.raises(LLM4GENError, match=f"line 2, is no prompt .*{says}"):
+    with pytest.raises(LLM4GENError, match=f"line 2, is not a prompt .*{says}"):
         read_prompts(tmp_path / "set.jsonl")
 
 
-def test_an_id_that_occurs_twice_is_refused(tmp_path: Path) -> None:
+def test_a_repeated_id_is_refused(tmp_path: Path) -> None:
     write_prompts(tmp_path / "set.jsonl", [Prompt(id="a", text="x"), Prompt(id="a", text="y")])
     with pytest.raises(LLM4GENError, match="'a' more than once"):
         read_prompts(tmp_path / "set.jsonl")
 
 
-def test_a_set_without_prompts_is_refused(tmp_path: Path) -> None:
+def test_an_empty_set_is_refused(tmp_path: Path) -> None:
     (tmp_path / "set.jsonl").write_text("\n")
-    with pytest.raises(LLM4GENError, match="holds no prompt"):
+    with pytest.raises(LLM4GENError, match="contains no prompts"):
         read_prompts(tmp_path / "set.jsonl")

@@ -34,7 +34,7 @@ def test_the_reports_number_is_the_mean_of_the_judges_scores(results: Path) -> N
     scores = read_scores(ImageSet(results / "llm4gen"), "miniature")
     dense = [found["words"] for (image, _), found in scores.items() if image.startswith("dense")]
     (benchmark,) = json.loads((results / "report" / "report.json").read_text())["benchmarks"]
-    (column,) = [c for table in benchmark["tables"][:1] for c in table["columns"] if c["title"] == "Dense: words"]
+    (column,) = [c for table in benchmark["tables"][:1] for c in table["columns"] if c["key"] == "miniature:dense:words"]
     cells = {row["set"]: row["cells"][column["key"]] for row in benchmark["tables"][0]["rows"]}
     assert len(dense) == 8 and cells["LLM4GEN"]["value"] == pytest.approx(np.mean(dense))
     assert cells["LLM4GEN"]["n"] == 8 and cells["LLM4GEN"]["low"] < np.mean(dense) < cells["LLM4GEN"]["high"]

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation import score as module
+from evaluation.benchmarks import METRICS, MetricEntry, find_metric
 from evaluation.generate import generate
 from evaluation.image_set import ImageSet, read_scores
 from evaluation.judges import Judge
 from evaluation.metrics.base import Context, ImageMetric, SetMetric, SetScore
-from evaluation.score import check_metrics, metric_class, score
+from evaluation.score import check_metrics, score
 from llm4gen_core import LLM4GENError
 from miniature.captions import Caption
 from miniature.dataset import SETS
@@ -70,9 +70,16 @@ class Count(SetMetric):
         return {"count": SetScore(self.n, self.n, self.n, self.n, "counted")}
 
 
+def register(monkeypatch, *metrics: type) -> None:
+    """Make metrics of the test known by name."""
+    monkeypatch.setattr(MetricEntry, "load_class", lambda entry: {one.name: one for one in metrics}[entry.name])
+    for one in metrics:
+        monkeypatch.setitem(METRICS, one.name, MetricEntry(one.name, one.title, ""))
+
+
 @pytest.fixture
 def images(tmp_path: Path, prompts, base, quick, monkeypatch) -> ImageSet:
-    monkeypatch.setattr(module, "metric_class", lambda name: {"red": Red, "count": Count}[name])
+    register(monkeypatch, Red, Count)
     monkeypatch.setattr(Red, "calls", 0)
     monkeypatch.setattr(Count, "computed", 0)
     return generate(tmp_path / "set", "base", base, quick, prompts, [0, 1])
@@ -132,7 +139,7 @@ def test_all_missing_judges_are_named_at_once(tmp_path: Path, monkeypatch) -> No
     first = Judge("one", "some/one", ("config.json",), "MIT", "1 GB")
     second = Judge("two", "some/two", ("config.json", "a.safetensors|b.bin"), "Apache-2.0", "2 GB")
     monkeypatch.setattr(Red, "judges_needed", (first, second))
-    monkeypatch.setattr(module, "metric_class", lambda name: Red)
+    register(monkeypatch, Red)
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "config.json").touch()
     with pytest.raises(LLM4GENError) as error:
@@ -160,12 +167,12 @@ def test_options_are_checked_before_anything_is_painted(tmp_path: Path, monkeypa
 
 def test_an_unknown_metric_is_refused_with_the_known_ones() -> None:
     with pytest.raises(LLM4GENError, match="'fdi' is not known; expected one of .*miniature"):
-        metric_class("fdi")
+        find_metric("fdi")
 
 
 def test_every_metric_can_be_imported_and_has_its_own_name() -> None:
-    for name in module.METRICS:
-        assert metric_class(name).name == name
+    for name, entry in METRICS.items():
+        assert entry.load_class().name == entry.name == name
 
 
 def test_the_miniatures_judge_says_what_it_says_of_arrays(tmp_path, prompts, base, quick, monkeypatch) -> None:

@@ -47,7 +47,7 @@ def make_set(
 ) -> ImageSet:
     """A set whose files say in their text chunks which model has made them, as ComfyUI's do."""
     images = ImageSet(folder)
-    images.create(ImageSettings(name=name, seeds=list(seeds), painting={"model": name}), prompts)
+    images.create(ImageSettings(name=name, seeds=list(seeds), generation={"model": name}), prompts)
     images.images.mkdir(exist_ok=True)
     said = PngInfo()
     said.add_text("parameters", f"model: {name}")

@@ -42,7 +42,7 @@ def test_the_command_paints_a_set_and_goes_on_where_the_server_failed(comfy, tmp
     assert [(row.prompt, row.seed) for row in rows] == [(prompt.id, seed) for prompt in prompts(3) for seed in (1, 2)]
     assert len([*images.manifest.lines()]) == 6, "no image twice"
     assert [images.open(row).getpixel((0, 0)) for row in rows] == [colour(row.text, row.seed) for row in rows]
-    assert rows[0].made["server"] == comfy.url and "workflow" in json.dumps(images.settings.painting)
+    assert rows[0].made["server"] == comfy.url and "workflow" in json.dumps(images.settings.generation)
     assert images.settings.notes == [WORKFLOW_NOTE]
 
 

@@ -97,7 +97,7 @@ class SetMaker:
     ) -> ImageSet:
         images = ImageSet(self.folder / (folder or name))
         settings = ImageSettings(
-            name=name, benchmark=benchmark, seeds=list(seeds), painting={"model": name, "steps": 50, "guidance": 7.5}
+            name=name, benchmark=benchmark, seeds=list(seeds), generation={"model": name, "steps": 50, "guidance": 7.5}
         )
         images.create(settings, prompts)
         images.images.mkdir(parents=True, exist_ok=True)

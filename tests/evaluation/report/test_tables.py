@@ -187,7 +187,7 @@ def test_dense_prompts_have_the_truncated_share_beside_the_clip_score(make_set: 
     assert [column.key for column in table.columns] == ["clip_score", "clip_score:truncated", "aesthetic", "vqa_score"]
     assert cell(table, 0, "clip_score:truncated") == Count(3, 8)
     assert "Long-CLIP" not in repr(table) and [notice.kind for notice in notices(images)] == ["missing_metrics"]
-    assert "long-text CLIP score" in notices(images)[0].text
+    assert "Long-CLIP score" in notices(images)[0].text
 
 
 def notices(*images: ImageSet) -> Any:
