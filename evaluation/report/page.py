@@ -1,267 +1,549 @@
-"""The page of a report."""
+"""Pages of results: text, tables of numbers with their intervals, plots and images, as HTML and as Markdown.
+
+`page.html.j2` lays a page out. The HTML is one file that needs nothing else, and the same content gives the same bytes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import base64
+import html
+import io
+import itertools
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, cast
 
-from .build import BenchmarkReport, Report
-from .columns import Column
-from .examples import Example, Picture, WinsAndLosses
-from .layout import ReportPage, card
-from .numbers import Count
-from .pictures import Pictures
-from .read import EvaluatedSet
-from .shown import number
-from .tables import WHOLE_SETS, Row, Table
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from numpy.typing import NDArray
+from PIL import Image
 
-EXAMPLE_DIGITS = 3
+from llm4gen_core import LLM4GENError
+from llm4gen_core.files import write_text
 
+from ..statistics import Difference, Estimate
 
-def report_page(report: Report) -> str:
-    """The page's HTML; the same for the same report and images."""
-    page = ReportPage(f"Evaluation: {', '.join(one.group.benchmark.title for one in report.benchmarks)}")
-    pictures = Pictures(list(_pictures(report)))
-    _head(page, report)
-    for one in report.benchmarks:
-        _benchmark(page, one, pictures)
-    _cost(page, report)
-    _provenance(page, report)
-    return page.html()
-
-
-def _pictures(report: Report) -> Iterator[Picture]:
-    """All that the page shows, in its order."""
-    for one in report.benchmarks:
-        for sample in one.samples:
-            yield from sample.pictures
-        for found in one.wins_and_losses:
-            for example in (*found.wins, *found.losses):
-                yield from example.pictures
+ONE_SEED = "† One training seed: the interval is over prompts alone."
+BARS = "Brackets and bars: 95 % intervals; the bars of a column share one scale."
+MAPS = "The maps of a word share one scale over all rows: the brightest color is its highest value in any of them."
 
 
-def _head(page: ReportPage, report: Report) -> None:
-    notices = [notice for one in report.benchmarks for notice in one.notices]
-    gaps = [notice.text for notice in notices if notice.kind in ("missing_images", "missing_scores", "stale_scores")]
-    others = [notice.text for notice in notices if notice.text not in gaps]
-    if gaps:
-        page.notices("This report is incomplete", gaps)
-    if others:
-        page.notices("Before you compare", others)
-    page.text(
-        "Every mean and difference stands with its 95 % interval and the number of images behind it; scores of single "
-        "images stand under their pictures as they are. Prompts are the "
-        "sample: the images of a prompt count as one cluster, so that an interval says what other prompts of the same "
-        "kind would give, for the same trained model. It says nothing about a second training. *Differences* are of "
-        "the same prompt and seed in both sets. What others have published stands in frames of its own, marked as "
-        "quoted; no number of theirs is part of a computation."
-    )
+@dataclass(frozen=True)
+class Shown:
+    """A table cell as text.
+
+    Attributes:
+        text: the number, or words.
+        interval: in brackets; "" if there is none.
+        p: p-value; None if there is none.
+        counts: lines that say how many images the number is from.
+        note: a warning that belongs to the number.
+        incomplete: whether fewer images than were asked for have a value.
+        ends: lower end, mean and upper end of the bar; None for no bar.
+        difference: whether the bar is drawn beside a line at 0.
+        markup: whether `text` has the markup of `Page.text`.
+    """
+
+    text: str
+    interval: str = ""
+    p: float | None = None
+    counts: tuple[str, ...] = ()
+    note: str = ""
+    incomplete: bool = False
+    ends: tuple[float, float, float] | None = None
+    difference: bool = False
+    markup: bool = False
+
+    @property
+    def line(self) -> str:
+        """The cell in one line, such as ".734 [.71, .76]"."""
+        number = f"{self.text} {self.interval}".strip() + " ⚠" * self.incomplete
+        number += "" if self.p is None else f", {p_value(self.p)}"
+        return "; ".join(filter(None, [number, ", ".join(self.counts), self.note]))
 
 
-def _benchmark(page: ReportPage, one: BenchmarkReport, pictures: Pictures) -> None:
-    group = one.group
-    page.heading(group.benchmark.title)
-    page.text(
-        f"{'Sets' if len(group.sets) > 1 else 'Set'}: "
-        + "; ".join(
-            f"**{_plain(images.label)}**, {images.asked - len(images.missing):,} of {images.asked:,} images "
-            f"({_counted(len(images.prompts), 'prompt')}, {_counted(len(images.settings.seeds), 'seed')})"
-            for images in group.sets
-        )
-        + (f". Compared with **{_plain(group.baseline.label)}**, the first." if len(group.sets) > 1 else ".")
-    )
-    if group.benchmark.note:
-        page.text(group.benchmark.note)
-    if notes := _notes(group.sets):
-        page.text("\n".join(f"- {note}" for note in notes))
-    if not one.tables:
-        page.text("Nothing has been scored yet.")
-    for number_of, table in enumerate(one.tables):
-        if number_of:
-            page.heading(table.title, 3)
-        _table(page, one, table)
-        if number_of == 0:
-            for quoted in one.quoted:
-                page.quoted(quoted)
-    if not one.tables:
-        for quoted in one.quoted:
-            page.quoted(quoted)
-    _samples(page, one, pictures)
-    if one.wins_and_losses:
-        page.heading(f"{group.benchmark.title}: wins and losses", 3)
-        page.text(
-            "Chosen by the largest mean differences over all seeds that both sets have; the pair that is shown has the "
-            "seed whose difference is closest to that mean. These are the extremes: how often a set gains and loses "
-            "stands beside them."
-        )
-        for found in one.wins_and_losses:
-            _wins_and_losses(page, found, pictures)
+Cell: TypeAlias = "str | int | float | Estimate | Shown | None"
+"""Text with the markup of `Page.text`, a number, a mean with its interval, or nothing."""
+Line: TypeAlias = "Sequence[tuple[float, Estimate]]"
+"""Points (x, y) of a plot, in the order of x."""
 
 
-def _notes(sets: Sequence[EvaluatedSet]) -> list[str]:
-    """What the sets say of how they were painted, each sentence once, with the sets that say it unless all do."""
-    said: dict[str, list[str]] = {}
-    for images in sets:
-        for note in images.settings.notes:
-            said.setdefault(note, []).append(_plain(images.label))
-    return [note if len(labels) == len(sets) else f"{', '.join(labels)}: {note}" for note, labels in said.items()]
+@dataclass(frozen=True)
+class Table:
+    """A table of results.
+
+    Attributes:
+        columns: headers.
+        rows: one cell for each column; the first names the row.
+        caption: stands above the table.
+        highlight: rows to emphasize, counted from 0.
+        notes: stand beneath the table.
+        quoted: whether the numbers were published by others; such a table looks different from a measured one.
+
+    Raises:
+        LLM4GENError: a row has another number of cells than there are columns.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    caption: str = ""
+    highlight: Collection[int] = ()
+    notes: Sequence[str] = ()
+    quoted: bool = False
+    kind = "table"
+
+    def __post_init__(self) -> None:
+        _check_rows(self.columns, self.rows)
+
+    @property
+    def cells(self) -> list[list[tuple[Shown, dict[str, str] | None]]]:
+        """Every cell with the coordinates of its bar, in percent of the bar's width."""
+        columns = []
+        for number in range(len(self.columns)):
+            column = [shown(row[number]) for row in self.rows]
+            scale = [end for cell in column for end in (cell.ends or ())]
+            scale += [0.0] * any(cell.difference for cell in column)
+            columns.append([(cell, _bar(cell, scale)) for cell in column])
+        return [list(row) for row in zip(*columns, strict=True)]
+
+    def markdown(self) -> str:
+        """The table as Markdown; ends with a line break."""
+        lines = [list(self.columns), ["---"] + ["---:"] * (len(self.columns) - 1)]
+        lines += [[plain(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in self.rows]
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _table(page: ReportPage, one: BenchmarkReport, table: Table) -> None:
-    page.numbers(table.columns, table.rows, f"Measured here: {_plain(table.title)}.")
-    if table.comparisons:
-        baseline = _plain(one.group.baseline.label)
-        page.numbers(
-            table.compared_columns,
-            table.comparisons,
-            f"Difference to {baseline}: {_plain(table.title)}, over images of the same prompt and seed.",
-        )
-    for note in table.notes:
-        page.text(note)
-    if table.key == WHOLE_SETS:
-        _set_details(page, one, table)
+class Page:
+    """A page that is built from top to bottom.
 
+    Args:
+        title: plain text.
+        one_seed: note on the mark † of an estimate with one training seed (or one rater).
+    """
 
-def _set_details(page: ReportPage, one: BenchmarkReport, table: Table) -> None:
-    """Sample counts, sizes, formats and whatever else a number of a whole set depends on."""
-    sets = one.group.sets
-    for column in table.columns:
-        scores = [
-            images.set_metrics[column.metric].scores if column.metric in images.set_metrics else {} for images in sets
+    def __init__(self, title: str, one_seed: str = ONE_SEED) -> None:
+        self.title = title
+        self.one_seed = one_seed
+        self.blocks: list[Any] = []
+
+    def heading(self, text: str, level: int = 2) -> None:
+        """Add a heading that can be linked to; those of level 2 make up the table of contents.
+
+        Args:
+            text: plain text.
+            level: 2 to 4.
+        """
+        slug = re.sub(r"\W+", "-", text.lower()).strip("-") or "section"
+        taken = {block.anchor for block in self.blocks if isinstance(block, _Heading)}
+        names = (slug if n == 1 else f"{slug}-{n}" for n in itertools.count(1))
+        self.blocks.append(_Heading(text, level, next(name for name in names if name not in taken)))
+
+    def text(self, text: str, points: Sequence[str] = ()) -> None:
+        """Add paragraphs, separated by empty lines, and a list of points after them.
+
+        A paragraph whose lines all begin with "- " is a list. A note explains the mark † where it occurs.
+
+        Args:
+            text: shown literally, except `*emphasis*`, `**strong**`, code between backticks, and
+                `[words](https://…)` or `[words](#anchor)`.
+            points: with the same markup.
+        """
+        parts = [text, "\n".join(f"- {point}" for point in points)]
+        parts += [self.one_seed] * any("†" in part for part in parts)
+        self.blocks.append(_Text("\n\n".join(parts).strip()))
+
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[Cell]],
+        caption: str,
+        highlight: Collection[int] = (),
+        *,
+        notes: Sequence[str] = (),
+        quoted: bool = False,
+    ) -> None:
+        """Add a table; see `Table`. Notes on bars and on the mark † are added where they occur."""
+        estimates = [cell for row in rows for cell in row if isinstance(cell, Estimate)]
+        notes = [*notes, *[BARS] * bool(estimates), *self._seed_note(estimates)]
+        self.blocks.append(Table(columns, rows, caption, highlight, notes, quoted))
+
+    def lines(
+        self,
+        series: Mapping[str, Line],
+        x_label: str,
+        y_label: str,
+        caption: str,
+        *,
+        log_x: bool = False,
+        references: Mapping[str, float] | None = None,
+    ) -> None:
+        """Add a plot of lines with shaded 95 % intervals, and a table of its numbers that unfolds.
+
+        Args:
+            series: points by name.
+            x_label: with its unit.
+            y_label: with its unit.
+            caption: stands beneath the plot.
+            log_x: whether the x axis is logarithmic.
+            references: horizontal lines by name ("chance": .5).
+
+        Raises:
+            LLM4GENError: there are no points, or with `log_x` some are not above 0.
+        """
+        if not series or not all(series.values()):
+            raise LLM4GENError(f"Plot {caption!r} has a line without points; leave it out.")
+        if log_x and any(x <= 0 for points in series.values() for x, _ in points):
+            raise LLM4GENError(
+                f"Plot {caption!r} has points at x = 0 or below; expected x above 0 on a logarithmic axis."
+            )
+        ends = {name: list(dict.fromkeys([points[0], points[-1]])) for name, points in series.items()}
+        described = [
+            f"{name}: {' to '.join(f'{plain(y)} at {plain(x)}' for x, y in two)}" for name, two in ends.items()
         ]
-        details = [dict(found[column.part].details) if column.part in found else {} for found in scores]
-        keys = sorted({key for found in details for key in found})
-        rows = {key: [found.get(key, "not said") for found in details] for key in keys}
-        if rows:
-            page.facts(f"{column.title}: what it was made from", [images.label for images in sets], rows)
+        described += [f"{name}: {plain(level)}" for name, level in (references or {}).items()]
+        svg = _draw(series, x_label, y_label, log_x, references or {}, f"plot-{len(self.blocks)}-")
+        alt = html.escape(f"Plot of {y_label} over {x_label}. {'; '.join(described)}.")
+        values = {name: dict(points) for name, points in series.items()}
+        rows: list[list[Cell]] = [
+            [plain(x), *(plain(values[name].get(x)) for name in series)]
+            for x in sorted({x for points in series.values() for x, _ in points})
+        ]
+        notes = ["Shaded: 95 % intervals.", *self._seed_note([y for points in series.values() for _, y in points])]
+        drawn = Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{alt}" ', 1))
+        self.blocks.append(_Plot(drawn, caption, notes, Table([x_label, *series], rows)))
+
+    def images(
+        self,
+        rows: Sequence[tuple[str, Sequence[NDArray[np.uint8]]]],
+        titles: Sequence[str],
+        caption: str,
+        *,
+        scale: int = 6,
+        notes: Sequence[str] = (),
+    ) -> None:
+        """Add a grid of small images, in which every pixel is drawn as a square.
+
+        Args:
+            rows: name of the row, such as the model, and one uint8 image [H, W, 3] for each title.
+            titles: stand beneath the columns, such as prompts; plain text.
+            caption: stands beneath the grid.
+            scale: width of a pixel in CSS pixels.
+            notes: stand beneath the caption.
+
+        Raises:
+            LLM4GENError: a row has another number of images than there are titles, or one is not uint8 [H, W, 3].
+        """
+        _check_rows(titles, [images for _, images in rows])
+        widths = [image.shape[1] * scale for image in rows[0][1]] if rows else [0] * len(titles)
+        grid = [
+            (label, [_png(image, f"{label}: {title}", scale) for image, title in zip(images, titles, strict=True)])
+            for label, images in rows
+        ]
+        self.blocks.append(_Grid(grid, list(zip(titles, widths, strict=True)), caption, notes))
+
+    def maps(
+        self,
+        rows: Sequence[tuple[str, NDArray[np.uint8], Sequence[NDArray[np.floating]]]],
+        words: Sequence[str],
+        caption: str,
+        *,
+        scale: int = 6,
+    ) -> None:
+        """Add images, each with heat maps over it beside it, such as the attention to words.
+
+        Args:
+            rows: name of the row, image [H, W, 3], and for each word a map [h, w] of values of 0 or more, which is
+                resized to the image.
+            words: stand beneath the columns of maps.
+            caption: stands beneath the grid.
+            scale: width of a pixel in CSS pixels.
+
+        Raises:
+            LLM4GENError: a row has another number of maps than there are words, or a map is not [h, w] or has values
+                below 0.
+        """
+        _check_rows(words, [maps for _, _, maps in rows])
+        for label, _, maps in rows:
+            for word, values in zip(words, maps, strict=True):
+                if values.ndim != 2 or not np.isfinite(values).all() or values.min() < 0:
+                    raise LLM4GENError(
+                        f"The map of {word!r} in the row {label!r} has shape {list(values.shape)} and a minimum of "
+                        f"{values.min():g}; expected [h, w] with finite values of 0 or more."
+                    )
+        highest = [max(float(maps[n].max()) for _, _, maps in rows) for n in range(len(words))]
+        grid = [
+            (label, [image, *(_heat(image, values / (top or 1)) for values, top in zip(maps, highest, strict=True))])
+            for label, image, maps in rows
+        ]
+        self.images(grid, ["image", *words], caption, scale=scale, notes=[MAPS])
+
+    def html(self) -> str:
+        """Return the page as one HTML file."""
+        return render("page.html.j2", page=self)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write the HTML file, at once."""
+        write_text(Path(path), self.html())
+
+    def markdown(self) -> str:
+        """Return the text and the tables as Markdown; plots and images are left out, and headings of nothing else."""
+        parts: list[str] = []
+        level = 0  # of a heading that nothing has followed yet
+        for block in (*self.blocks, _Heading("", 2, "")):
+            if isinstance(block, _Heading):
+                if level >= block.level:
+                    parts.pop()
+                parts.append(f"{'#' * block.level} {block.text}\n")
+                level = block.level
+            elif isinstance(block, _Text):
+                parts.append(f"{block.text}\n")
+                level = 0
+            elif isinstance(block, Table):
+                seeds = [note for note in block.notes if note != BARS]
+                parts += [" ".join([block.caption, *seeds]).strip() + "\n", block.markdown()]
+                level = 0
+        return "\n".join([f"# {self.title}\n", *parts[:-1]])
+
+    def _seed_note(self, estimates: Sequence[Estimate]) -> list[str]:
+        return [self.one_seed] * any(not one.over_seeds for one in estimates)
 
 
-def _samples(page: ReportPage, one: BenchmarkReport, pictures: Pictures) -> None:
-    page.heading(f"{one.group.benchmark.title}: samples that nobody has chosen", 3)
-    page.text(
-        "The first prompt of each category, then the second of each, and so on, all with the first seed. No score "
-        "plays a part."
+@dataclass(frozen=True)
+class _Heading:
+    text: str
+    level: int
+    anchor: str
+    kind = "heading"
+
+
+@dataclass(frozen=True)
+class _Text:
+    text: str
+    kind = "text"
+
+
+@dataclass(frozen=True)
+class _Plot:
+    svg: Markup
+    caption: str
+    notes: Sequence[str]
+    numbers: Table
+    kind = "plot"
+
+
+@dataclass(frozen=True)
+class _Grid:
+    rows: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]
+    titles: Sequence[tuple[str, int]]
+    caption: str
+    notes: Sequence[str]
+    kind = "grid"
+
+
+def render(template: str, **content: Any) -> str:
+    """Return a Jinja2 template of this folder filled with its content."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
     )
-    cards = [
-        card(
-            _prompt(sample.text, sample.category),
-            "",
-            [
-                (pictures.html(shown, f"{shown.label}: {sample.text}"), f"{shown.label}, seed {shown.seed}")
-                for shown in sample.pictures
-            ],
-        )
-        for sample in one.samples
-    ]
-    page.cards(cards, "samples")
+    environment.filters.update(inline=_inline, paragraphs=_paragraphs, p_value=p_value)
+    return environment.get_template(template).render(**content).lstrip()
 
 
-def _wins_and_losses(page: ReportPage, found: WinsAndLosses, pictures: Pictures) -> None:
-    page.heading(f"{found.title}: {found.label} against {found.baseline}", 4)
-    page.text(
-        f"Better on {_of(found.better)}, worse on {_of(found.worse)}, equal on {_of(found.equal)} of "
-        f"{found.better.whole:,} prompts."
+def shown(cell: Cell) -> Shown:
+    """Return a cell as text. Means have three decimals, and their intervals two unless they are narrow."""
+    if isinstance(cell, Shown):
+        return cell
+    if cell is None:
+        return Shown("–")
+    if isinstance(cell, str):
+        return Shown(cell, markup=True)
+    if not isinstance(cell, Estimate):
+        whole = isinstance(cell, int) or float(cell).is_integer() and abs(cell) >= 10
+        return Shown(number(cell, 0 if whole else 3))
+    digits = 2 if cell.high - cell.low >= 0.04 else 3
+    difference = isinstance(cell, Difference)
+    return Shown(
+        number(cell.mean, 3, sign=difference) + "†" * (not cell.over_seeds),
+        f"[{number(cell.low, digits)}, {number(cell.high, digits)}]",
+        cell.p if isinstance(cell, Difference) else None,
+        ends=(cell.low, cell.mean, cell.high),
+        difference=difference,
     )
-    for name, examples in (("Largest gains", found.wins), ("Largest losses", found.losses)):
-        if examples:
-            page.text(f"**{name}**")
-            page.cards([_example(found, example, pictures) for example in examples])
-        else:
-            page.text(f"**{name}**: none.")
 
 
-def _example(found: WinsAndLosses, example: Example, pictures: Pictures) -> str:
-    def told(value: float | None, sign: bool = False) -> str:
-        if value is None:
-            return "no score"
-        return number(value, found.share, 1 if found.share else EXAMPLE_DIGITS, sign) + " %" * found.share
-
-    seeds = f"mean of {example.seeds} seeds" if example.seeds > 1 else "one seed"
-    score = f"{told(example.baseline)} → {told(example.ours)} ({told(example.change, True)}; {seeds})"
-    shown = [
-        (pictures.html(one, f"{one.label}: {example.text}"), f"{one.label}, seed {one.seed}: {told(one.score)}")
-        for one in example.pictures
-    ]
-    return card(_prompt(example.text, example.category), score, shown)
+def plain(cell: Cell) -> str:
+    """Return a cell as one line of text, such as ".734 [.71, .76]"."""
+    return shown(cell).line
 
 
-def _cost(page: ReportPage, report: Report) -> None:
-    page.heading("Cost")
-    page.text(
-        "From the seconds that were waited for each image. Models of diffusers are loaded before that; a ComfyUI "
-        "server loads its own during the first image. Hours are those of processes: two that run side by side count "
-        "twice."
-    )
-    columns = (
-        Column("images_per_second", "Images a second", ""),
-        Column("seconds", "Seconds an image", "", lower_is_better=True),
-        Column("hours", "All together", "", counted=True),
-    )
-    rows = [
-        Row(f"{cost.label}, {one.group.benchmark.title}, on {cost.device}", (cost.per_second, cost.seconds, cost.hours))
-        for one in report.benchmarks
-        for cost in one.costs
-    ]
-    if rows:
-        page.numbers(columns, rows, "Measured here: the cost of painting.", first="Model, prompts, device")
-    else:
-        page.text("No image has been painted yet.")
-    for table in report.quoted_costs:
-        page.quoted(table)
+def number(value: float, digits: int, *, sign: bool = False, zero: bool = False) -> str:
+    """Return a number with a real minus sign, and none before 0.
+
+    Args:
+        value: the number.
+        digits: decimals.
+        sign: whether positive numbers have a plus sign.
+        zero: whether there is a 0 before the decimal point.
+    """
+    text = f"{value:{'+' if sign else ''},.{digits}f}"
+    if float(text.replace(",", "")) == 0:
+        text = text.lstrip("+-")
+    return (text if zero else re.sub(r"^([+-]?)0\.", r"\1.", text)).replace("-", "−")
 
 
-def _provenance(page: ReportPage, report: Report) -> None:
-    page.heading("What was measured, by whom")
-    for one in report.benchmarks:
-        sets, title = one.group.sets, one.group.benchmark.title
-        page.heading(title, 3)
-        labels = [images.label for images in sets]
-        page.facts(
-            "Sets of images",
-            labels,
-            {
-                "folder": [images.images.path.resolve().name for images in sets],
-                "prompts": [len(images.prompts) for images in sets],
-                "seeds": [images.settings.seeds for images in sets],
-                "images asked for": [images.asked for images in sets],
-                "images there": [images.asked - len(images.missing) for images in sets],
-                "hash of the images": [images.images_hash for images in sets],
-                "hash of the settings": [images.settings.fingerprint for images in sets],
-            },
-        )
-        keys = sorted({key for images in sets for key in images.settings.generation})
-        settings = {key: [images.settings.generation.get(key, "not said") for images in sets] for key in keys}
-        page.facts("Settings of the painting; rows that differ are bold", labels, settings)
-        made = sorted({key for images in sets for key in images.painted_by})
-        painted = {key: [_single(images.painted_by.get(key, [])) for images in sets] for key in made}
-        page.facts("What painted", labels, painted)
-        for judge in one.judges:
-            scored = "; ".join(f"{label}: {n:,}" for label, n in zip(judge.sets, judge.images, strict=True))
-            about = {
-                "fingerprint": [judge.judge],
-                "images scored": [scored],
-                **{k: [v] for k, v in judge.describe.items()},
-            }
-            page.facts(f"Judge: {judge.title} ({judge.metric}, {judge.judge})", ["value"], about)
-    page.heading("This report", 3)
-    page.facts("Versions of what made it", ["value"], {key: [value] for key, value in report.program.items()})
+def p_value(p: float, name: str = "p") -> str:
+    """Return a p-value as papers print it, "p = .004" or "p < .001"; without a name ".004" or "< .001"."""
+    if p < 0.001:
+        return f"{name} < .001".strip()
+    return f"{f'{name} = ' if name else ''}{number(p, 3 if p < 0.1 else 2)}"
 
 
-def _single(values: Sequence[object]) -> object:
-    return values[0] if len(values) == 1 else values
-
-
-def _prompt(text: str, category: str) -> str:
-    return f"{category}: {text}" if category else text
-
-
-def _counted(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
-
-
-def _of(count: Count) -> str:
-    return f"{count.part:,}"
-
-
-def _plain(text: str) -> str:
-    """Without what `Page.text` would take for markup."""
+def literal(text: str) -> str:
+    """Return text without what `Page.text` reads as markup."""
     return text.replace("*", "∗").replace("`", "'").replace("[", "(").replace("]", ")")
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    """Return the Markdown of a `Table`."""
+    return Table(columns, rows).markdown()
+
+
+def _check_rows(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    for n, row in enumerate(rows, 1):
+        if len(row) != len(columns):
+            raise LLM4GENError(f"Row {n} has {len(row)} cells; expected {len(columns)}: {', '.join(columns)}.")
+
+
+def _paragraphs(text: str) -> Markup:
+    """HTML of `Page.text`."""
+    parts = []
+    for paragraph in re.split(r"\n\s*\n", text.strip()):
+        lines = [line.strip() for line in paragraph.splitlines()]
+        if all(line.startswith("- ") for line in lines):
+            parts.append(f"<ul>{''.join(f'<li>{_inline(line[2:])}</li>' for line in lines)}</ul>")
+        else:
+            parts.append(f"<p>{_inline(' '.join(lines))}</p>")
+    return Markup("".join(parts))
+
+
+def _inline(text: str) -> Markup:
+    """HTML of one paragraph of `Page.text`; nothing within code is markup."""
+    parts = [html.escape(part) for part in re.split(r"`([^`]+)`", text)]
+    parts[1::2] = [f"<code>{part}</code>" for part in parts[1::2]]
+    for n, part in enumerate(parts[::2]):
+        part = re.sub(r"\[([^\[\]]+)\]\(((?:https?://|#)[^\s()]+)\)", r'<a href="\2">\1</a>', part)
+        part = re.sub(r"\*\*(\S(?:.*?\S)?)\*\*", r"<strong>\1</strong>", part)
+        parts[2 * n] = re.sub(r"(?<![\w*])\*(\S(?:.*?\S)?)\*(?![\w*])", r"<em>\1</em>", part)
+    return Markup("".join(parts))
+
+
+def _bar(cell: Shown, scale: Sequence[float]) -> dict[str, str] | None:
+    """Positions of a cell's interval, mean and 0 between the extremes of its column."""
+    if cell.ends is None:
+        return None
+    margin = 0.06 * (max(scale) - min(scale)) or 0.5
+    low, span = min(scale) - margin, max(scale) - min(scale) + 2 * margin
+    ends = dict(zip(("low", "mean", "high", "zero"), (*cell.ends, 0.0), strict=True))
+    return {name: f"{100 * (value - low) / span:.1f}" for name, value in ends.items()}
+
+
+def image_source(image: Image.Image, kind: str = "png", **options: Any) -> str:
+    """Return an image as a data URI, in the format PNG or JPEG."""
+    file = io.BytesIO()
+    image.save(file, format=kind, optimize=True, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _png(image: NDArray[np.uint8], alt: str, scale: int) -> dict[str, Any]:
+    """Attributes of an img element."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise LLM4GENError(f"The image of {alt!r} is {image.dtype} {list(image.shape)}; expected uint8 [H, W, 3].")
+    height, width = image.shape[:2]
+    source = image_source(Image.fromarray(image))
+    return {"src": source, "alt": alt, "width": width * scale, "height": height * scale}
+
+
+def _heat(image: NDArray[np.uint8], values: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Colors of a map [h, w] of values from 0 to 1 over the gray values of an image [H, W, 3]."""
+    import matplotlib
+
+    size = (image.shape[1], image.shape[0])
+    resized = Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
+    colors = matplotlib.colormaps["inferno"](np.asarray(resized).clip(0, 1))[..., :3]
+    gray = image.mean(2, keepdims=True) / 255
+    return np.rint(255 * (0.75 * colors + 0.25 * gray)).astype(np.uint8)
+
+
+# The page's style sheet decides the colors by theme; these stand for them and occur nowhere else in a plot.
+_INK, _FAINT = "#010203", "#040506"
+_SERIES = tuple(f"#0a0b{number:02x}" for number in range(7))
+_MARKERS, _DASHES = "osD^vPX", ("-", "--", "-.", ":")
+
+
+def _draw(
+    series: Mapping[str, Line], x_label: str, y_label: str, log_x: bool, references: Mapping[str, float], prefix: str
+) -> str:
+    """SVG element of a plot, drawn by matplotlib, in the colors and the font of the page. Ids begin with `prefix`."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    options: dict[str, Any] = {
+        "svg.hashsalt": "llm4gen",
+        "svg.fonttype": "none",
+        "font.family": "DejaVu Sans",  # comes with matplotlib: the same layout on every machine
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "text.parse_math": False,
+    }
+    options |= dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), _INK)
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(cast(Any, options))
+        figure = Figure(figsize=(6, 3.6), layout="constrained")
+        figure.patch.set_alpha(0)
+        axes = figure.add_subplot(facecolor="none")
+        axes.grid(color=_FAINT, linewidth=0.6)
+        axes.set_axisbelow(True)
+        for n, (name, points) in enumerate(series.items()):
+            color, marker = _SERIES[n % len(_SERIES)], _MARKERS[n % len(_MARKERS)]
+            dash = _DASHES[n // len(_SERIES) % len(_DASHES)]
+            x = [at for at, _ in points]
+            low, mean, high = ([getattr(y, end) for _, y in points] for end in ("low", "mean", "high"))
+            if len(points) == 1:
+                axes.vlines(x, low, high, color=color)
+            else:
+                axes.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
+            label = name + " †" * any(not y.over_seeds for _, y in points)
+            axes.plot(x, mean, dash, color=color, label=label, marker=marker, markersize=4, linewidth=1.6)
+        for name, level in references.items():
+            axes.axhline(level, color=_INK, linewidth=0.9, linestyle=(0, (2, 3)))
+            at: Any = {"xycoords": ("axes fraction", "data"), "xytext": (-2, 3), "textcoords": "offset points"}
+            axes.annotate(name, (1, level), ha="right", fontsize=9, **at)
+        if log_x:
+            axes.set_xscale("log")
+            ticks = sorted({x for points in series.values() for x, _ in points})
+            if len(ticks) <= 8:
+                axes.set_xticks(ticks, [f"{x:,g}" for x in ticks])
+                axes.minorticks_off()
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        if len(series) > 1:
+            figure.legend(loc="outside lower center", ncols=min(len(series), 3), frameon=False, fontsize=9)
+        file = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(file, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    svg = file.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'\b(id="|href="#|url\(#)', rf"\1{prefix}", svg)
+    svg = svg.replace(_INK, "var(--ink)").replace(_FAINT, "var(--rule)").replace("'DejaVu Sans'", "var(--font)")
+    for n, color in enumerate(_SERIES):
+        svg = svg.replace(color, f"var(--series-{n})")
+    return svg
