@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from llm4gen_core import LLM4GENError
 
-from .prompts import Prompt, check_prompts, choose, read_prompts
+from .prompts import Prompt, check_prompts, read_prompts
 from .sources import (
     COMPBENCH_FILES,
     COMPBENCH_PLUS_FILES,
@@ -26,7 +27,7 @@ from .sources import (
 
 if TYPE_CHECKING:
     from .metrics.base import ImageMetric, SetMetric
-    from .models import ModelFiles
+    from .models import AnyFiles
 
 PRESETS = ("paper", "bench-official")
 
@@ -149,7 +150,7 @@ class Benchmark:
     categories: tuple[str, ...] = ()
     official: Preset | None = None
     paper: Preset | None = None
-    models: Callable[[], dict[str, ModelFiles]] | None = None
+    models: Callable[[], dict[str, AnyFiles]] | None = None
     official_categories: int = 0
     note: str = ""
 
@@ -203,18 +204,38 @@ class Benchmark:
         Raises:
             LLM4GENError: something is missing (the message says what to download and where from) or damaged.
         """
+        what = self.title if path is None else f"{self.title} ({path})"
         if path is None and self.shipped is not None:
-            return choose(self.shipped(count), self.title, categories, count, self.categories)
-        if self.read is None:
-            raise LLM4GENError(f"{self.title} has prompts of its own, but --prompts is {path}; leave it out.")
-        if path is None:
-            raise LLM4GENError(f"{self.title} needs its prompts (--prompts): {self.get}.")
-        what = f"{self.title} ({path})"
-        try:
-            prompts = check_prompts(self.read(Path(path)), what)
-        except LLM4GENError as error:
-            raise LLM4GENError(f"{error} For {self.name}, {self.get}.") from error
-        return choose(prompts, what, categories, count, self.categories)
+            found = self.shipped(count)
+        elif path is None:
+            raise LLM4GENError(f"{what} needs its prompts (--prompts): {self.get}.")
+        elif self.read is None:
+            raise LLM4GENError(f"{what} comes with its prompts; leave --prompts out.")
+        else:
+            try:
+                found = check_prompts(self.read(Path(path)), what)
+            except LLM4GENError as error:
+                raise LLM4GENError(f"{error} For {self.name}, {self.get}.") from error
+        known = self.categories or tuple(dict.fromkeys(prompt.category for prompt in found))
+        if unknown := [name for name in categories if name not in known]:
+            raise LLM4GENError(
+                f"{what} has no category {unknown[0]!r}; expected some of {', '.join(filter(None, known)) or 'none'}."
+            )
+        chosen: list[Prompt] = []
+        seen: Counter[str] = Counter()
+        for prompt in found:
+            if not categories or prompt.category in categories:
+                seen[prompt.category] += 1
+                if count is None or seen[prompt.category] <= count:
+                    chosen.append(prompt)
+        for category, number in seen.items():
+            if count is not None and not 1 <= count <= number:
+                where = f" of category {category!r}" if category else ""
+                raise LLM4GENError(
+                    f"{what} has {number:,} prompts{where}, but {count:,} were requested; request 1 to {number:,}, or "
+                    "all."
+                )
+        return chosen
 
 
 def find_metric(name: str) -> MetricEntry:
@@ -319,7 +340,7 @@ BENCHMARKS: dict[str, Benchmark | str] = {
         get=_COMPBENCH_GET,
         categories=tuple(COMPBENCH_FILES),
         official=_COMPBENCH_OFFICIAL,
-        note="Each category has its own metric: BLIP-VQA for colour, shape and texture, an object detector for spatial, "
+        note="Each category has its own metric: BLIP-VQA for colour, shape and texture, a detector for spatial, "
         "CLIP cosine similarity for non-spatial, the mean of the three for complex. Columns are on different scales.",
     ),
     "t2i-compbench++": Benchmark(

@@ -1,4 +1,4 @@
-"""Painting a set of prompts: what is there is not painted again, and several processes share what is missing."""
+"""Generation of a prompt set into an image set: only missing images, shared by all processes."""
 
 from __future__ import annotations
 
@@ -7,52 +7,43 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from accelerate import PartialState
-from PIL import Image
 from tqdm import tqdm
 
 from llm4gen_core import LLM4GENError
+from llm4gen_core.files import write_bytes
 
-from .image_set import ImageRow, ImageSet, ImageSettings, image_id, noise_seed
-from .model_files import GenerationOptions, ModelFiles
-from .models import Model, open_model
-from .processes import process_state
+from .image_set import ImageRow, ImageSet, ImageSettings, image_id, is_own, noise_seed, process_state
+from .models import Model
 from .prompts import Prompt
 
 
 def generate(
     path: str | os.PathLike[str],
     name: str,
-    files: ModelFiles,
-    painting: GenerationOptions,
+    model: Model,
     prompts: Sequence[Prompt],
     seeds: Sequence[int],
     benchmark: str = "",
     notes: Sequence[str] = (),
-    device: str | None = None,
 ) -> ImageSet:
-    """Paint every prompt with every seed into a folder, or go on with it.
+    """Generate an image of every prompt with every seed into a folder, or continue there.
 
-    Under `accelerate launch` the processes share the images: each takes every n-th, so that two never paint the same.
+    Under `accelerate launch` the processes share the images.
 
     Args:
-        path: the folder.
-        name: of the model, for tables.
-        files, painting: see `open_model`.
-        prompts, seeds: what is asked for; a folder that has more keeps it.
-        benchmark, notes: see `ImageSettings`; those of the model and of the painting are added.
-        device: of this process; None for its own GPU, or the CPU.
+        path: folder of the image set.
+        name: name of the model in tables.
+        model: opened model, such as one of `open_model`.
+        prompts, seeds: what to generate; further ones that the folder has are kept.
+        benchmark, notes: see `ImageSettings`; the model's notes are added.
 
     Raises:
-        LLM4GENError: see `open_model` and `ImageSet.create`.
+        LLM4GENError: see `ImageSet.create`, or the device is out of memory.
     """
     state = process_state()
-    model = open_model(files, painting, device or _own_device(state))
     images = ImageSet(path)
     settings = ImageSettings(
         name=name,
@@ -64,74 +55,45 @@ def generate(
     with state.main_process_first():
         if state.is_main_process:
             images.create(settings, prompts)
-    missing = [work for number, work in images.missing() if number % state.num_processes == state.process_index]
+    work = [prompt_and_seed for number, prompt_and_seed in images.missing() if is_own(number)]
     made = {**model.made(), "process": state.process_index}
+    batches = model.generate([prompt for prompt, _ in work], [noise_seed(prompt, seed) for prompt, seed in work])
     try:
-        _paint(images, settings.fingerprint, model, missing, made, name)
+        with contextlib.closing(batches), tqdm(total=len(work), unit="image", desc=name, disable=None) as bar:
+            done, start = 0, time.monotonic()
+            for batch in batches:
+                seconds = (time.monotonic() - start) / len(batch)
+                rows = []
+                for image, (prompt, seed) in zip(batch, work[done:], strict=False):
+                    key = image_id(prompt.id, seed)
+                    # No metadata in the file: a metric must see nothing but pixels.
+                    file = io.BytesIO()
+                    image.save(file, format="PNG")
+                    write_bytes(images.images / f"{key}.png", file.getvalue(), "Image")
+                    row = ImageRow(
+                        id=key,
+                        file=f"images/{key}.png",
+                        prompt=prompt.id,
+                        text=prompt.text,
+                        category=prompt.category,
+                        seed=seed,
+                        width=image.width,
+                        height=image.height,
+                        settings=settings.fingerprint,
+                        seconds=seconds,
+                        made=made,
+                        sha256=hashlib.sha256(file.getvalue()).hexdigest(),
+                    )
+                    rows.append(row.model_dump())
+                # Rows follow their files, so that a row of a killed process never lacks its image.
+                images.manifest.append(*rows)
+                done += len(batch)
+                bar.update(len(batch))
+                start = time.monotonic()
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise LLM4GENError(
-            f"The device ran out of memory with {files.batch} images at once; choose a smaller batch, a smaller size, "
-            "or dtype float16. What has been painted is kept."
+            "The device ran out of memory; choose a smaller batch, a smaller size, or dtype float16. Images generated "
+            "so far are kept."
         ) from error
     state.wait_for_everyone()
     return images
-
-
-def _paint(
-    images: ImageSet,
-    fingerprint: str,
-    model: Model,
-    missing: Sequence[tuple[Prompt, int]],
-    made: Mapping[str, Any],
-    name: str,
-) -> None:
-    """Paint images and enter each into the manifest after its file is there."""
-    painted = model.generate([prompt for prompt, _ in missing], [noise_seed(prompt, seed) for prompt, seed in missing])
-    work = iter(missing)
-    with contextlib.closing(painted), tqdm(total=len(missing), unit="image", desc=name, disable=None) as bar:
-        for batch, seconds in _timed(painted):
-            rows = []
-            for image in batch:
-                prompt, seed = next(work)
-                found = image_id(prompt.id, seed)
-                row = ImageRow(
-                    id=found,
-                    file=f"images/{found}.png",
-                    prompt=prompt.id,
-                    text=prompt.text,
-                    category=prompt.category,
-                    seed=seed,
-                    width=image.width,
-                    height=image.height,
-                    settings=fingerprint,
-                    seconds=seconds / len(batch),
-                    made=dict(made),
-                    sha256=_write_png(image, images.images / f"{found}.png"),
-                )
-                rows.append(row.model_dump())
-            images.manifest.append(*rows)
-            bar.update(len(batch))
-
-
-def _timed(batches: Iterator[list[Image.Image]]) -> Iterator[tuple[list[Image.Image], float]]:
-    """Each with the seconds that were waited for it."""
-    start = time.monotonic()
-    for batch in batches:
-        yield batch, time.monotonic() - start
-        start = time.monotonic()
-
-
-def _write_png(image: Image.Image, path: Path) -> str:
-    """Write a PNG whole or not at all; its SHA-256. What made it stands in the manifest: a judge must not see it."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    temporary.write_bytes(buffer.getvalue())
-    os.replace(temporary, path)
-    return hashlib.sha256(buffer.getvalue()).hexdigest()
-
-
-def _own_device(state: PartialState) -> str | None:
-    """The GPU that accelerate gave to this process; None lets the model choose."""
-    return str(state.device) if state.num_processes > 1 else None

@@ -1,4 +1,4 @@
-"""A folder of generated images: what was asked for, what each image was made with, and the scores it has got."""
+"""Image sets: folders of images with settings, prompts, manifest and scores, which several processes may fill."""
 
 from __future__ import annotations
 
@@ -6,34 +6,39 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from PIL import Image
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from llm4gen_core import LLM4GENError
-from llm4gen_core.files import JSONLines, write_text
+from llm4gen_core.errors import first_problem
+from llm4gen_core.files import JSONLines, write_json
+from llm4gen_diffusers.devices import choose_device
 from llm4gen_diffusers.provenance import fingerprint
 
 from .prompts import Prompt, read_prompts, write_prompts
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 
 class ImageRow(BaseModel):
     """One image of the manifest.
 
     Attributes:
-        id: of the image, `image_id(prompt, seed)`.
-        file: below the set's folder, with forward slashes.
-        prompt: id of the prompt.
-        text: of the prompt, so that a row says by itself what it shows.
-        category: of the prompt.
-        seed: of the set's seeds; see `noise_seed`.
+        id: `image_id(prompt, seed)`.
+        file: path below the set's folder, with forward slashes.
+        prompt, text, category: id, text and category of the prompt.
+        seed: seed of the set; see `noise_seed`.
         width, height: pixels.
-        settings: `ImageSettings.fingerprint`, that of everything in `settings.json` that changes pixels.
-        seconds: that painting took, its share of a batch.
-        made: what painted it: device, process, program.
-        sha256: of the file.
+        settings: `ImageSettings.fingerprint`.
+        seconds: time of generation, its share of a batch.
+        made: device, process and versions that generated it.
+        sha256: hash of the file.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -53,15 +58,16 @@ class ImageRow(BaseModel):
 
 
 class ImageSettings(BaseModel):
-    """What all images of a set were made with.
+    """Settings of all images of a set.
 
     Attributes:
-        name: of the model, as tables show it.
-        benchmark: whose prompts these are; "" for prompts of the user's.
-        seeds: of every prompt, one image each.
+        name: name of the model in tables.
+        benchmark: key of `BENCHMARKS`; "" for the user's own prompts.
+        seeds: seeds of every prompt, one image each.
         generation: everything that changes pixels: model, adapter and LLM with their hashes, sampler, steps, guidance,
-            size, precision; or a workflow and the hash of its models' names. JSON values.
-        notes: sentences that a reader of the scores should know, such as where the painting differs from a protocol.
+            size, precision; or a workflow and the names of its models. JSON values. Stored as "painting" in older
+            sets.
+        notes: sentences that a reader of the scores should know, such as differences from a protocol.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -74,15 +80,15 @@ class ImageSettings(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """Of what changes pixels; images with another one do not belong into the same set."""
+        """Fingerprint of what changes pixels, the same for all images of a set."""
         return fingerprint(self.generation)
 
 
 class ImageSet:
-    """The folder.
+    """The folder of an image set.
 
-    Contents: `settings.json`, `prompts.jsonl`, `images.jsonl` (the manifest, a row for each image that is complete),
-    `images/`, and `scores/`.
+    It contains `settings.json`, `prompts.jsonl`, `images.jsonl` (the manifest, a row for each complete image),
+    `images/` and `scores/`.
 
     Args:
         path: the folder; need not exist yet.
@@ -97,65 +103,58 @@ class ImageSet:
         self._prompts = self.path / "prompts.jsonl"
 
     def create(self, settings: ImageSettings, prompts: Sequence[Prompt]) -> None:
-        """Write what is asked for; a folder that asks for the same goes on.
-
-        Seeds and prompts may be added to: what is there stays.
+        """Write settings and prompts, or add prompts and seeds to a folder of the same settings.
 
         Raises:
-            LLM4GENError: the folder holds images of other settings, or other prompts under the same ids.
+            LLM4GENError: the folder has images of other settings, or other prompts under the same ids.
         """
         if self._settings.exists():
             old = self.settings
             if old.fingerprint != settings.fingerprint:
-                differing = sorted(
-                    name
-                    for name in {*old.generation, *settings.generation}
-                    if old.generation.get(name) != settings.generation.get(name)
-                )
+                a, b = old.generation, settings.generation
+                differing = sorted(name for name in {*a, *b} if a.get(name) != b.get(name))
                 raise LLM4GENError(
-                    f"{self.path} holds images made with other settings ({', '.join(differing)}); go on with the same "
-                    "ones, or choose another folder."
+                    f"{self.path} contains images made with other settings ({', '.join(differing)}); use the same "
+                    "settings, or choose another folder."
                 )
             known = {prompt.id: prompt for prompt in self.prompts}
-            if changed := [prompt.id for prompt in prompts if prompt.id in known and known[prompt.id] != prompt]:
-                raise LLM4GENError(
-                    f"{self.path} knows another prompt with the id {changed[0]!r}; choose another folder."
-                )
+            if changed := [prompt.id for prompt in prompts if known.get(prompt.id, prompt) != prompt]:
+                raise LLM4GENError(f"{self.path} has another prompt with the id {changed[0]!r}; choose another folder.")
             prompts = [*known.values(), *(prompt for prompt in prompts if prompt.id not in known)]
             settings = settings.model_copy(update={"seeds": sorted({*old.seeds, *settings.seeds})})
         write_prompts(self._prompts, prompts)
-        write_text(self._settings, json.dumps(settings.model_dump(), indent=1, ensure_ascii=False) + "\n")
+        write_json(self._settings, settings.model_dump())
 
     @property
     def settings(self) -> ImageSettings:
-        """What all images are made with.
+        """Settings of all images.
 
         Raises:
-            LLM4GENError: the folder is no set of images, or its settings are damaged.
+            LLM4GENError: the folder is not an image set, or its settings are damaged.
         """
         try:
             return ImageSettings.model_validate_json(self._settings.read_bytes())
         except FileNotFoundError:
-            raise self._no_set() from None
+            raise self._not_a_set() from None
         except ValidationError as error:
-            raise LLM4GENError(f"{self._settings} is damaged ({error.errors()[0]['msg']}).") from error
+            raise LLM4GENError(f"{self._settings} is damaged ({first_problem(error)}).") from error
 
     @property
     def prompts(self) -> list[Prompt]:
-        """All that is asked for.
+        """All prompts.
 
         Raises:
-            LLM4GENError: the folder is no set of images, or its prompts are damaged.
+            LLM4GENError: the folder is not an image set, or its prompts are damaged.
         """
         if not self._prompts.is_file():
-            raise self._no_set()
+            raise self._not_a_set()
         return read_prompts(self._prompts)
 
     def rows(self) -> list[ImageRow]:
-        """The images that are complete, in the order of prompts, then of seeds, whichever was painted first.
+        """Return the complete images, ordered by prompt, then by seed.
 
         Raises:
-            LLM4GENError: a line of the manifest is no image.
+            LLM4GENError: a line of the manifest is not an image.
         """
         found: dict[str, ImageRow] = {}
         for number, line in self.manifest.lines():
@@ -163,19 +162,18 @@ class ImageSet:
                 row = ImageRow.model_validate_json(line)
             except ValidationError as error:
                 raise LLM4GENError(
-                    f"{self.manifest.path}, line {number}, is no image ({error.errors()[0]['msg']}); delete the line, "
-                    "and the image is painted again."
+                    f"{self.manifest.path}, line {number}, is not an image ({first_problem(error)}); delete the line, "
+                    "and the image is generated again."
                 ) from error
             found[row.id] = row
         order = {prompt.id: place for place, prompt in enumerate(self.prompts)}
-        return sorted(
-            (row for row in found.values() if row.prompt in order), key=lambda row: (order[row.prompt], row.seed)
-        )
+        rows = (row for row in found.values() if row.prompt in order)
+        return sorted(rows, key=lambda row: (order[row.prompt], row.seed))
 
     def missing(self) -> Iterator[tuple[int, tuple[Prompt, int]]]:
-        """Number, prompt and seed of images that are asked for and not there; a file that has gone is not there either.
+        """Yield number, prompt and seed of images without a file.
 
-        The number is that among all images that are asked for, so that it stays the same while others are painted.
+        The number counts all images of the set, so that it stays the same while other processes generate.
         """
         have = {row.id for row in self.rows() if (self.path / row.file).is_file()}
         for number, (prompt, seed) in enumerate(itertools.product(self.prompts, self.settings.seeds)):
@@ -183,42 +181,41 @@ class ImageSet:
                 yield number, (prompt, seed)
 
     def open(self, row: ImageRow) -> Image.Image:
-        """The image in RGB.
+        """Return the image in RGB.
 
         Raises:
-            LLM4GENError: the file is missing or is no image.
+            LLM4GENError: the file is missing or is not an image.
         """
         try:
             with Image.open(self.path / row.file) as image:
                 return image.convert("RGB")
         except OSError as error:
             raise LLM4GENError(
-                f"Image {self.path / row.file} cannot be read ({error}); `generate` with the same settings paints what "
-                "is missing."
+                f"Image {self.path / row.file} cannot be read ({error}); delete it and run `generate` with the same "
+                "settings again."
             ) from error
 
-    def _no_set(self) -> LLM4GENError:
-        return LLM4GENError(
-            f"{self.path} is no set of images (it lacks settings.json or prompts.jsonl); expected a folder that "
-            "`python -m evaluation generate` made."
-        )
-
     def score_file(self, metric: str) -> JSONLines:
-        """Scores of single images by one metric.
+        """Return the scores of single images by one metric.
 
-        Rows of {"image": id, "sha256": of its file, "scores": {"score": x, ...}, "judge": fingerprint}.
+        Rows are {"image": id, "sha256": hash of its file, "scores": {"score": x, ...}, "judge": fingerprint}.
         """
         return JSONLines(self.scores / f"{metric}.jsonl", "Scores")
 
+    def _not_a_set(self) -> LLM4GENError:
+        return LLM4GENError(
+            f"{self.path} is not an image set (it lacks settings.json or prompts.jsonl); expected a folder of "
+            "`python -m evaluation generate`."
+        )
+
 
 def image_id(prompt: str, seed: int) -> str:
-    """Name of the image of a prompt with a seed; its file is images/ID.png."""
+    """Return the name of the image of a prompt id with a seed; its file is images/ID.png."""
     return f"{prompt}.{seed}"
 
 
 def noise_seed(prompt: Prompt, seed: int) -> int:
-    """Seed of the noise: that of the set, and of a prompt that has one of its own (`about["seed"]`, as MS-COCO's
-    captions do) the sum of both."""
+    """Return the seed of the noise: the set's, plus the prompt's own (`about["seed"]`), as MS-COCO captions have."""
     own = prompt.about.get("seed", 0)
     if not isinstance(own, int) or own < 0:
         raise LLM4GENError(f"Prompt {prompt.id} has the seed {own!r}; expected a whole number of at least 0.")
@@ -226,15 +223,36 @@ def noise_seed(prompt: Prompt, seed: int) -> int:
 
 
 def read_scores(images: ImageSet, metric: str, judge: str | None = None) -> dict[tuple[str, str], Mapping[str, Any]]:
-    """Scores by image.
+    """Read the scores of single images.
 
     Args:
         judge: fingerprint of the judge and its settings; None for that of the last row.
 
     Returns:
-        For each id and SHA-256 of an image the values of the metric. An image that was painted anew has another one.
+        (id, SHA-256) of an image -> scores of the metric. An image that was generated again has another hash.
     """
     rows = [json.loads(line) for _, line in images.score_file(metric).lines()]
     if judge is None and rows:
         judge = rows[-1]["judge"]
     return {(row["image"], row["sha256"]): row["scores"] for row in rows if row["judge"] == judge}
+
+
+def process_state() -> PartialState:
+    """Return the state of this process among those of `accelerate launch`; the first call joins them."""
+    from accelerate import PartialState
+
+    # Without `cpu`, accelerate takes several processes on CPUs for single ones. The timeout is this long because a set
+    # metric of 30,000 images is computed by one process while the others wait.
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
+
+
+def process_device(name: str | None) -> str:
+    """Return the device of this process: as named, else its own GPU among several processes, else the best one."""
+    state = process_state()
+    return str(choose_device(name or (str(state.device) if state.num_processes > 1 else None)))
+
+
+def is_own(number: int) -> bool:
+    """Return whether this process does the piece of work of that number; each of n processes takes every n-th."""
+    state = process_state()
+    return number % state.num_processes == state.process_index

@@ -1,59 +1,192 @@
-"""What paints: a base with or without LLM4GEN, any other pipeline of diffusers, or a ComfyUI with any workflow."""
+"""Models that are measured: a base with or without LLM4GEN, any diffusers pipeline, or a ComfyUI with any workflow."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
+import yaml
 from PIL import Image
+from pydantic import Field
 
 from llm4gen_core import LLM4GENError
+from llm4gen_core.files import read_json
 from llm4gen_diffusers import options
-from llm4gen_diffusers.devices import DTYPES, choose_device
+from llm4gen_diffusers.devices import choose_device, choose_dtype, dtype_name
 from llm4gen_diffusers.images import to_image
+from llm4gen_diffusers.options import DType, Options, PathLike, options_from
 from llm4gen_diffusers.provenance import content_hash, machine
-from llm4gen_diffusers.sampling import Pipeline
 
-from .model_files import PATHS, GenerationOptions, ModelFiles
 from .prompts import Prompt
 
-WORKFLOW_NOTE = "Painted with the settings of the workflow, whatever the benchmark or the paper says."
+if TYPE_CHECKING:
+    from llm4gen_diffusers.sampling import Pipeline
+
+PATHS = ("base", "unet", "adapter", "llm", "clip", "tokenizer", "pipeline", "workflow")
+"""Fields of model files that name files and folders."""
+
+_Batches = Generator[list[Image.Image], None, None]
 
 
-class Model(ABC):
-    """Paints prompts.
+class Model(Protocol):
+    """A model that generates images of prompts."""
 
-    Attributes:
-        notes: sentences about how it paints that a reader of its scores should know.
-    """
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences about the settings that a reader of the scores should know."""
 
-    notes: tuple[str, ...] = ()
-
-    @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Everything that changes pixels, beside prompt and seed; JSON values."""
+        """Return everything that changes pixels, beside prompt and seed; JSON values."""
 
-    @abstractmethod
     def made(self) -> dict[str, Any]:
-        """What paints: device and program; JSON values. Another one may change the last bits of a float."""
+        """Return device and versions, which may change the last bits of a float; JSON values."""
 
-    @abstractmethod
-    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Generator[list[Image.Image], None, None]:
-        """Paint each prompt with the noise of its seed.
+    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> _Batches:
+        """Generate an image of each prompt with the noise of its seed.
 
         Yields:
-            Images in RGB in the order of the prompts, as many at a time as are painted together.
+            RGB images in the order of the prompts, as many at a time as are generated together.
         """
 
 
-def open_model(files: ModelFiles, painting: GenerationOptions, device: str | None = None) -> Model:
+class PresetOptions(options.GenerationOptions):
+    """Generation options of a preset; what is not stored in `describe` changes no pixel."""
+
+    sampler: Literal["ddim", ""] = Field(
+        default="ddim",
+        exclude=True,
+        description='"ddim", or "" for a pipeline\'s own; a base of this project is always sampled with DDIM',
+    )
+    notes: tuple[str, ...] = Field(default=(), exclude=True, description="how this differs from a protocol")
+
+
+class ModelFiles(options.ModelFiles):
+    """A base of one of the project's families, alone or with LLM4GEN."""
+
+    chunks: int | None = Field(
+        default=1,
+        ge=0,
+        description="chunks of 77 CLIP tokens that a prompt may have: 1 truncates longer ones, as in the paper and in "
+        "diffusers; 0 takes as many as a prompt needs, as ComfyUI does",
+    )
+    batch: int = Field(default=1, ge=1, description="images generated at once; it may change the last bits of a float")
+
+
+class PipelineFiles(Options):
+    """A text-to-image pipeline of diffusers."""
+
+    pipeline: PathLike = Field(
+        json_schema_extra={"metavar": "DIR"}, description="folder of any text-to-image pipeline of diffusers"
+    )
+    sampler: Literal["ddim", "own"] | None = Field(
+        default=None, description="sampler of a pipeline (default: the preset's if the pipeline supports it)"
+    )
+    dtype: DType | None = Field(default=None, description="precision (default: float16 on a GPU, float32 on the CPU)")
+    batch: int = Field(default=1, ge=1, description="images generated at once")
+
+
+class WorkflowFiles(Options):
+    """A workflow on a running ComfyUI; see `ComfyUIPipeline.connect`.
+
+    The workflow has its own settings; of `GenerationOptions` only a negative prompt is used.
+    """
+
+    workflow: PathLike = Field(
+        json_schema_extra={"metavar": "FILE"}, description="ComfyUI workflow, saved by Workflow > Export (API)"
+    )
+    server: str = Field(
+        default="http://127.0.0.1:8188", json_schema_extra={"metavar": "URL"}, description="address of ComfyUI"
+    )
+    prompt_inputs: tuple[str, ...] = Field(
+        default=(),
+        json_schema_extra={"metavar": "NODE.INPUT", "option": "prompt-input"},
+        description="input of the workflow for the prompt, such as 6.text; repeatable",
+    )
+    negative_inputs: tuple[str, ...] = Field(
+        default=(),
+        json_schema_extra={"metavar": "NODE.INPUT", "option": "negative-input"},
+        description="input for the negative prompt; repeatable",
+    )
+    seed_inputs: tuple[str, ...] = Field(
+        default=(),
+        json_schema_extra={"metavar": "NODE.INPUT", "option": "seed-input"},
+        description="input for the seed, such as 3.seed; repeatable",
+    )
+    output_node: str | None = Field(
+        default=None,
+        json_schema_extra={"metavar": "NODE"},
+        description="node whose image is used, if there are several",
+    )
+    weights: bool = Field(
+        default=False, description="parentheses in prompts are weights, as in (word:1.3), not literal text"
+    )
+
+
+AnyFiles = ModelFiles | PipelineFiles | WorkflowFiles
+_KINDS: dict[str, type[ModelFiles] | type[PipelineFiles] | type[WorkflowFiles]] = {
+    "base": ModelFiles,
+    "pipeline": PipelineFiles,
+    "workflow": WorkflowFiles,
+}
+
+
+def read_models(path: Path) -> dict[str, AnyFiles]:
+    """Read the models of a YAML file.
+
+    Args:
+        path: file of NAME: {base: ...}, {pipeline: ...} or {workflow: ...}, with fields of `ModelFiles`,
+            `PipelineFiles` or `WorkflowFiles`. Relative paths start at the file's folder.
+
+    Raises:
+        LLM4GENError: the file cannot be read, or fields of a model are wrong.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise LLM4GENError(f"Models {path} cannot be read ({' '.join(str(error).split())}).") from error
+    if not isinstance(content, dict) or not content:
+        raise LLM4GENError(
+            f"Models {path} contains {type(content).__name__}; expected NAME: {{base: ..., adapter: ...}}."
+        )
+    return {
+        str(name): model_files(f"Model {name!r} of {path}", fields, path.parent) for name, fields in content.items()
+    }
+
+
+def model_files(what: str, fields: Any, folder: Path | None = None) -> AnyFiles:
+    """Files of a model from plain values.
+
+    Args:
+        what: beginning of errors.
+        fields: values by name; exactly one of base, pipeline and workflow is given.
+        folder: folder at which relative paths start; None for the current folder.
+
+    Raises:
+        LLM4GENError: a value is wrong.
+    """
+    if not isinstance(fields, Mapping):
+        raise LLM4GENError(f"{what} is {fields!r:.80}; expected fields such as base: models/sd15.")
+    given = [name for name in _KINDS if fields.get(name) is not None]
+    if len(given) != 1:
+        raise LLM4GENError(
+            f"{what} has {' and '.join(given) or 'neither base nor pipeline nor workflow'}; expected exactly one of "
+            f"{', '.join(_KINDS)}."
+        )
+    if folder is not None:
+        fields = {
+            name: str(folder / value) if name in PATHS and isinstance(value, str) else value
+            for name, value in fields.items()
+        }
+    found: AnyFiles = options_from(_KINDS[given[0]], fields, what)
+    return found
+
+
+def open_model(files: AnyFiles, settings: PresetOptions, device: str | None = None) -> Model:
     """Load a model.
 
     Args:
@@ -62,113 +195,131 @@ def open_model(files: ModelFiles, painting: GenerationOptions, device: str | Non
     Raises:
         LLM4GENError: something is missing or does not fit together.
     """
-    if files.workflow is not None:
-        return _Workflow(files, painting)
-    return (_Base if files.base is not None else _Pipeline)(files, painting, choose_device(device))
+    if isinstance(files, WorkflowFiles):
+        return ComfyUIModel(files, settings)
+    if isinstance(files, PipelineFiles):
+        return DiffusersModel(files, settings, device)
+
+    from llm4gen_diffusers.sampling import Pipeline
+
+    pipeline = Pipeline.from_files(files, choose_device(device), chunks=files.chunks or None)
+    return LLM4GENModel(pipeline, settings, files.batch, _hashes(files), settings.notes)
 
 
-class _Base(Model):
-    """A base of one of the project's families, alone or with LLM4GEN."""
+class LLM4GENModel:
+    """A pipeline of one of the project's families, alone or with LLM4GEN.
 
-    def __init__(self, files: ModelFiles, painting: GenerationOptions, device: torch.device) -> None:
-        assert files.base is not None
-        self.files, self.painting, self.notes = files, painting, painting.notes
-        self.dtype = _dtype(files, device)
-        shared = options.ModelFiles.model_fields.keys() & ModelFiles.model_fields.keys()
-        self.painter = Pipeline.from_files(
-            options.ModelFiles(**files.model_dump(include={*shared})), device, chunks=files.chunks
-        )
+    Args:
+        pipeline: opened pipeline; λ and chunks are its own.
+        settings: steps, guidance, size and negative prompt.
+        batch: number of images generated at once.
+        files: what identifies the weights, for `describe`; JSON values.
+        notes: see `Model`.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        settings: options.GenerationOptions,
+        batch: int = 1,
+        files: Mapping[str, Any] | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.pipeline = pipeline
+        self.settings = settings
+        self.batch = batch
+        self.files = dict(files or {})
+        self.notes = notes
 
     def describe(self) -> dict[str, Any]:
-        size = self.painter.family.native_size
+        pipeline, size = self.pipeline, self.pipeline.family.native_size
+        # These values are fingerprinted: images of older sets go on only while they stay the same.
         record: dict[str, Any] = {
-            "kind": "llm4gen" if self.files.adapter else "base",
-            "family": self.painter.family.name,
+            "kind": "base" if pipeline.llm is None else "llm4gen",
+            "family": pipeline.family.name,
             "sampler": "ddim",
             "scheduler": "ddim_uniform",
             "noise": "of the CPU, one generator for each image, as ComfyUI draws it",
-            "dtype": self.dtype,
-            **self.painting.model_dump(),
-            "width": self.painting.width or size,
-            "height": self.painting.height or size,
-            "chunks": self.files.chunks,
+            "dtype": dtype_name(next(pipeline.family.unet.parameters()).dtype),
+            **self.settings.model_dump(),
+            "width": self.settings.width or size,
+            "height": self.settings.height or size,
+            "chunks": pipeline.chunks,
         }
-        if self.painter.llm is not None:
-            record["strength"] = self.painter.strength
-            record["lambda_mode"] = self.painter.lambda_mode
-            record["llm_spec"] = self.painter.llm.spec.label
-        return {**record, **_hashes(self.files)}
+        if pipeline.llm is not None:
+            record["strength"] = pipeline.strength
+            record["lambda_mode"] = pipeline.lambda_mode
+            record["llm_spec"] = pipeline.llm.spec.label
+        return {**record, **self.files}
 
     def made(self) -> dict[str, Any]:
-        return _made(self.painter.device)
+        return _made(self.pipeline.device)
 
-    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Generator[list[Image.Image], None, None]:
-        for part in _batches(len(prompts), self.files.batch):
-            images = self.painter.generate_prompts(
-                [prompt.text for prompt in prompts[part]],
-                options.GenerationOptions(**self.painting.model_dump()),
-                seeds=seeds[part],
-                batch=self.files.batch,
-                progress=False,
+    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> _Batches:
+        for part in _parts(len(prompts), self.batch):
+            texts = [prompt.text for prompt in prompts[part]]
+            images = self.pipeline.generate_prompts(
+                texts, self.settings, seeds=seeds[part], batch=self.batch, progress=False
             )
             yield [to_image(image) for image in images]
 
 
-class _Pipeline(Model):
-    """Any text-to-image pipeline of diffusers, with its own settings where the preset says nothing."""
+class DiffusersModel:
+    """Any text-to-image pipeline of diffusers, with its own settings where the preset leaves them open."""
 
-    def __init__(self, files: ModelFiles, painting: GenerationOptions, device: torch.device) -> None:
+    def __init__(self, files: PipelineFiles, settings: PresetOptions, device: str | None = None) -> None:
         from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-        assert files.pipeline is not None
-        self.files, self.painting, self.device = files, painting, device
-        self.dtype = _dtype(files, device)
-        _check_pipeline(Path(files.pipeline))
+        self.files, self.settings, self.device = files, settings, choose_device(device)
+        folder = Path(files.pipeline)
+        _check_pipeline(folder)
+        dtype = choose_dtype(files.dtype, self.device)
+        self.dtype = dtype_name(dtype)
         try:
             with warnings.catch_warnings():
-                # diffusers 0.42 would rather have "dtype", which 0.35 does not know.
+                # diffusers 0.42 prefers "dtype", which 0.35 does not know.
                 warnings.filterwarnings("ignore", ".*torch_dtype.*", FutureWarning)
                 self.pipeline: Any = DiffusionPipeline.from_pretrained(
-                    files.pipeline, torch_dtype=DTYPES[self.dtype], local_files_only=True
-                ).to(device)
+                    folder, torch_dtype=dtype, local_files_only=True
+                ).to(self.device)
         except (OSError, ValueError, TypeError, AttributeError, ImportError) as error:
             raise LLM4GENError(
-                f"Pipeline {files.pipeline} cannot be loaded by diffusers ({' '.join(str(error).split()):.300})."
+                f"Pipeline {folder} cannot be loaded by diffusers ({' '.join(str(error).split()):.300})."
             ) from error
-        if not callable(self.pipeline) or "prompt" not in inspect.signature(self.pipeline.__call__).parameters:
+        self.accepts = inspect.signature(self.pipeline.__call__).parameters if callable(self.pipeline) else {}
+        if "prompt" not in self.accepts:
             raise LLM4GENError(
-                f"Pipeline {files.pipeline} is a {type(self.pipeline).__name__}, which paints no prompts; expected a "
-                "text-to-image pipeline."
+                f"Pipeline {folder} is a {type(self.pipeline).__name__}, which has no prompt; expected a text-to-image "
+                "pipeline."
             )
-        self.notes = (*painting.notes, *self._choose_sampler(files.sampler))
+        self.notes = (*settings.notes, *self._choose_sampler(files.sampler))
         self.pipeline.set_progress_bar_config(disable=True)
         if getattr(self.pipeline, "safety_checker", None) is not None:
-            # It would paint black what it takes for unsafe, and a score of that says nothing about the model.
+            # It blackens what it takes for unsafe, and the score of a black image says nothing about the model.
             self.pipeline.safety_checker = None
-        self.takes = inspect.signature(self.pipeline.__call__).parameters
 
     def _choose_sampler(self, wanted: str | None) -> tuple[str, ...]:
-        """Exchange the sampler if it is wanted and possible; what a reader should know of it."""
+        """Replace the sampler if it is wanted and possible; return notes about it."""
         from diffusers import DDIMScheduler
 
         own = getattr(self.pipeline, "scheduler", None)
         name = type(own).__name__
-        if wanted == "own" or (wanted is None and not self.painting.sampler) or name == "DDIMScheduler":
+        if wanted == "own" or (wanted is None and not self.settings.sampler) or name == "DDIMScheduler":
             return ()
         if own is None or DDIMScheduler not in own.compatibles:
             if wanted is not None:
                 raise LLM4GENError(
-                    f"Pipeline {self.files.pipeline} paints with {name}, in whose place DDIM cannot stand; leave the "
-                    "sampler out."
+                    f"Pipeline {self.files.pipeline} uses {name}, which DDIM cannot replace; leave the sampler out."
                 )
-            return (f"Painted with the pipeline's own sampler, {name}, in whose place DDIM cannot stand.",)
-        # A latent must not be clipped; a configuration that was written for another sampler may not say so.
+            return (f"Sampled with the pipeline's own {name}, which DDIM cannot replace.",)
+        # Latents must not be clipped, but a config written for another sampler may leave that out.
         clip = own.config.get("clip_sample", False)
         self.pipeline.scheduler = DDIMScheduler.from_config(own.config, clip_sample=clip)
         return ()
 
     def describe(self) -> dict[str, Any]:
         scheduler = getattr(self.pipeline, "scheduler", None)
+        # These values are fingerprinted: images of older sets go on only while they stay the same.
         return {
             "kind": "diffusers pipeline",
             "family": type(self.pipeline).__name__,
@@ -180,71 +331,65 @@ class _Pipeline(Model):
             },
             "noise": "of the CPU, one torch.Generator for each image",
             "dtype": self.dtype,
-            **self.painting.model_dump(),
+            **self.settings.model_dump(),
             **_hashes(self.files),
         }
 
     def made(self) -> dict[str, Any]:
         return _made(self.device)
 
-    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Generator[list[Image.Image], None, None]:
-        settings = {
-            "num_inference_steps": self.painting.steps,
-            "guidance_scale": self.painting.guidance,
-            "width": self.painting.width,
-            "height": self.painting.height,
+    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> _Batches:
+        known = {
+            "num_inference_steps": self.settings.steps,
+            "guidance_scale": self.settings.guidance,
+            "width": self.settings.width,
+            "height": self.settings.height,
             "output_type": "pil",
         }
-        known: dict[str, Any] = {
-            name: value for name, value in settings.items() if name in self.takes and value is not None
+        arguments: dict[str, Any] = {
+            name: value for name, value in known.items() if name in self.accepts and value is not None
         }
-        for part in _batches(len(prompts), self.files.batch):
+        for part in _parts(len(prompts), self.files.batch):
             texts = [prompt.text for prompt in prompts[part]]
             generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[part]]
-            if self.painting.negative and "negative_prompt" in self.takes:
-                known["negative_prompt"] = [self.painting.negative] * len(texts)
-            images = self.pipeline(prompt=texts, generator=generators, **known).images
+            if self.settings.negative and "negative_prompt" in self.accepts:
+                arguments["negative_prompt"] = [self.settings.negative] * len(texts)
+            images = self.pipeline(prompt=texts, generator=generators, **arguments).images
             yield [image.convert("RGB") for image in images]
 
 
-class _Workflow(Model):
-    """A workflow of ComfyUI, which holds its own settings."""
+class ComfyUIModel:
+    """A ComfyUI workflow, which has its own settings."""
 
-    notes = (WORKFLOW_NOTE,)
+    notes = ("Generated with the settings of the workflow, not with those of the benchmark or the paper.",)
 
-    def __init__(self, files: ModelFiles, painting: GenerationOptions) -> None:
+    def __init__(self, files: WorkflowFiles, settings: PresetOptions) -> None:
         from .comfyui import ComfyUIPipeline
 
-        assert files.workflow is not None
-        self.painter = ComfyUIPipeline.connect(
-            files.server,
-            Path(files.workflow),
-            prompt_inputs=files.prompt_inputs,
-            seed_inputs=files.seed_inputs,
-            output_node=files.output_node,
-            negative=painting.negative or None,
-            negative_inputs=files.negative_inputs,
-            weights=files.weights,
+        inputs = files.model_dump(exclude={"server", "workflow"})
+        self.pipeline = ComfyUIPipeline.connect(
+            files.server, Path(files.workflow), negative=settings.negative or None, **inputs
         )
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": "comfyui workflow", **self.painter.describe()}
+        return {"kind": "comfyui workflow", **self.pipeline.describe()}
 
     def made(self) -> dict[str, Any]:
-        return self.painter.made()
+        return self.pipeline.made()
 
-    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Generator[list[Image.Image], None, None]:
-        with contextlib.closing(self.painter.generate(prompts, seeds)) as images:
+    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> _Batches:
+        with contextlib.closing(self.pipeline.generate(prompts, seeds)) as images:
             for image in images:
                 yield [image]
 
 
-def _batches(count: int, size: int) -> Iterator[slice]:
+def _parts(count: int, size: int) -> Iterator[slice]:
     for first in range(0, count, size):
         yield slice(first, first + size)
 
 
 def _made(device: torch.device) -> dict[str, Any]:
+    """Device and versions of a torch model."""
     about = machine()
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -256,33 +401,28 @@ def _made(device: torch.device) -> dict[str, Any]:
 
 
 def _check_pipeline(folder: Path) -> None:
-    """Raise LLM4GENError unless the folder is a pipeline that consists of diffusers' and transformers' own classes."""
-    try:
-        index = json.loads((folder / "model_index.json").read_bytes())
-        name = index["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LLM4GENError(
-            f"Pipeline {folder} has no model_index.json that names a pipeline; expected a folder that diffusers saved "
-            "or that Hugging Face shows as a diffusers model."
-        ) from error
+    """Raise LLM4GENError unless the folder is a pipeline of diffusers' and transformers' own classes."""
+    advice = "expected a folder that diffusers saved or that Hugging Face shows as a diffusers model"
+    index = read_json(folder / "model_index.json", "Pipeline index", advice)
+    name = index.get("_class_name")
     parts = {part: value[0] for part, value in index.items() if isinstance(value, list) and len(value) == 2}
     own = [part for part, library in parts.items() if any((folder / part).glob(f"{library}.py"))]
-    if not isinstance(name, str) or own:
+    if isinstance(name, list):
+        own.append(str(name[0]))
+    if own:
         raise LLM4GENError(
-            f"Pipeline {folder} brings code of its own ({', '.join(own) or name[0]}), which is not executed; expected "
-            "one of diffusers' own classes."
+            f"Pipeline {folder} contains its own code ({', '.join(own)}), which is not executed; "
+            "expected a pipeline of diffusers' own classes."
         )
+    if not isinstance(name, str):
+        raise LLM4GENError(f"Pipeline {folder}: model_index.json has no _class_name; {advice}.")
 
 
-def _dtype(files: ModelFiles, device: torch.device) -> str:
-    return files.dtype or ("float32" if device.type == "cpu" else "float16")
-
-
-def _hashes(files: ModelFiles) -> dict[str, Any]:
+def _hashes(files: AnyFiles) -> dict[str, Any]:
     """Name and hash of every file and folder; no paths, since settings are shared."""
     record: dict[str, Any] = {}
     for name in PATHS:
-        if (value := getattr(files, name)) is not None:
+        if (value := getattr(files, name, None)) is not None:
             path = Path(value).resolve()
             record[name] = {"name": path.name, "hash": content_hash(path)}
     return record

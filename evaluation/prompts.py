@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
@@ -62,50 +62,6 @@ def check_prompts(prompts: list[Prompt], what: str) -> list[Prompt]:
     if twice := [name for name, number in Counter(prompt.id for prompt in prompts).items() if number > 1]:
         raise LLM4GENError(f"{what} contains the id {twice[0]!r} more than once; expected unique ids.")
     return prompts
-
-
-def choose(
-    prompts: list[Prompt],
-    what: str,
-    categories: Sequence[str] = (),
-    count: int | None = None,
-    known: Sequence[str] = (),
-) -> list[Prompt]:
-    """Select prompts of a set.
-
-    Args:
-        prompts: the whole set.
-        what: name of the set, for errors.
-        categories: only prompts of these categories; () for all.
-        count: only the first `count` prompts of each category; None for all.
-        known: all categories of the set; () for those that the prompts have.
-
-    Raises:
-        LLM4GENError: a category is unknown, or there are fewer prompts than asked for.
-    """
-    known = known or tuple(dict.fromkeys(prompt.category for prompt in prompts))
-    if unknown := [name for name in categories if name not in known]:
-        raise LLM4GENError(
-            f"{what} has no category {unknown[0]!r}; expected some of {', '.join(filter(None, known)) or 'none'}."
-        )
-    if categories:
-        prompts = [prompt for prompt in prompts if prompt.category in categories]
-    if count is None:
-        return prompts
-    if count < 1:
-        raise LLM4GENError(f"{what}: count is {count}; expected at least 1.")
-    seen: Counter[str] = Counter()
-    chosen = []
-    for prompt in prompts:
-        seen[prompt.category] += 1
-        if seen[prompt.category] <= count:
-            chosen.append(prompt)
-    if few := [name for name, number in seen.items() if number < count]:
-        category = f" of category {few[0]!r}" if few[0] else ""
-        raise LLM4GENError(
-            f"{what} has {seen[few[0]]:,} prompts{category}, but {count:,} were requested; request fewer, or all."
-        )
-    return chosen
 
 
 def _prompt(line: bytes, what: str) -> Prompt:

@@ -1,125 +1,121 @@
-"""Scoring a set of images: what has been scored by the same judge is not scored again."""
+"""Scores of image sets: an image that the same judge has scored is not scored again."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from tqdm import tqdm
 
 from llm4gen_core import LLM4GENError
-from llm4gen_core.files import write_text
+from llm4gen_core.files import read_json, write_json
 from llm4gen_diffusers.provenance import fingerprint
 
 from .benchmarks import find_metric
-from .image_set import ImageRow, ImageSet, read_scores
+from .image_set import ImageRow, ImageSet, is_own, process_state, read_scores
 from .metrics.base import Context, ImageMetric, SetMetric
-from .processes import process_state
+from .metrics.judge_model import chosen_folder
 
 
-def check_metrics(metrics: Iterable[str], context: Context) -> None:
-    """Raise LLM4GENError if a metric, a judge or an option is missing, before hours of painting; all judges at once."""
-    from .metrics.judge_model import chosen_folder
+def check_metrics(metrics: Sequence[str], context: Context) -> None:
+    """Check judges and options of metrics before hours of generation.
 
+    Raises:
+        LLM4GENError: there is no metric or an unknown one, an option is wrong, or judges are missing (all are named).
+    """
+    if not metrics:
+        raise LLM4GENError("These prompts have no metrics of their own; choose some (--metrics).")
     missing: dict[str, str] = {}
     for name in metrics:
-        for judge in find_metric(name).load_class().judges_needed:
+        metric = find_metric(name).load_class()
+        for judge in metric.judges_needed:
             try:
                 chosen_folder(context, judge)
             except LLM4GENError as error:
                 missing[judge.folder] = str(error)
-        find_metric(name).load_class().check(context)
+        metric.check(context)
     if missing:
         raise LLM4GENError(" ".join(missing.values()))
 
 
 def score(images: ImageSet, metrics: Sequence[str], context: Context, batch: int = 8) -> None:
-    """Score every image that is there by every metric, into `scores/` of the set.
+    """Score every image of a set by every metric, into `scores/` of the set.
 
-    Written are, for a metric of single images, `NAME.jsonl` (a row for each image) and `NAME.about.json`; for one of
-    whole sets `NAME.set.json`. Under `accelerate launch` the processes share the images of the former; the latter are
-    made by the first.
+    A metric of single images writes `NAME.jsonl` (a row for each image) and `NAME.about.json`; a metric of whole sets
+    writes `NAME.set.json`. Under `accelerate launch` the processes share the images of the former; the first process
+    computes the latter.
 
     Args:
         images: the set.
-        metrics: names, keys of `METRICS`.
-        context: where the judges are.
-        batch: images that are judged at once.
+        metrics: keys of `METRICS`.
+        context: folder of the judges, device and options.
+        batch: number of images scored at once.
 
     Raises:
         LLM4GENError: a judge is missing, or no image can be scored.
     """
-    state = process_state()
     for name in metrics:
         kind = find_metric(name).load_class()
-        rows = _scorable(images, kind, name)
+        rows = _rows_to_score(images, kind, name)
         if issubclass(kind, ImageMetric):
-            _score_images(images, rows, kind.load(context), batch, state)
-        elif state.is_main_process:
+            _score_images(images, rows, kind.load(context), batch)
+        elif process_state().is_main_process:
             _score_set(images, rows, kind.load(context), batch)
-        state.wait_for_everyone()
+        process_state().wait_for_everyone()
 
 
-def _scorable(images: ImageSet, kind: type[ImageMetric] | type[SetMetric], name: str) -> list[ImageRow]:
-    prompts = {prompt.id: prompt for prompt in images.prompts}
+def _rows_to_score(images: ImageSet, kind: type[ImageMetric] | type[SetMetric], name: str) -> list[ImageRow]:
     rows = [row for row in images.rows() if (images.path / row.file).is_file()]
     if not rows:
         raise LLM4GENError(f"{images.path} has no images yet; run `generate` first.")
     if issubclass(kind, ImageMetric):
-        rows = [row for row in rows if kind.applies(prompts[row.prompt])]
+        applies = {prompt.id for prompt in images.prompts if kind.applies(prompt)}
+        rows = [row for row in rows if row.prompt in applies]
         if not rows:
             raise LLM4GENError(
-                f"Metric {name} applies to none of the prompts of {images.path}, which lack what it needs to know; "
-                "expected prompts of its benchmark."
+                f"Metric {name} applies to none of the prompts of {images.path}, which lack the information that it "
+                "needs; expected prompts of its benchmark."
             )
     return rows
 
 
-def _score_images(
-    images: ImageSet, rows: Sequence[ImageRow], metric: ImageMetric, batch: int, state: PartialState
-) -> None:
-    about = metric.describe()
-    judge = fingerprint(about)
-    prompts = {prompt.id: prompt for prompt in images.prompts}
-    if state.is_main_process:
-        record = {"judge": judge, "describe": about, "title": find_metric(metric.name).title, "share": metric.share}
-        _write(images.scores / f"{metric.name}.about.json", record)
+def _score_images(images: ImageSet, rows: Sequence[ImageRow], metric: ImageMetric, batch: int) -> None:
+    describe = metric.describe()
+    judge = fingerprint(describe)
+    if process_state().is_main_process:
+        title = find_metric(metric.name).title
+        record = {"judge": judge, "describe": describe, "title": title, "share": metric.share}
+        write_json(images.scores / f"{metric.name}.about.json", record)
     scored = read_scores(images, metric.name, judge)
-    missing = [
-        row
-        for number, row in enumerate(rows)
-        if number % state.num_processes == state.process_index and (row.id, row.sha256) not in scored
-    ]
+    missing = [row for number, row in enumerate(rows) if is_own(number) and (row.id, row.sha256) not in scored]
+    prompts = {prompt.id: prompt for prompt in images.prompts}
     file = images.score_file(metric.name)
     with tqdm(total=len(missing), unit="image", desc=metric.name, disable=None) as bar:
         for first in range(0, len(missing), batch):
             part = missing[first : first + batch]
-            values = metric.score([images.open(row) for row in part], [prompts[row.prompt] for row in part])
+            found = metric.score([images.open(row) for row in part], [prompts[row.prompt] for row in part])
             file.append(
                 *(
-                    {"image": row.id, "sha256": row.sha256, "scores": dict(found), "judge": judge}
-                    for row, found in zip(part, values, strict=True)
+                    {"image": row.id, "sha256": row.sha256, "scores": dict(scores), "judge": judge}
+                    for row, scores in zip(part, found, strict=True)
                 )
             )
             bar.update(len(part))
 
 
 def _score_set(images: ImageSet, rows: Sequence[ImageRow], metric: SetMetric, batch: int) -> None:
-    about = metric.describe()
-    # What the number was made from: another image, or one more, makes it anew.
+    describe = metric.describe()
     record: dict[str, Any] = {
-        "judge": fingerprint(about),
+        "judge": fingerprint(describe),
+        # A changed or further image makes the number outdated.
         "images": fingerprint([[row.id, row.sha256] for row in rows]),
-        "describe": about,
+        "describe": describe,
         "title": find_metric(metric.name).title,
     }
     path = images.scores / f"{metric.name}.set.json"
     if path.is_file():
-        old = json.loads(path.read_text(encoding="utf-8"))
+        old = read_json(path, "Scores", "delete it and score the set again")
         if all(old.get(key) == record[key] for key in ("judge", "images")):
             return
     prompts = {prompt.id: prompt for prompt in images.prompts}
@@ -130,8 +126,4 @@ def _score_set(images: ImageSet, rows: Sequence[ImageRow], metric: SetMetric, ba
                 [images.open(row) for row in part], [prompts[row.prompt] for row in part], [row.seed for row in part]
             )
             bar.update(len(part))
-    _write(path, {**record, "scores": {name: asdict(found) for name, found in metric.compute().items()}})
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    write_text(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_json(path, {**record, "scores": {name: asdict(found) for name, found in metric.compute().items()}})

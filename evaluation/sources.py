@@ -1,6 +1,6 @@
 """Readers of public prompt sets in their original files, which the user downloads.
 
-Each returns the prompts of one benchmark and raises LLM4GENError that names a missing or damaged file.
+Each returns the prompts of one benchmark and raises LLM4GENError if a file is missing or is not in the official format.
 """
 
 from __future__ import annotations
@@ -50,8 +50,6 @@ GENEVAL_TASKS = {
 }
 """Task of GenEval -> number of prompts."""
 
-_COCO_FILES = tuple(f"{folder}captions_val{year}.json" for year in (2014, 2017) for folder in ("", "annotations/"))
-
 _PARTI_COLUMNS = ("Prompt", "Category", "Challenge", "Note")
 
 
@@ -69,11 +67,9 @@ def read_compbench(path: Path, files: Mapping[str, str] = COMPBENCH_FILES) -> li
     Args:
         path: clone of the repository, or its examples/dataset.
         files: category -> file.
-
-    Raises:
-        LLM4GENError: a file is missing, or does not have 300 prompts.
     """
-    folder = _find_folder(path, ("dataset", "examples/dataset"), files["color"], "T2I-CompBench")
+    names = [f"{folder}{files['color']}" for folder in ("", "dataset/", "examples/dataset/")]
+    folder = _find_file(path, names, "T2I-CompBench").parent
     kinds: dict[str, str] = {}
     for kind, name in _COMPLEX_KINDS.items():
         for text in _compbench_lines(folder / name):
@@ -117,11 +113,8 @@ def read_dpg(path: Path) -> list[Prompt]:
 
     Args:
         path: dpg_bench of the ELLA repository, or its clone.
-
-    Raises:
-        LLM4GENError: a file is missing or is not such a table, or a question belongs to no prompt.
     """
-    folder = _find_folder(path, ("dpg_bench",), "dpg_bench.csv", "DPG-Bench")
+    folder = _find_file(path, ("dpg_bench.csv", "dpg_bench/dpg_bench.csv"), "DPG-Bench").parent
     texts = {file.stem: _read_text(file, "DPG-Bench").strip() for file in (folder / "prompts").glob("*.txt")}
     if not texts:
         raise LLM4GENError(f"DPG-Bench {folder} contains no prompts/*.txt; download the folder dpg_bench again.")
@@ -173,22 +166,18 @@ def _dpg_questions(path: Path) -> dict[str, list[dict[str, Any]]]:
             raise LLM4GENError(f"{where} has no question or no category; download the file again.")
         question = {"id": number, "category": category, "text": text, "parents": parents}
         found.setdefault(row["item_id"].strip(), {})[number] = question
-    return {name: _with_known_parents(name, list(own.values())) for name, own in found.items()}
-
-
-def _with_known_parents(name: str, questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Remove parents that do not exist, for which the official script drops the whole image; 0 means no parent."""
-    ids = {question["id"] for question in questions}
-    for question in questions:
-        parents = [parent for parent in question["parents"] if parent != 0]
-        question["parents"] = [parent for parent in parents if parent in ids and parent != question["id"]]
-        if len(question["parents"]) < len(parents):
-            warnings.warn(
-                f"DPG-Bench: question {question['id']} of {name} depends on itself or on a question that does not "
-                "exist; that dependency is ignored.",
-                stacklevel=4,
-            )
-    return questions
+    for name, own in found.items():
+        for question in own.values():
+            parents = [parent for parent in question["parents"] if parent != 0]  # 0 means no parent
+            question["parents"] = [parent for parent in parents if parent in own and parent != question["id"]]
+            if len(question["parents"]) < len(parents):
+                # The official script drops the whole image.
+                warnings.warn(
+                    f"DPG-Bench: question {question['id']} of {name} depends on itself or on a question that does not "
+                    "exist; that dependency is ignored.",
+                    stacklevel=3,
+                )
+    return {name: list(own.values()) for name, own in found.items()}
 
 
 def read_geneval(path: Path) -> list[Prompt]:
@@ -199,9 +188,6 @@ def read_geneval(path: Path) -> list[Prompt]:
 
     Args:
         path: evaluation_metadata.jsonl, its folder, or the clone of the repository.
-
-    Raises:
-        LLM4GENError: the file is missing, or a row is not a GenEval row.
     """
     names = ("evaluation_metadata.jsonl", "prompts/evaluation_metadata.jsonl")
     file = _find_file(path, names, "GenEval")
@@ -244,11 +230,9 @@ def read_coco(path: Path) -> list[Prompt]:
 
     Args:
         path: captions_val2014.json or captions_val2017.json, or its folder.
-
-    Raises:
-        LLM4GENError: the file is missing, or is not a captions file.
     """
-    file = _find_file(path, _COCO_FILES, "MS-COCO captions")
+    names = [f"{folder}captions_val{year}.json" for year in (2014, 2017) for folder in ("", "annotations/")]
+    file = _find_file(path, names, "MS-COCO captions")
     content = read_json(file, "MS-COCO captions")
     try:
         files = {image["id"]: image["file_name"] for image in content["images"]}
@@ -284,9 +268,6 @@ def read_parti(path: Path) -> list[Prompt]:
 
     Args:
         path: PartiPrompts.tsv, or its folder.
-
-    Raises:
-        LLM4GENError: the file is missing, or is another table.
     """
     file = _find_file(path, ("PartiPrompts.tsv",), "PartiPrompts")
     text = io.StringIO(_read_text(file, "PartiPrompts"), newline="")
@@ -325,15 +306,6 @@ def _find_file(path: Path, names: Sequence[str], what: str) -> Path:
             return candidate
     state = "does not contain" if path.is_dir() else "does not exist; expected"
     raise LLM4GENError(f"{what} {path} {state} {' or '.join(names)}.")
-
-
-def _find_folder(path: Path, subfolders: Sequence[str], contains: str, what: str) -> Path:
-    """Return the folder or the first of its subfolders that has the file `contains`."""
-    for candidate in (path, *(path / name for name in subfolders)):
-        if (candidate / contains).exists():
-            return candidate
-    state = "does not contain" if path.is_dir() else "is not a folder; expected one with"
-    raise LLM4GENError(f"{what} {path} {state} {contains} or {subfolders[-1]}/{contains}.")
 
 
 def _read_text(path: Path, what: str) -> str:

@@ -17,18 +17,22 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one sentence.
 
     Args:
-        configured_by: module, with its package, whose `configure(parser)` adds the arguments and the default `run`.
-            It is imported when the command is used, so that the help of others stays quick.
+        configured_by: function that adds the arguments and the default `run` when the command is used, so that the
+            help of others stays quick; or the name of a module with such a function `configure`.
     """
 
-    def __init__(self, *args: Any, configured_by: str | None = None, **options: Any) -> None:
+    def __init__(
+        self, *args: Any, configured_by: str | Callable[[argparse.ArgumentParser], None] | None = None, **options: Any
+    ) -> None:
         super().__init__(*args, **options)
         self.configured_by = configured_by
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         if self.configured_by is not None:
-            module, self.configured_by = self.configured_by, None
-            importlib.import_module(module).configure(self)
+            configure, self.configured_by = self.configured_by, None
+            if isinstance(configure, str):
+                configure = importlib.import_module(configure).configure
+            configure(self)
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:

@@ -200,6 +200,7 @@ def add_arguments(
     options: type[Options],
     leave_out: Collection[str] = (),
     require: bool = True,
+    defaults: bool = True,
 ) -> None:
     """Add an argument for each field of a group of options.
 
@@ -211,6 +212,7 @@ def add_arguments(
         leave_out: names of fields that get no argument.
         require: whether the parser refuses a command without a required field. False for groups of which a command
             needs one.
+        defaults: whether the help names the defaults. False where something else gives them, such as a preset.
     """
     for name, field in options.model_fields.items():
         if name in leave_out:
@@ -219,7 +221,13 @@ def add_arguments(
         kind = _value_type(field.annotation)
         settings: dict[str, Any] = {"help": field.description}
         default = field.get_default()
-        if default is not None and default is not False and default not in ("", ()) and not field.is_required():
+        if (
+            defaults
+            and default is not None
+            and default is not False
+            and default not in ("", ())
+            and not field.is_required()
+        ):
             settings["help"] += f" (default: {default})"
         if "metavar" in extra:
             settings["metavar"] = extra["metavar"]

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from evaluation.benchmarks import Benchmark, Column, Preset
 from evaluation.metrics.base import Context, ImageMetric, Scores
-from evaluation.models import ModelFiles
+from evaluation.models import AnyFiles, ModelFiles
 from evaluation.prompts import Prompt
 
 from . import GUIDANCE, MODELS, STEPS
@@ -78,7 +78,7 @@ def prompts(count: int | None = None) -> list[Prompt]:
     ]
 
 
-def models() -> dict[str, ModelFiles]:
+def models() -> dict[str, AnyFiles]:
     """The shipped models: the base alone, and with LLM4GEN."""
     base, llm4gen = str(MODELS / "base"), MODELS / "llm4gen"
     return {

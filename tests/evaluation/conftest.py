@@ -1,13 +1,19 @@
-"""A small set of the miniature's prompts and the shipped miniature that paints it."""
+"""A small set of the miniature's prompts, and the shipped models."""
 
 from __future__ import annotations
 
 import pytest
 
-from evaluation.model_files import GenerationOptions, ModelFiles
+from evaluation.models import Model, ModelFiles, PresetOptions, open_model
 from evaluation.prompts import Prompt
 from miniature.benchmark import caption_prompt, models
 from miniature.dataset import SETS
+
+
+def miniature(name: str) -> ModelFiles:
+    files = models()[name]
+    assert isinstance(files, ModelFiles)
+    return files.model_copy(update={"batch": 4})
 
 
 @pytest.fixture(scope="session")
@@ -22,15 +28,20 @@ def prompts() -> list[Prompt]:
 
 @pytest.fixture(scope="session")
 def base() -> ModelFiles:
-    return models()["base"].model_copy(update={"batch": 4})
+    return miniature("base")
 
 
 @pytest.fixture(scope="session")
 def llm4gen() -> ModelFiles:
-    return models()["LLM4GEN"].model_copy(update={"batch": 4})
+    return miniature("LLM4GEN")
 
 
 @pytest.fixture(scope="session")
-def quick() -> GenerationOptions:
-    """Two steps: an image, if no good one."""
-    return GenerationOptions(steps=2, guidance=3.0)
+def quick() -> PresetOptions:
+    """Two steps: an image, if not a good one."""
+    return PresetOptions(steps=2, guidance=3.0)
+
+
+@pytest.fixture(scope="session")
+def base_model(base: ModelFiles, quick: PresetOptions) -> Model:
+    return open_model(base, quick, "cpu")

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from evaluation.__main__ import _settings, build_parser
 from evaluation.benchmarks import BENCHMARKS, METRICS, benchmark_of, find_benchmark, find_metric
-from evaluation.generate_command import add_prompts, prompts_and_options
 from evaluation.metrics.base import ImageMetric
-from evaluation.model_files import preset_options
+from evaluation.models import PresetOptions
 from llm4gen_core import LLM4GENError
 
 
-def options(*arguments: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_prompts(parser)
-    return parser.parse_args(arguments)
+def settings(name: str, *arguments: str) -> tuple[PresetOptions, dict[str, Any]]:
+    """Options of the model and arguments of `generate` that a command line gives."""
+    return _settings(find_benchmark(name), build_parser().parse_args(["run", name, "results", *arguments]))
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -36,13 +35,13 @@ def test_the_metric_of_the_miniature_applies_to_each_of_its_prompts() -> None:
     assert len(prompts) == 22 and issubclass(judge, ImageMetric) and all(map(judge.applies, prompts))
 
 
-def test_the_shipped_dense_prompts_are_a_benchmark_without_a_download() -> None:
+def test_the_dense_prompts_come_with_the_project() -> None:
     prompts = find_benchmark("dense-prompts").prompts(count=3)
     categories = [prompt.category for prompt in prompts]
     assert all(categories.count(name) == 3 for name in categories)
 
 
-def test_what_has_to_be_downloaded_is_named() -> None:
+def test_missing_prompts_are_named_with_their_source() -> None:
     with pytest.raises(LLM4GENError, match=r"GenEval needs its prompts \(--prompts\): .*evaluation_metadata.jsonl"):
         find_benchmark("geneval").prompts()
 
@@ -52,28 +51,26 @@ def test_own_prompts_are_a_benchmark_without_metrics() -> None:
     assert not benchmark_of("").metrics and not benchmark_of("").columns
 
 
-def test_a_preset_can_be_changed_and_the_set_says_so() -> None:
-    found = prompts_and_options("miniature", options("--steps", "5", "--seeds", "1-3,9", "--count", "2"))
-    assert found["painting"].steps == 5 and found["painting"].guidance == 3.0 and found["seeds"] == [1, 2, 3, 9]
-    assert any("Changed from that: steps 5, seeds [1, 2, 3, 9]" in note for note in found["painting"].notes)
-    assert found["notes"] == ["Only the first 2 prompts of each category."]
-    assert "notes" not in found["painting"].model_dump(), "notes change no pixel"
+def test_a_preset_can_be_changed_and_the_notes_say_so() -> None:
+    options, images = settings("miniature", "--steps", "5", "--seeds", "1-3,9", "--count", "2")
+    assert options.steps == 5 and options.guidance == 3.0 and images["seeds"] == [1, 2, 3, 9]
+    assert any("Changed: steps 5, seeds [1, 2, 3, 9]" in note for note in options.notes)
+    assert images["notes"] == ["Only the first 2 prompts of each category."]
+    assert "notes" not in options.model_dump(), "notes change no pixel"
 
 
 @pytest.mark.parametrize("text", ["", "a", "3-", "5-2", "1,1", "-1"])
-def test_seeds_that_are_none_are_refused(text: str, capsys) -> None:
+def test_invalid_seeds_are_refused(text: str, capsys) -> None:
     with pytest.raises(SystemExit):
-        options(f"--seeds={text}")
+        settings("miniature", f"--seeds={text}")
 
 
-def test_impossible_settings_are_named() -> None:
-    preset = find_benchmark("geneval").preset("bench-official")
-    assert preset_options(preset).guidance == 9.0
-    with pytest.raises(LLM4GENError, match="Width: .*multiple of 8"):
-        preset_options(preset, width=100)
+def test_invalid_settings_are_refused() -> None:
+    with pytest.raises(LLM4GENError, match="Width is 100; .*multiple of 8"):
+        settings("miniature", "--width", "100")
 
 
-def test_own_prompts_may_be_a_text_with_one_a_line(tmp_path: Path) -> None:
+def test_own_prompts_can_be_a_text_with_one_per_line(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a cat\n\na dog\n")
     prompts = find_benchmark("text").prompts(str(tmp_path / "prompts.txt"))
     assert [prompt.text for prompt in prompts] == ["a cat", "a dog"]

@@ -1,4 +1,4 @@
-"""Painting prompt sets: every image once, none missing, whatever happens in between."""
+"""Generation of prompt sets: every image once, none missing, whatever happens in between."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation import generate as module
 from evaluation.generate import generate
 from evaluation.image_set import ImageSet, image_id
-from evaluation.model_files import GenerationOptions, ModelFiles
-from evaluation.models import Model, open_model
+from evaluation.models import Model, ModelFiles, PresetOptions, open_model
 from evaluation.prompts import Prompt, write_prompts
 from llm4gen_core import LLM4GENError
 from llm4gen_diffusers.sampling import Pipeline
@@ -28,11 +26,13 @@ from llm4gen_diffusers.sampling import Pipeline
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class Flat(Model):
-    """Paints a colour that prompt and seed decide, and keeps account."""
+class Flat:
+    """Generate images of one color, which prompt and seed decide, and record the calls."""
+
+    notes = ()
 
     def __init__(self, fail_after: int | None = None, style: str = "flat") -> None:
-        self.painted: list[tuple[str, int]] = []
+        self.generated: list[tuple[str, int]] = []
         self.fail_after = fail_after
         self.style = style
 
@@ -43,32 +43,31 @@ class Flat(Model):
         return {"device": "brush"}
 
     def generate(self, prompts, seeds):
-        asked = [(prompt.id, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
-        for first in range(0, len(asked), 4):
-            if self.fail_after is not None and len(self.painted) >= self.fail_after:
+        requested = [(prompt.id, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+        for first in range(0, len(requested), 4):
+            if self.fail_after is not None and len(self.generated) >= self.fail_after:
                 raise KeyboardInterrupt
-            part = asked[first : first + 4]
-            self.painted += part
+            part = requested[first : first + 4]
+            self.generated += part
             yield [Image.new("RGB", (16, 16), tuple(hashlib.sha256(str(one).encode()).digest()[:3])) for one in part]
 
 
 @pytest.fixture
-def generate_flat(monkeypatch, tmp_path, base, quick):
-    """Call `generate` with a model of the test's."""
+def generate_flat(tmp_path):
+    """Call `generate` in a folder of the test."""
 
-    def run(model: Model, prompts: list[Prompt], seeds: list[int], folder: str = "set") -> ImageSet:
-        monkeypatch.setattr(module, "open_model", lambda *args: model)
-        return generate(tmp_path / folder, "flat", base, quick, prompts, seeds)
+    def run(model: Model, prompts: list[Prompt], seeds: list[int]) -> ImageSet:
+        return generate(tmp_path / "set", "flat", model, prompts, seeds)
 
     return run
 
 
-def test_every_prompt_is_painted_with_every_seed_and_has_a_row(generate_flat, prompts: list[Prompt]) -> None:
+def test_every_prompt_is_generated_with_every_seed_and_has_a_row(generate_flat, prompts: list[Prompt]) -> None:
     model = Flat()
     images = generate_flat(model, prompts, [7, 3])
     rows = images.rows()
     assert [(row.prompt, row.seed) for row in rows] == [(prompt.id, seed) for prompt in prompts for seed in (3, 7)]
-    assert sorted(model.painted) == sorted((row.prompt, row.seed) for row in rows)
+    assert sorted(model.generated) == sorted((row.prompt, row.seed) for row in rows)
     for row in rows:
         content = (images.path / row.file).read_bytes()
         assert hashlib.sha256(content).hexdigest() == row.sha256
@@ -76,31 +75,31 @@ def test_every_prompt_is_painted_with_every_seed_and_has_a_row(generate_flat, pr
     assert {row.text for row in rows} == {prompt.text for prompt in prompts}
 
 
-def test_what_was_interrupted_goes_on_where_it_stopped(generate_flat, prompts: list[Prompt]) -> None:
+def test_an_interrupted_set_continues_where_it_stopped(generate_flat, prompts: list[Prompt]) -> None:
     first = Flat(fail_after=8)
     with pytest.raises(KeyboardInterrupt):
         generate_flat(first, prompts, [0, 1, 2])
     second = Flat()
     images = generate_flat(second, prompts, [0, 1, 2])
-    assert len(first.painted) == 8 and not {*first.painted} & {*second.painted}
+    assert len(first.generated) == 8 and not {*first.generated} & {*second.generated}
     assert len(images.rows()) == len(prompts) * 3
 
 
-def test_a_file_that_has_gone_is_painted_again(generate_flat, prompts: list[Prompt]) -> None:
+def test_a_missing_file_is_generated_again(generate_flat, prompts: list[Prompt]) -> None:
     images = generate_flat(Flat(), prompts, [0])
     row = images.rows()[2]
     (images.path / row.file).unlink()
     again = Flat()
     assert len(generate_flat(again, prompts, [0]).rows()) == len(prompts)
-    assert again.painted == [(row.prompt, 0)] and (images.path / row.file).is_file()
+    assert again.generated == [(row.prompt, 0)] and (images.path / row.file).is_file()
 
 
-def test_seeds_and_prompts_may_be_added(generate_flat, prompts: list[Prompt]) -> None:
+def test_seeds_and_prompts_can_be_added(generate_flat, prompts: list[Prompt]) -> None:
     generate_flat(Flat(), prompts[:2], [0])
     more = Flat()
     images = generate_flat(more, prompts[1:3], [1])
     assert {(row.prompt, row.seed) for row in images.rows()} == {(p.id, s) for p in prompts[:3] for s in (0, 1)}
-    assert (prompts[0].id, 0) not in more.painted
+    assert (prompts[0].id, 0) not in more.generated
 
 
 def test_other_settings_and_other_prompts_are_refused(generate_flat, prompts: list[Prompt]) -> None:
@@ -113,24 +112,36 @@ def test_other_settings_and_other_prompts_are_refused(generate_flat, prompts: li
     assert images.manifest.path.read_bytes() == before
 
 
-def test_a_prompt_with_a_seed_of_its_own_adds_it(generate_flat) -> None:
+def test_settings_of_an_older_set_have_the_same_fingerprint(generate_flat, prompts: list[Prompt]) -> None:
+    """Older sets store `generation` as `painting`."""
+    images = generate_flat(Flat(), prompts[:1], [0])
+    file = images.path / "settings.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({"painting": content.pop("generation"), **content}))
+    assert images.settings.generation == Flat().describe()
+    more = Flat()
+    assert len(generate_flat(more, prompts[:2], [0]).rows()) == 2 and len(more.generated) == 1
+    assert "generation" in json.loads(file.read_text())
+
+
+def test_the_seed_of_a_prompt_is_added(generate_flat) -> None:
     model = Flat()
     generate_flat(model, [Prompt(id="caption", text="x", about={"seed": 500})], [0, 1])
-    assert model.painted == [("caption", 500), ("caption", 501)]
+    assert model.generated == [("caption", 500), ("caption", 501)]
 
 
-def test_the_images_are_those_of_the_painter(
-    tmp_path: Path, prompts, llm4gen: ModelFiles, quick: GenerationOptions
+def test_the_images_are_those_of_the_pipeline(
+    tmp_path: Path, prompts, llm4gen: ModelFiles, quick: PresetOptions
 ) -> None:
-    images = generate(tmp_path / "set", "LLM4GEN", llm4gen, quick, prompts, [5])
-    pipeline = Pipeline.from_files(llm4gen.base, unet=llm4gen.unet, adapter=llm4gen.adapter, llm=llm4gen.llm)
+    images = generate(tmp_path / "set", "LLM4GEN", open_model(llm4gen, quick, "cpu"), prompts, [5])
+    pipeline = Pipeline.from_files(llm4gen, chunks=1)
     for row, prompt in zip(images.rows(), prompts, strict=True):
-        expected = pipeline.generate(prompt.text, seed=5, steps=2, guidance=3.0, chunks=1, progress=False)[0]
+        expected = pipeline.generate(prompt.text, quick, seed=5, progress=False)[0]
         expected = (expected.permute(1, 2, 0).numpy() * 255).clip(0, 255).astype(int)
         assert np.abs(np.asarray(images.open(row), int) - expected).max() <= 1, "batches of four change the last bits"
-    painting = images.settings.generation
-    assert painting["adapter"]["name"] == "adapter.safetensors" and painting["strength"] == 1.0
-    assert painting["steps"] == 2 and "/" not in json.dumps(painting["base"]), "no paths of this machine"
+    generation = images.settings.generation
+    assert generation["adapter"]["name"] == "adapter.safetensors" and generation["strength"] == 1.0
+    assert generation["steps"] == 2 and "/" not in json.dumps(generation["base"]), "no paths of this machine"
 
 
 def test_another_adapter_under_the_same_name_has_another_hash(tmp_path: Path, llm4gen: ModelFiles, quick) -> None:
@@ -151,7 +162,7 @@ def test_another_adapter_under_the_same_name_has_another_hash(tmp_path: Path, ll
 
 
 @pytest.mark.slow
-def test_killed_at_a_random_moment_and_started_again(tmp_path: Path, prompts, base: ModelFiles) -> None:
+def test_a_killed_set_is_completed_with_no_image_twice(tmp_path: Path, prompts, base: ModelFiles) -> None:
     write_prompts(tmp_path / "prompts.jsonl", prompts)
     command = [sys.executable, "-m", "evaluation", "generate", str(tmp_path / "set"), "--prompts"]
     command += [str(tmp_path / "prompts.jsonl"), "--base", base.base, "--seeds", "0-9", "--steps", "10", "--batch", "2"]

@@ -1,4 +1,4 @@
-"""What paints: files of a model, YAML files of several, pipelines of diffusers; and what each refuses."""
+"""Models: files of one model, YAML files of several, diffusers pipelines; and what is refused."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 from small_models import make_diffusers_folder
 
-from evaluation.model_files import GenerationOptions, ModelFiles, model_files, read_models
-from evaluation.models import open_model
+from evaluation.models import ModelFiles, PipelineFiles, PresetOptions, model_files, open_model, read_models
 from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
 
@@ -24,18 +23,18 @@ def sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def settings() -> GenerationOptions:
-    return GenerationOptions(steps=2, guidance=3.0, width=64, height=64)
+def settings() -> PresetOptions:
+    return PresetOptions(steps=2, guidance=3.0, width=64, height=64)
 
 
 def pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image, int)
 
 
-def test_a_pipeline_paints_what_diffusers_paints(sd15: Path, settings: GenerationOptions) -> None:
+def test_a_pipeline_generates_the_images_of_diffusers(sd15: Path, settings: PresetOptions) -> None:
     from diffusers import StableDiffusionPipeline
 
-    model = open_model(ModelFiles(pipeline=str(sd15), batch=2), settings, "cpu")
+    model = open_model(PipelineFiles(pipeline=str(sd15), batch=2), settings, "cpu")
     batches = [*model.generate([CAT, DOG, CAT], [3, 4, 5])]
     assert [len(batch) for batch in batches] == [2, 1]
     images = [image for batch in batches for image in batch]
@@ -55,9 +54,7 @@ def test_a_pipeline_paints_what_diffusers_paints(sd15: Path, settings: Generatio
     assert model.describe()["sampler"] == type(pipeline.scheduler).__name__
 
 
-def test_a_pipeline_paints_with_the_presets_sampler_or_its_own(
-    sd15: Path, settings: GenerationOptions, monkeypatch
-) -> None:
+def test_a_pipeline_uses_the_sampler_of_the_preset_or_its_own(sd15: Path, settings: PresetOptions, monkeypatch) -> None:
     from diffusers import PNDMScheduler
 
     monkeypatch.setattr(
@@ -66,15 +63,15 @@ def test_a_pipeline_paints_with_the_presets_sampler_or_its_own(
     )
 
     def sampler(wanted: str | None, of_preset: str) -> str:
-        painting = settings.model_copy(update={"sampler": of_preset})
-        return open_model(ModelFiles(pipeline=str(sd15), sampler=wanted), painting, "cpu").describe()["sampler"]
+        options = settings.model_copy(update={"sampler": of_preset})
+        return open_model(PipelineFiles(pipeline=str(sd15), sampler=wanted), options, "cpu").describe()["sampler"]
 
     assert sampler(None, "ddim") == sampler("ddim", "") == "DDIMScheduler"
     assert sampler(None, "") == sampler("own", "ddim") == "PNDMScheduler"
 
 
-def test_a_sampler_that_ddim_cannot_stand_for_stays_and_is_said(
-    sd15: Path, settings: GenerationOptions, monkeypatch
+def test_a_sampler_that_ddim_cannot_replace_stays_and_is_noted(
+    sd15: Path, settings: PresetOptions, monkeypatch
 ) -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -82,11 +79,11 @@ def test_a_sampler_that_ddim_cannot_stand_for_stays_and_is_said(
         "diffusers.pipelines.pipeline_utils.DiffusionPipeline.from_pretrained",
         _with_scheduler(sd15, FlowMatchEulerDiscreteScheduler()),
     )
-    model = open_model(ModelFiles(pipeline=str(sd15)), settings, "cpu")
+    model = open_model(PipelineFiles(pipeline=str(sd15)), settings, "cpu")
     assert model.describe()["sampler"] == "FlowMatchEulerDiscreteScheduler"
-    assert any("in whose place DDIM cannot stand" in note for note in model.notes)
-    with pytest.raises(LLM4GENError, match="in whose place DDIM cannot stand; leave the sampler out"):
-        open_model(ModelFiles(pipeline=str(sd15), sampler="ddim"), settings, "cpu")
+    assert any("which DDIM cannot replace" in note for note in model.notes)
+    with pytest.raises(LLM4GENError, match="which DDIM cannot replace; leave the sampler out"):
+        open_model(PipelineFiles(pipeline=str(sd15), sampler="ddim"), settings, "cpu")
 
 
 def _with_scheduler(folder: Path, scheduler: object):
@@ -102,7 +99,7 @@ def _with_scheduler(folder: Path, scheduler: object):
     return from_pretrained
 
 
-def test_settings_change_the_description(sd15: Path, settings: GenerationOptions) -> None:
+def test_settings_change_the_description(sd15: Path, settings: PresetOptions) -> None:
     files = ModelFiles(base=str(sd15))
     other = settings.model_copy(update={"guidance": 4.0})
     assert open_model(files, settings, "cpu").describe() != open_model(files, other, "cpu").describe()
@@ -111,15 +108,15 @@ def test_settings_change_the_description(sd15: Path, settings: GenerationOptions
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, "has no model_index.json that names a pipeline"),
-        ("{}", "has no model_index.json that names a pipeline"),
+        (None, "model_index.json does not exist"),
+        ("{}", "model_index.json has no _class_name"),
         ('{"_class_name": "NoSuchPipeline"}', "cannot be loaded by diffusers"),
-        ('{"_class_name": ["mine", "Mine"]}', r"brings code of its own \(mine\)"),
-        ('{"_class_name": "StableDiffusionPipeline", "unet": ["mine", "Mine"]}', r"brings code of its own \(unet\)"),
+        ('{"_class_name": ["mine", "Mine"]}', r"contains its own code \(mine\)"),
+        ('{"_class_name": "StableDiffusionPipeline", "unet": ["mine", "Mine"]}', r"contains its own code \(unet\)"),
     ],
 )
-def test_what_is_no_pipeline_is_refused(
-    tmp_path: Path, settings: GenerationOptions, content: str | None, says: str
+def test_a_folder_that_is_not_a_pipeline_is_refused(
+    tmp_path: Path, settings: PresetOptions, content: str | None, says: str
 ) -> None:
     for name in (".", "unet"):
         (tmp_path / name).mkdir(exist_ok=True)
@@ -127,27 +124,28 @@ def test_what_is_no_pipeline_is_refused(
     if content is not None:
         (tmp_path / "model_index.json").write_text(content)
     with pytest.raises(LLM4GENError, match=says):
-        open_model(ModelFiles(pipeline=str(tmp_path)), settings, "cpu")
+        open_model(PipelineFiles(pipeline=str(tmp_path)), settings, "cpu")
 
 
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({}, "none of base, pipeline and workflow given"),
-        ({"base": "a", "pipeline": "b"}, "base and pipeline of base"),
-        ({"base": "a", "adapter": "b"}, "adapter and llm belong together"),
-        ({"base": "a", "strength": 1}, "strength is that of an adapter"),
-        ({"base": "a", "lambda_mode": "embeding"}, "lambda_mode"),
-        ({"base": "a", "unett": "b"}, "unett: Extra inputs"),
-        ("models/sd15", "valid dictionary"),
+        ({}, "has neither base nor pipeline nor workflow"),
+        ({"base": "a", "pipeline": "b"}, "has base and pipeline; expected exactly one"),
+        ({"base": "a", "adapter": "b"}, "an adapter but no LLM"),
+        ({"base": "a", "strength": 1}, "there is no adapter"),
+        ({"base": "a", "lambda_mode": "embeding"}, "Lambda mode is 'embeding'"),
+        ({"base": "a", "unett": "b"}, "unett is not an option; expected one of base"),
+        ({"workflow": "a", "adapter": "b"}, "adapter is not an option; expected one of workflow"),
+        ("models/sd15", "expected fields such as base"),
     ],
 )
-def test_a_model_that_is_none_is_refused_by_name(fields: object, says: str) -> None:
+def test_wrong_files_of_a_model_are_refused_by_name(fields: object, says: str) -> None:
     with pytest.raises(LLM4GENError, match=f"Model 'x'.*{says}"):
         model_files("Model 'x'", fields)
 
 
-def test_paths_of_a_file_of_models_are_taken_from_its_folder(tmp_path: Path) -> None:
+def test_relative_paths_start_at_the_folder_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "models.yaml").write_text(
         "SD1.5: {base: sd15, chunks: null}\nLLM4GEN: {base: sd15, adapter: /abs/a.safetensors, llm: t5, batch: 4}\n"
     )
@@ -158,9 +156,9 @@ def test_paths_of_a_file_of_models_are_taken_from_its_folder(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("[1, 2]", "holds list"), ("a: {b: [}", "cannot be read"), ("", "NoneType")]
+    ("text", "says"), [("[1, 2]", "contains list"), ("a: {b: [}", "cannot be read"), ("", "NoneType")]
 )
-def test_a_file_that_holds_no_models_is_refused(tmp_path: Path, text: str, says: str) -> None:
+def test_a_file_without_models_is_refused(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "models.yaml").write_text(text)
     with pytest.raises(LLM4GENError, match=says):
         read_models(tmp_path / "models.yaml")

@@ -11,7 +11,7 @@ import yaml
 
 from evaluation.__main__ import build_parser
 from evaluation.benchmarks import BENCHMARKS, find_benchmark
-from evaluation.model_files import model_files
+from evaluation.models import model_files
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "evaluation" / "README.md").read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_both_models_are_painted_scored_and_reported(results: Path) -> None:
+def test_both_models_are_generated_scored_and_reported(results: Path) -> None:
     report = json.loads((results / "report" / "report.json").read_text())
     (benchmark,) = report["benchmarks"]
     assert benchmark["key"] == "miniature" and benchmark["baseline"] == "base"
@@ -34,13 +34,15 @@ def test_the_reports_number_is_the_mean_of_the_judges_scores(results: Path) -> N
     scores = read_scores(ImageSet(results / "llm4gen"), "miniature")
     dense = [found["words"] for (image, _), found in scores.items() if image.startswith("dense")]
     (benchmark,) = json.loads((results / "report" / "report.json").read_text())["benchmarks"]
-    (column,) = [c for table in benchmark["tables"][:1] for c in table["columns"] if c["key"] == "miniature:dense:words"]
+    (column,) = [
+        c for table in benchmark["tables"][:1] for c in table["columns"] if c["key"] == "miniature:dense:words"
+    ]
     cells = {row["set"]: row["cells"][column["key"]] for row in benchmark["tables"][0]["rows"]}
     assert len(dense) == 8 and cells["LLM4GEN"]["value"] == pytest.approx(np.mean(dense))
     assert cells["LLM4GEN"]["n"] == 8 and cells["LLM4GEN"]["low"] < np.mean(dense) < cells["LLM4GEN"]["high"]
 
 
-def test_the_same_command_again_makes_nothing_anew_and_more_seeds_only_what_is_new(results: Path, capsys) -> None:
+def test_the_same_command_again_repeats_nothing_and_more_seeds_add_images(results: Path, capsys) -> None:
     def written() -> dict[str, list[str]]:
         return {
             name: [json.loads(line)[key] for _, line in lines.lines()]
@@ -68,22 +70,22 @@ def test_the_same_command_again_makes_nothing_anew_and_more_seeds_only_what_is_n
         (["run", "miniature", "out", "--models", "none.yaml"], "none.yaml cannot be read"),
         (["run", "miniature", "out", "--option", "reference"], "'reference' is not NAME=VALUE"),
         (["generate", "out", "--base", "b"], "There are no prompts"),
-        (["generate", "out", "--prompts", "p.jsonl"], "none of base, pipeline and workflow"),
-        (["score", "nowhere"], "nowhere is no set of images"),
-        (["score", "nowhere", "--metrics", "fdi"], "'fdi' is not known"),
+        (["generate", "out", "--prompts", "p.jsonl"], "neither base nor pipeline nor workflow"),
+        (["score", "nowhere"], "nowhere is not an image set"),
+        (["run", "miniature", "out", "--metrics", "fdi"], "'fdi' is not known"),
     ],
 )
-def test_every_refusal_is_one_line(
+def test_every_error_is_one_line(
     arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ") and says in line
-    assert not (tmp_path / "out").exists(), "nothing is half written"
+    assert not (tmp_path / "out").exists(), "nothing is written"
 
 
-def test_a_missing_judge_is_said_before_anything_is_painted(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_missing_judges_are_named_before_any_image_is_generated(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     arguments = ["run", "dense-prompts", "out", "--models", "models.yaml", "--count", "1"]
     (tmp_path / "models.yaml").write_text("SD1.5: {base: nowhere}\n")
@@ -93,7 +95,7 @@ def test_a_missing_judge_is_said_before_anything_is_painted(tmp_path: Path, monk
     assert not (tmp_path / "out").exists()
 
 
-def test_judges_lists_what_is_there_and_what_is_missing(tmp_path: Path, capsys) -> None:
+def test_judges_lists_judges_that_are_there_and_missing_ones(tmp_path: Path, capsys) -> None:
     (tmp_path / "inception").mkdir()
     (tmp_path / "inception" / "weights-inception-2015-12-05-6726825d.pth").touch()
     assert main(["judges", "coco", "--judges", str(tmp_path)]) == 0

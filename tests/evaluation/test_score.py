@@ -15,6 +15,7 @@ from evaluation.generate import generate
 from evaluation.image_set import ImageSet, read_scores
 from evaluation.judges import Judge
 from evaluation.metrics.base import Context, ImageMetric, SetMetric, SetScore
+from evaluation.models import open_model
 from evaluation.score import check_metrics, score
 from llm4gen_core import LLM4GENError
 from miniature.captions import Caption
@@ -78,11 +79,11 @@ def register(monkeypatch, *metrics: type) -> None:
 
 
 @pytest.fixture
-def images(tmp_path: Path, prompts, base, quick, monkeypatch) -> ImageSet:
+def images(tmp_path: Path, prompts, base_model, monkeypatch) -> ImageSet:
     register(monkeypatch, Red, Count)
     monkeypatch.setattr(Red, "calls", 0)
     monkeypatch.setattr(Count, "computed", 0)
-    return generate(tmp_path / "set", "base", base, quick, prompts, [0, 1])
+    return generate(tmp_path / "set", "base", base_model, prompts, [0, 1])
 
 
 def test_each_image_is_scored_once_and_only_where_the_metric_applies(images: ImageSet) -> None:
@@ -96,7 +97,7 @@ def test_each_image_is_scored_once_and_only_where_the_metric_applies(images: Ima
     assert found[rows[0].id, rows[0].sha256]["score"] == pytest.approx(expected)
 
 
-def test_an_image_that_was_painted_anew_is_scored_anew(images: ImageSet) -> None:
+def test_an_image_that_was_generated_again_is_scored_again(images: ImageSet) -> None:
     score(images, ["red"], Context(Path()))
     row = images.rows()[0]
     other = row.model_copy(update={"sha256": "0" * 64})
@@ -106,7 +107,7 @@ def test_an_image_that_was_painted_anew_is_scored_anew(images: ImageSet) -> None
     assert Red.calls == 7 and read_scores(images, "red")[row.id, "0" * 64]["score"] == 1
 
 
-def test_another_judge_scores_everything_and_the_first_ones_scores_stay(images: ImageSet, monkeypatch) -> None:
+def test_another_judge_scores_all_images_and_earlier_scores_stay(images: ImageSet, monkeypatch) -> None:
     score(images, ["red"], Context(Path()))
     first = read_scores(images, "red")
     judge = json.loads((images.scores / "red.about.json").read_text())["judge"]
@@ -117,21 +118,21 @@ def test_another_judge_scores_everything_and_the_first_ones_scores_stay(images: 
     assert all(second[key]["score"] == pytest.approx(first[key]["score"] / 2) for key in first)
 
 
-def test_a_set_metric_is_made_anew_only_when_images_come(images: ImageSet, prompts, base, quick) -> None:
+def test_a_set_metric_is_computed_again_only_for_new_images(images: ImageSet, prompts, base_model) -> None:
     for _ in range(2):
         score(images, ["count"], Context(Path()), batch=5)
     path = images.scores / "count.set.json"
     assert Count.computed == 1 and json.loads(path.read_text())["scores"]["count"]["value"] == 12
-    generate(images.path, "base", base, quick, prompts, [2])
+    generate(images.path, "base", base_model, prompts, [2])
     score(images, ["count"], Context(Path()))
     assert Count.computed == 2 and json.loads(path.read_text())["scores"]["count"]["n"] == 18
 
 
-def test_a_set_without_fitting_prompts_or_without_images_is_refused(images: ImageSet, monkeypatch, tmp_path) -> None:
+def test_a_set_without_fitting_prompts_or_images_is_refused(images: ImageSet, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(Red, "applies", classmethod(lambda cls, prompt: False))
     with pytest.raises(LLM4GENError, match="Metric red applies to none"):
         score(images, ["red"], Context(Path()))
-    with pytest.raises(LLM4GENError, match="is no set of images"):
+    with pytest.raises(LLM4GENError, match="is not an image set"):
         score(ImageSet(tmp_path / "nothing"), ["red"], Context(Path()))
 
 
@@ -154,7 +155,7 @@ def test_all_missing_judges_are_named_at_once(tmp_path: Path, monkeypatch) -> No
     check_metrics(["red"], Context(tmp_path, options={"one": "another"}))
 
 
-def test_options_are_checked_before_anything_is_painted(tmp_path: Path, monkeypatch) -> None:
+def test_options_are_checked_before_any_image_is_generated(tmp_path: Path, monkeypatch) -> None:
     from evaluation.metrics.fid import FID
 
     monkeypatch.setattr(FID, "judges_needed", ())
@@ -165,7 +166,7 @@ def test_options_are_checked_before_anything_is_painted(tmp_path: Path, monkeypa
     check_metrics(["fid"], Context(tmp_path, options={"reference": str(tmp_path)}))
 
 
-def test_an_unknown_metric_is_refused_with_the_known_ones() -> None:
+def test_an_unknown_metric_is_refused() -> None:
     with pytest.raises(LLM4GENError, match="'fdi' is not known; expected one of .*miniature"):
         find_metric("fdi")
 
@@ -175,8 +176,9 @@ def test_every_metric_can_be_imported_and_has_its_own_name() -> None:
         assert entry.load_class().name == entry.name == name
 
 
-def test_the_miniatures_judge_says_what_it_says_of_arrays(tmp_path, prompts, base, quick, monkeypatch) -> None:
-    images = generate(tmp_path / "set", "base", base, quick.model_copy(update={"steps": 10}), prompts, [0])
+def test_the_miniatures_metric_gives_the_judges_scores(tmp_path, prompts, base, quick) -> None:
+    model = open_model(base, quick.model_copy(update={"steps": 10}), "cpu")
+    images = generate(tmp_path / "set", "base", model, prompts, [0])
     score(images, ["miniature"], Context(Path()))
     captions: list[Caption] = [*SETS["color"].prompts(3), *SETS["dense"].prompts(3)]
     pixels = np.stack([np.asarray(images.open(row)) for row in images.rows()])
