@@ -85,7 +85,7 @@ class Comparison:
 
     scene: Scene
     caption: Caption
-    images: tuple[Tensor, Tensor]
+    images: tuple[Tensor, ...]
 
     def scores(self) -> list[Score]:
         """Scores of base and LLM4GEN."""
@@ -114,7 +114,7 @@ def _generate(folder: Path) -> list[Path]:
         )
         for pipeline in (base, llm4gen)
     ]
-    shown = [Comparison(*pair, both) for pair, *both in zip(drawn, *images, strict=True)]  # type: ignore[misc]
+    shown = [Comparison(*pair, both) for pair, both in zip(drawn, zip(*images, strict=True), strict=True)]
     for number, one in enumerate(shown, 1):
         print(f"{number}. {one.caption.text}")
         for name, found in zip(("base", "with LLM4GEN"), one.scores(), strict=True):
@@ -130,7 +130,7 @@ def _generate(folder: Path) -> list[Path]:
     given = {**files.model_dump(exclude_none=True), "steps": STEPS, "guidance": GUIDANCE}
     options = " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in given.items())
     print(f'$ python -m llm4gen_diffusers generate {options} --prompt "{SHORT_PROMPT}"', flush=True)
-    return saved + generate(GenerateSettings(**given, prompts=[SHORT_PROMPT], output=str(folder / "llm4gen.png")))
+    return saved + generate(GenerateSettings(**given, prompts=(SHORT_PROMPT,), output=str(folder / "llm4gen.png")))
 
 
 def _described(found: Score) -> list[str]:

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -26,16 +26,15 @@ from safetensors.torch import save_file
 
 from evaluation.generate import generate
 from evaluation.metrics.base import Context
-from evaluation.model_files import GenerationOptions, ModelFiles
+from evaluation.models import LLM4GENModel, ModelFiles, PresetOptions, open_model
 from evaluation.prompts import Prompt
 from evaluation.score import score
-from llm4gen_core import LLM4GENError, Span
+from llm4gen_core import GuidanceOptions, LLM4GENError, Span
 from llm4gen_core.files import read_json, whole_file, write_json
-from llm4gen_diffusers import options
+from llm4gen_diffusers.attention import install_cross_attention
 from llm4gen_diffusers.attention_maps import attention_maps
 from llm4gen_diffusers.devices import choose_device
 from llm4gen_diffusers.provenance import machine
-from llm4gen_diffusers.sampling import Pipeline
 from train.export import ExportSettings, export
 from train.loop import Trainer, resume, run
 from train.recipe_file import load_recipe
@@ -48,7 +47,7 @@ from .dataset import SETS, SINGLE
 from .judge import accuracy, blurred, noisy
 from .language import train_decoder, train_encoder
 from .probe import probe_encoders
-from .results import FINAL, METRIC, Results, maps_file, mean_of, read_scale
+from .results import FINAL, METRIC, Results, Scores, image_set, maps_file, read_scale, read_set
 from .variants import STRENGTH_VARIANTS, STRENGTHS, Variant
 from .world import first_pairs, write_pairs
 
@@ -104,16 +103,16 @@ class Scale:
 
 
 QUICK = Scale(
-    pairs=400,
-    vae_steps=20,
-    clip_steps=20,
-    llm_steps=20,
-    base_steps=24,
-    variant_steps=10,
-    prompts=4,
-    curve_prompts=4,
-    probe_prompts=64,
-    batch=16,
+    pairs=200,
+    vae_steps=10,
+    clip_steps=5,
+    llm_steps=10,
+    base_steps=20,
+    variant_steps=5,
+    prompts=2,
+    curve_prompts=2,
+    probe_prompts=32,
+    batch=8,
     warmup=2,
     words=0.0,
     judged=50,
@@ -158,7 +157,7 @@ class Reproduction:
 
     # ---- shared by all variants
 
-    def test_judge(self) -> None:
+    def measure_judge(self) -> None:
         """Measure the judge where the content of images is known."""
         with self._once("judge", self.folder / "judge.json") as file:
             if file is not None:
@@ -215,9 +214,9 @@ class Reproduction:
                 for part in ("unet", "scheduler"):
                     shutil.copytree(run_folder.export / part, self.base / part, dirs_exist_ok=True)
                 write_json(file, {"seconds": round(time.monotonic() - started), "machine": machine()})
-        files = options.ModelFiles(base=str(self.base))
-        self._images("base", 0, files, (*MAIN_SETS, *HELD_OUT_SETS, SINGLE.name), scale.prompts)
-        self._attention_maps("base", 0, files)
+        model = self._open({})
+        self._images("base", 0, model, (*MAIN_SETS, *HELD_OUT_SETS, SINGLE.name), scale.prompts)
+        self._attention_maps("base", 0, model)
         words = {kind: self.base_words(name) for kind, name in SHORT_SETS.items()}
         if min(words.values()) < scale.words:
             found = ", ".join(f"{share:.3f} of the words of prompts of {kind}" for kind, share in words.items())
@@ -228,7 +227,8 @@ class Reproduction:
 
     def base_words(self, prompt_set: str) -> float:
         """Share of the requested words in the base's images of a prompt set."""
-        found = mean_of(Results(self.folder).values("base", "words", (prompt_set,)))
+        scores = {("base", 0, FINAL): read_set(image_set(self.folder, "base", 0))}
+        found = Results(scores).mean("words", (prompt_set,), "base")
         assert found is not None
         return found.mean
 
@@ -255,31 +255,33 @@ class Reproduction:
         folder = self._train(variant.recipe, run_name, self._overrides(variant, seed))
         for step in () if variant.trained_as else self._curve_steps():
             checkpoint, exported = folder.checkpoints / f"step-{step:08d}", folder.path / f"export-{step}"
-            if checkpoint.is_dir() and not Results(self.folder).scored(variant.name, seed, f"step-{step}"):
+            if checkpoint.is_dir() and not self._scored(variant, seed, f"step-{step}"):
                 with contextlib.redirect_stdout(None):
                     export(ExportSettings(source=str(checkpoint), output=str(exported), force=True))
-                files = self._files(variant, exported)
-                self._images(variant.name, seed, files, CURVE_SETS, self.scale.curve_prompts, f"step-{step}")
+                model = self._open_variant(variant, exported)
+                self._images(variant.name, seed, model, CURVE_SETS, self.scale.curve_prompts, f"step-{step}")
                 shutil.rmtree(exported)
-        files = self._files(variant, folder.export)
-        self._images(variant.name, seed, files, self._final_sets(variant), self.scale.prompts)
-        for name, strength in self._strengths(variant).items():
-            changed = files.model_copy(update={"strength": strength})
-            self._images(variant.name, seed, changed, CURVE_SETS, self.scale.prompts, name)
+        model = self._open_variant(variant, folder.export)
+        self._images(variant.name, seed, model, self._final_sets(variant), self.scale.prompts)
         if variant.is_core:
-            self._attention_maps(variant.name, seed, files)
+            self._attention_maps(variant.name, seed, model)
+        for name, strength in self._strengths(variant).items():
+            model.pipeline.strength = strength
+            self._images(variant.name, seed, model, CURVE_SETS, self.scale.prompts, name)
         for checkpoint in () if variant.trained_as else sorted(folder.checkpoints.glob("step-*"))[:-1]:
             shutil.rmtree(checkpoint)  # large, and measured
 
     def is_done(self, variant: Variant, seed: int) -> bool:
         """Whether all images of a variant are there and scored."""
-        results = Results(self.folder)
         wanted = {prompt.id for prompt in _prompts(self._final_sets(variant), self.scale.prompts)}
         return (
-            wanted <= {key[0] for key in results.scored(variant.name, seed)}
-            and all(results.scored(variant.name, seed, name) for name in self._strengths(variant))
+            wanted <= {key[0] for key in self._scored(variant, seed)}
+            and all(self._scored(variant, seed, name) for name in self._strengths(variant))
             and (not variant.is_core or maps_file(self.folder, variant.name, seed).is_file())
         )
+
+    def _scored(self, variant: Variant, seed: int, name: str = FINAL) -> Scores:
+        return read_set(image_set(self.folder, variant.name, seed, name))
 
     def _final_sets(self, variant: Variant) -> tuple[str, ...]:
         return (*MAIN_SETS, *(HELD_OUT_SETS if variant.is_core else ()))
@@ -325,40 +327,32 @@ class Reproduction:
                 run(load_recipe(recipe, [*overrides, *self._sizes(), f"output={path}"]))
         return folder
 
-    def _files(self, variant: Variant, exported: Path) -> options.ModelFiles:
-        files: dict[str, Any] = {"base": str(self.base)}
-        if variant.llm:
-            files |= {"adapter": str(exported / "adapter.safetensors"), "llm": str(self.world / variant.llm)}
-        for name, part in (("unet", "unet"), ("clip", "text_encoder")):
-            if (exported / part).is_dir():
-                files[name] = str(exported / part)
-        return options.ModelFiles(**files, lambda_mode=variant.lambda_mode)
-
     # ---- measuring
 
+    def _open_variant(self, variant: Variant, exported: Path) -> LLM4GENModel:
+        files: dict[str, Any] = {"lambda_mode": variant.lambda_mode}
+        if variant.llm:
+            files |= {"adapter": exported / "adapter.safetensors", "llm": self.world / variant.llm}
+        parts = {"unet": exported / "unet", "clip": exported / "text_encoder"}
+        return self._open(files | {name: folder for name, folder in parts.items() if folder.is_dir()})
+
+    def _open(self, files: Mapping[str, Any]) -> LLM4GENModel:
+        """Load the base with other files in place of its own. CLIP reads one chunk, as in training."""
+        given = ModelFiles(base=self.base, chunks=1, batch=128, **files)
+        model = open_model(given, PresetOptions(steps=STEPS, guidance=GUIDANCE), str(self.device))
+        assert isinstance(model, LLM4GENModel)
+        install_cross_attention(model.pipeline.family.unet, GuidanceOptions(alpha=0))  # faster than diffusers' here
+        return model
+
     def _images(
-        self,
-        variant: str,
-        seed: int,
-        files: options.ModelFiles,
-        sets: Sequence[str],
-        prompts: int,
-        name: str = FINAL,
+        self, variant: str, seed: int, model: LLM4GENModel, sets: Sequence[str], prompts: int, name: str = FINAL
     ) -> None:
         """Generate and score the image set of a variant; one that is there is only completed."""
-        images = generate(
-            Results(self.folder).image_set(variant, seed, name).path,
-            f"{variant}, seed {seed}",
-            ModelFiles(**files.model_dump(), chunks=1, batch=128),
-            GenerationOptions(steps=STEPS, guidance=GUIDANCE),
-            _prompts(sets, prompts),
-            seeds=[0],
-            benchmark=METRIC,
-            device=str(self.device),
-        )
+        path = image_set(self.folder, variant, seed, name).path
+        images = generate(path, f"{variant}, seed {seed}", model, _prompts(sets, prompts), [0], benchmark=METRIC)
         score(images, [METRIC], Context(judges=Path()), batch=128)
 
-    def _attention_maps(self, variant: str, seed: int, files: options.ModelFiles) -> None:
+    def _attention_maps(self, variant: str, seed: int, model: LLM4GENModel) -> None:
         """Write attention maps of three short prompts' attributes and entities, and of one pair of a dense prompt.
 
         The `.npz` file has for each prompt n: "n.prompt", "n.words" [W], "n.image" uint8 [H, W, 3], "n.maps" [W, h, w].
@@ -366,15 +360,13 @@ class Reproduction:
         path = maps_file(self.folder, variant, seed)
         if path.is_file():
             return
-        pipeline = Pipeline.from_files(files, self.device, chunks=1)
         [dense] = SETS["dense"].prompts(1)
         chosen = [(number, caption, caption.pairs) for number, caption in enumerate(SETS["color"].prompts(3))]
         chosen.append((0, dense, dense.pairs[:1]))  # CLIP cuts the later ones off
         arrays: dict[str, Any] = {}
         for index, (noise, caption, pairs) in enumerate(chosen):
             words = [Span(*end, caption.text[slice(*end)]) for pair in pairs for end in pair]
-            sampling = options.GenerationOptions(steps=STEPS, guidance=GUIDANCE)
-            found = attention_maps(pipeline, caption.text, words, sampling, seed=noise, progress=False)
+            found = attention_maps(model.pipeline, caption.text, words, model.settings, seed=noise, progress=False)
             arrays[f"{index}.prompt"] = np.array(caption.text)
             arrays[f"{index}.words"] = np.array([word.text for word in words])
             arrays[f"{index}.image"] = np.rint(255 * found.image.permute(1, 2, 0).numpy()).astype(np.uint8)

@@ -27,8 +27,10 @@ from .results import (
     Results,
     Values,
     difference_of,
+    image_set,
     maps_file,
     mean_of,
+    prompts_of,
     read_scale,
     restricted,
 )
@@ -62,7 +64,7 @@ Columns: TypeAlias = "dict[str, Callable[[str], Cell]]"
 
 def write_report(folder: Path) -> Path:
     """Write `report.html`, which is returned, and `report.md`, its Markdown without images."""
-    report = _Report(folder)
+    report = Report(folder, Results.read(folder))
     for section in (
         report.summary,
         report.provenance,
@@ -85,13 +87,18 @@ def write_report(folder: Path) -> Path:
     return folder / "report.html"
 
 
-class _Report:
-    """Sections of the report, each a method that adds to `page`."""
+class Report:
+    """Sections of the report, each a method that adds to `page`.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: folder of the reproduction, which may lack anything.
+        results: scores of its image sets.
+    """
+
+    def __init__(self, folder: Path, results: Results) -> None:
         self.folder = folder
         self.page = Page("LLM4GEN in miniature")
-        self.results = Results(folder)
+        self.results = results
         self.made = _json(folder / "world" / "world.json")
         self.scale = read_scale(folder) if (folder / "reproduction.json").is_file() else {}
         self.steps = self.scale.get("variant_steps", 0)
@@ -124,7 +131,7 @@ class _Report:
     def provenance(self) -> None:
         self.page.heading("How it was made")
         rows = [
-            self.results.image_set(name, seed).rows()[0] for name in TITLES for seed in self.results.seeds(name)[:1]
+            image_set(self.folder, name, seed).rows()[0] for name in TITLES for seed in self.results.seeds(name)[:1]
         ]
         seconds = {
             "the world": self.made.get("seconds"),
@@ -208,8 +215,8 @@ class _Report:
             if lines:
                 adjusted = f"p is adjusted for all {len(contrasts)} (Holm), intervals are not"
                 caption = f"Differences in {MEASURES[measure]}, paired by prompt and seed; {adjusted}."
-                header = ["Difference", *(SET_NAMES[name].capitalize() for name in CONTRAST_SETS)]
-                self.page.table(header, lines, caption)
+                headers = ["Difference", *(SET_NAMES[name].capitalize() for name in CONTRAST_SETS)]
+                self.page.table(headers, lines, caption)
         self.variants(rows, self.columns("score", CATEGORIES), "Requested content present, by category.")
         columns = {}
         for name in (name for name in SETS if name not in CATEGORIES):
@@ -336,7 +343,7 @@ class _Report:
         for name in CURVES if there else ():
             rows, prompts = [], [""]
             for variant in there:
-                images = self.results.image_set(variant, self.results.seeds(variant)[0])
+                images = image_set(self.folder, variant, self.results.seeds(variant)[0])
                 chosen = [row for row in images.rows() if row.category == name][:SAMPLES]
                 rows.append((TITLES[variant], [np.asarray(images.open(row)) for row in chosen]))
                 prompts = [row.text for row in chosen]
@@ -470,7 +477,8 @@ def _sentences(differences: Differences, below: float = 0) -> list[str]:
     lines = []
     for one, difference in differences.items():
         names = f"*{TITLES[one.a]}* − *{TITLES[one.b]}* on {', '.join(SET_NAMES[name] for name in one.sets)}"
-        paper = f"; in the paper +{PAPER_MEANS[one.a] - PAPER_MEANS[one.b]:.2f} points" * ({one.a, one.b} <= {*PAPER})
+        known = {one.a, one.b} <= {*PAPER}
+        paper = f"; in the paper +{PAPER_MEANS[one.a] - PAPER_MEANS[one.b]:.2f} points" if known else ""
         significant = "significant" if difference.p <= ALPHA else "not significant"
         if difference.mean < below:
             lines.append(f"{names}: {plain(difference)}, {significant}{paper}.")

@@ -145,7 +145,7 @@ def _run(args: argparse.Namespace) -> None:
         if value < 1:
             raise LLM4GENError(f"{option} is {value}; expected a whole number of at least 1.")
     reproduction = Reproduction(folder, QUICK if args.quick else Scale())
-    for make in (reproduction.test_judge, reproduction.make_world, reproduction.train_base):
+    for make in (reproduction.measure_judge, reproduction.make_world, reproduction.train_base):
         make()
     if args.quick:
         wanted = [(name, 0) for name in QUICK_VARIANTS]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,6 +30,8 @@ MEASURES = {
 
 Key: TypeAlias = "tuple[str, str]"
 """Id and text of a prompt."""
+Scores: TypeAlias = "Mapping[Key, Mapping[str, float | None]]"
+"""Scores of an image set, by prompt and measure."""
 Values: TypeAlias = "dict[int, dict[Key, float]]"
 """Values of a variant by training seed and prompt; NaN where a measure does not apply."""
 
@@ -61,49 +62,47 @@ def maps_file(folder: Path, variant: str, seed: int) -> Path:
     return folder / "images" / variant / str(seed) / "attention.npz"
 
 
+def image_set(folder: Path, variant: str, seed: int, name: str = FINAL) -> ImageSet:
+    """Return an image set of a variant, which need not exist."""
+    return ImageSet(folder / "images" / variant / str(seed) / name)
+
+
+def read_set(images: ImageSet) -> Scores:
+    """Read the scores of an image set; empty if it is not there or not complete."""
+    if not images.path.is_dir():
+        return {}
+    scores = read_scores(images, METRIC)
+    found = {(row.prompt, row.text): scores.get((row.id, row.sha256)) for row in images.rows()}
+    complete = {key: one for key, one in found.items() if one is not None}
+    return complete if len(complete) == len(images.prompts) else {}
+
+
 class Results:
-    """Image sets of a reproduction.
+    """Scores of a reproduction's image sets.
 
     Args:
-        folder: folder of the reproduction.
+        scores: by variant, training seed and name of the image set; only of complete image sets.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "images"
-        self._read = cache(self._read_scores)
+    def __init__(self, scores: Mapping[tuple[str, int, str], Scores]) -> None:
+        self.scores = scores
 
-    def image_set(self, variant: str, seed: int, name: str = FINAL) -> ImageSet:
-        """Image set of a variant, which need not exist."""
-        return ImageSet(self.folder / variant / str(seed) / name)
-
-    def scored(self, variant: str, seed: int, name: str = FINAL) -> Mapping[Key, Mapping[str, float | None]]:
-        """Scores of an image set by prompt; empty if it is not there or not complete."""
-        return self._read(variant, seed, name)
-
-    def _read_scores(self, variant: str, seed: int, name: str) -> Mapping[Key, Mapping[str, float | None]]:
-        images = self.image_set(variant, seed, name)
-        if not images.path.is_dir():
-            return {}
-        scores = read_scores(images, METRIC)
-        found = {(row.prompt, row.text): scores.get((row.id, row.sha256)) for row in images.rows()}
-        complete = {key: one for key, one in found.items() if one is not None}
-        return complete if len(complete) == len(images.prompts) else {}
+    @classmethod
+    def read(cls, folder: Path) -> Results:
+        """Read all image sets of a reproduction."""
+        paths = sorted((folder / "images").glob("*/[0-9]*/*/"))
+        found = {(path.parts[-3], int(path.parts[-2]), path.name): read_set(ImageSet(path)) for path in paths}
+        return cls({place: scores for place, scores in found.items() if scores})
 
     def seeds(self, variant: str, name: str = FINAL) -> list[int]:
-        """Training seeds of which there is a complete image set."""
-        found = sorted(int(path.name) for path in (self.folder / variant).glob("[0-9]*"))
-        return [seed for seed in found if self.scored(variant, seed, name)]
-
-    def steps(self, variant: str) -> list[int]:
-        """Steps at which the training was measured before its end."""
-        found = {path.name for path in (self.folder / variant).glob("*/step-*")}
-        return sorted(int(name.removeprefix("step-")) for name in found)
+        """Training seeds of which there is an image set."""
+        return sorted(seed for one, seed, found in self.scores if (one, found) == (variant, name))
 
     def values(self, variant: str, measure: str, sets: Collection[str], name: str = FINAL) -> Values:
         """Values of a measure on prompt sets; empty if one of the sets was not measured."""
         found: Values = {}
         for seed in self.seeds(variant, name):
-            chosen = {key: one for key, one in self.scored(variant, seed, name).items() if _set_of(key) in sets}
+            chosen = {key: one for key, one in self.scores[variant, seed, name].items() if _set_of(key) in sets}
             if {_set_of(key) for key in chosen} == set(sets):
                 numbers = {key: one.get(measure) for key, one in chosen.items()}
                 found[seed] = {key: np.nan if number is None else number for key, number in numbers.items()}
@@ -128,7 +127,9 @@ class Results:
 
         Empty if only the final values are there.
         """
-        names = {step: f"step-{step}" for step in self.steps(variant)} | {last: FINAL}
+        steps = {name for one, _, name in self.scores if one == variant and name.startswith("step-")}
+        names = {step: f"step-{step}" for step in sorted(int(name.removeprefix("step-")) for name in steps)}
+        names[last] = FINAL
         points = {step: self.values(variant, measure, (prompt_set,), name) for step, name in names.items()}
         points = {step: values for step, values in points.items() if values}
         if points.keys() <= {last}:

@@ -94,7 +94,6 @@ class Table:
     highlight: Collection[int] = ()
     notes: Sequence[str] = ()
     quoted: bool = False
-    kind = "table"
 
     def __post_init__(self) -> None:
         _check_rows(self.columns, self.rows)
@@ -128,7 +127,7 @@ class Page:
     def __init__(self, title: str, one_seed: str = ONE_SEED) -> None:
         self.title = title
         self.one_seed = one_seed
-        self.blocks: list[Any] = []
+        self.blocks: list[dict[str, Any]] = []
 
     def heading(self, text: str, level: int = 2) -> None:
         """Add a heading that can be linked to; those of level 2 make up the table of contents.
@@ -138,9 +137,9 @@ class Page:
             level: 2 to 4.
         """
         slug = re.sub(r"\W+", "-", text.lower()).strip("-") or "section"
-        taken = {block.anchor for block in self.blocks if isinstance(block, _Heading)}
-        names = (slug if n == 1 else f"{slug}-{n}" for n in itertools.count(1))
-        self.blocks.append(_Heading(text, level, next(name for name in names if name not in taken)))
+        taken = [block["anchor"] for block in self.blocks if block["kind"] == "heading"]
+        anchor = next(name for n in itertools.count(1) if (name := f"{slug}-{n}" if n > 1 else slug) not in taken)
+        self.blocks.append({"kind": "heading", "text": text, "level": level, "anchor": anchor})
 
     def text(self, text: str, points: Sequence[str] = ()) -> None:
         """Add paragraphs, separated by empty lines, and a list of points after them.
@@ -154,7 +153,7 @@ class Page:
         """
         parts = [text, "\n".join(f"- {point}" for point in points)]
         parts += [self.one_seed] * any("†" in part for part in parts)
-        self.blocks.append(_Text("\n\n".join(parts).strip()))
+        self.blocks.append({"kind": "text", "text": "\n\n".join(parts).strip()})
 
     def table(
         self,
@@ -169,7 +168,8 @@ class Page:
         """Add a table; see `Table`. Notes on bars and on the mark † are added where they occur."""
         estimates = [cell for row in rows for cell in row if isinstance(cell, Estimate)]
         notes = [*notes, *[BARS] * bool(estimates), *self._seed_note(estimates)]
-        self.blocks.append(Table(columns, rows, caption, highlight, notes, quoted))
+        table = Table(columns, rows, caption, highlight, notes, quoted)
+        self.blocks.append({"kind": "table", "table": table})
 
     def lines(
         self,
@@ -205,16 +205,18 @@ class Page:
             f"{name}: {' to '.join(f'{plain(y)} at {plain(x)}' for x, y in two)}" for name, two in ends.items()
         ]
         described += [f"{name}: {plain(level)}" for name, level in (references or {}).items()]
-        svg = _draw(series, x_label, y_label, log_x, references or {}, f"plot-{len(self.blocks)}-")
-        alt = html.escape(f"Plot of {y_label} over {x_label}. {'; '.join(described)}.")
         values = {name: dict(points) for name, points in series.items()}
-        rows: list[list[Cell]] = [
-            [plain(x), *(plain(values[name].get(x)) for name in series)]
-            for x in sorted({x for points in series.values() for x, _ in points})
-        ]
+        steps = sorted({x for points in series.values() for x, _ in points})
+        rows = [[plain(x), *(plain(values[name].get(x)) for name in series)] for x in steps]
         notes = ["Shaded: 95 % intervals.", *self._seed_note([y for points in series.values() for _, y in points])]
-        drawn = Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{alt}" ', 1))
-        self.blocks.append(_Plot(drawn, caption, notes, Table([x_label, *series], rows)))
+        plot = {
+            "svg": Markup(_draw(series, x_label, y_label, log_x, references or {}, f"plot-{len(self.blocks)}-")),
+            "alt": f"Plot of {y_label} over {x_label}. {'; '.join(described)}.",
+            "caption": caption,
+            "notes": notes,
+            "numbers": Table([x_label, *series], rows),
+        }
+        self.blocks.append({"kind": "plot", **plot})
 
     def images(
         self,
@@ -243,7 +245,9 @@ class Page:
             (label, [_png(image, f"{label}: {title}", scale) for image, title in zip(images, titles, strict=True)])
             for label, images in rows
         ]
-        self.blocks.append(_Grid(grid, list(zip(titles, widths, strict=True)), caption, notes))
+        titles_and_widths = list(zip(titles, widths, strict=True))
+        block = {"kind": "grid", "rows": grid, "titles": titles_and_widths, "caption": caption, "notes": notes}
+        self.blocks.append(block)
 
     def maps(
         self,
@@ -291,57 +295,26 @@ class Page:
 
     def markdown(self) -> str:
         """Return the text and the tables as Markdown; plots and images are left out, and headings of nothing else."""
-        parts: list[str] = []
-        level = 0  # of a heading that nothing has followed yet
-        for block in (*self.blocks, _Heading("", 2, "")):
-            if isinstance(block, _Heading):
-                if level >= block.level:
+        parts = [f"# {self.title}\n"]
+        empty = 0  # level of a heading that nothing has followed yet
+        for block in (*self.blocks, {"kind": "heading", "text": "", "level": 2}):
+            if block["kind"] == "heading":
+                if empty >= block["level"]:
                     parts.pop()
-                parts.append(f"{'#' * block.level} {block.text}\n")
-                level = block.level
-            elif isinstance(block, _Text):
-                parts.append(f"{block.text}\n")
-                level = 0
-            elif isinstance(block, Table):
-                seeds = [note for note in block.notes if note != BARS]
-                parts += [" ".join([block.caption, *seeds]).strip() + "\n", block.markdown()]
-                level = 0
-        return "\n".join([f"# {self.title}\n", *parts[:-1]])
+                parts.append(f"{'#' * block['level']} {block['text']}\n")
+                empty = block["level"]
+            elif block["kind"] == "text":
+                parts.append(f"{block['text']}\n")
+                empty = 0
+            elif block["kind"] == "table":
+                table = block["table"]
+                notes = [note for note in table.notes if note != BARS]
+                parts += [" ".join([table.caption, *notes]).strip() + "\n", table.markdown()]
+                empty = 0
+        return "\n".join(parts[:-1])
 
     def _seed_note(self, estimates: Sequence[Estimate]) -> list[str]:
         return [self.one_seed] * any(not one.over_seeds for one in estimates)
-
-
-@dataclass(frozen=True)
-class _Heading:
-    text: str
-    level: int
-    anchor: str
-    kind = "heading"
-
-
-@dataclass(frozen=True)
-class _Text:
-    text: str
-    kind = "text"
-
-
-@dataclass(frozen=True)
-class _Plot:
-    svg: Markup
-    caption: str
-    notes: Sequence[str]
-    numbers: Table
-    kind = "plot"
-
-
-@dataclass(frozen=True)
-class _Grid:
-    rows: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]
-    titles: Sequence[tuple[str, int]]
-    caption: str
-    notes: Sequence[str]
-    kind = "grid"
 
 
 def render(template: str, **content: Any) -> str:
@@ -484,8 +457,20 @@ def _heat(image: NDArray[np.uint8], values: NDArray[np.floating]) -> NDArray[np.
 
 # The page's style sheet decides the colors by theme; these stand for them and occur nowhere else in a plot.
 _INK, _FAINT = "#010203", "#040506"
-_SERIES = tuple(f"#0a0b{number:02x}" for number in range(7))
-_MARKERS, _DASHES = "osD^vPX", ("-", "--", "-.", ":")
+_SERIES = [f"#0a0b{number:02x}" for number in range(7)]
+_STYLE: dict[str, Any] = {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), _INK),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none"),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon", "text.parse_math"), False),
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": _FAINT,
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same layout on every machine
+    "legend.fontsize": 9,
+    "lines.markersize": 4,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "llm4gen",
+}
 
 
 def _draw(
@@ -493,57 +478,42 @@ def _draw(
 ) -> str:
     """SVG element of a plot, drawn by matplotlib, in the colors and the font of the page. Ids begin with `prefix`."""
     import matplotlib
+    from cycler import cycler
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    options: dict[str, Any] = {
-        "svg.hashsalt": "llm4gen",
-        "svg.fonttype": "none",
-        "font.family": "DejaVu Sans",  # comes with matplotlib: the same layout on every machine
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "text.parse_math": False,
-    }
-    options |= dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), _INK)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(cast(Any, options))
+        matplotlib.rcParams.update(cast(Any, _STYLE))
         figure = Figure(figsize=(6, 3.6), layout="constrained")
-        figure.patch.set_alpha(0)
-        axes = figure.add_subplot(facecolor="none")
-        axes.grid(color=_FAINT, linewidth=0.6)
-        axes.set_axisbelow(True)
-        for n, (name, points) in enumerate(series.items()):
-            color, marker = _SERIES[n % len(_SERIES)], _MARKERS[n % len(_MARKERS)]
-            dash = _DASHES[n // len(_SERIES) % len(_DASHES)]
-            x = [at for at, _ in points]
-            low, mean, high = ([getattr(y, end) for _, y in points] for end in ("low", "mean", "high"))
-            if len(points) == 1:
-                axes.vlines(x, low, high, color=color)
+        axes = figure.add_subplot()
+        axes.set_prop_cycle(
+            cycler(linestyle=["-", "--", "-.", ":"]) * (cycler(color=_SERIES) + cycler(marker="osD^vPX"))
+        )
+        for name, points in series.items():
+            x, means = [x for x, _ in points], [y.mean for _, y in points]
+            ends = [y.low for _, y in points], [y.high for _, y in points]
+            (line,) = axes.plot(x, means, label=name + " †" * any(not y.over_seeds for _, y in points))
+            if len(points) > 1:
+                axes.fill_between(x, *ends, color=line.get_color(), alpha=0.16, linewidth=0)
             else:
-                axes.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
-            label = name + " †" * any(not y.over_seeds for _, y in points)
-            axes.plot(x, mean, dash, color=color, label=label, marker=marker, markersize=4, linewidth=1.6)
+                axes.vlines(x, *ends, color=line.get_color())
         for name, level in references.items():
             axes.axhline(level, color=_INK, linewidth=0.9, linestyle=(0, (2, 3)))
-            at: Any = {"xycoords": ("axes fraction", "data"), "xytext": (-2, 3), "textcoords": "offset points"}
-            axes.annotate(name, (1, level), ha="right", fontsize=9, **at)
+            axes.text(1, level, name, transform=axes.get_yaxis_transform(), ha="right", va="bottom", fontsize=9)
         if log_x:
             axes.set_xscale("log")
             ticks = sorted({x for points in series.values() for x, _ in points})
             if len(ticks) <= 8:
                 axes.set_xticks(ticks, [f"{x:,g}" for x in ticks])
                 axes.minorticks_off()
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
+        axes.set(xlabel=x_label, ylabel=y_label)
         if len(series) > 1:
-            figure.legend(loc="outside lower center", ncols=min(len(series), 3), frameon=False, fontsize=9)
+            figure.legend(loc="outside lower center", ncols=min(len(series), 3))
         file = io.StringIO()
         FigureCanvasSVG(figure).print_svg(file, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     svg = file.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'\b(id="|href="#|url\(#)', rf"\1{prefix}", svg)
     svg = svg.replace(_INK, "var(--ink)").replace(_FAINT, "var(--rule)").replace("'DejaVu Sans'", "var(--font)")
-    for n, color in enumerate(_SERIES):
-        svg = svg.replace(color, f"var(--series-{n})")
-    return svg
+    return re.sub("#0a0b0([0-6])", r"var(--series-\1)", svg)

@@ -62,7 +62,6 @@ def test_two_thousand_scenes_are_read_without_an_error() -> None:
     readings = read(np.stack([render(one) for one in scenes]))
     assert [reading.scene for reading in readings] == scenes
     assert not any(reading.unclear for reading in readings)
-    assert max(reading.error for reading in readings) == 0
 
 
 def test_every_object_is_read_in_a_grid_of_another_size() -> None:
@@ -95,7 +94,6 @@ def test_what_is_no_image_of_a_scene_is_refused(images: NDArray[np.generic], mes
 def test_a_mean_of_two_objects_is_no_object() -> None:
     [reading] = read(cell(sprite(RED)[0] / 2.0 + sprite(Object("cross", "green", "plain", "large"))[0] / 2.0))
     assert reading.scene.objects == () and reading.unclear == (MIDDLE,)
-    assert reading.error > 0.05
 
 
 @pytest.mark.parametrize("noise", [0, 0.1])
@@ -183,7 +181,7 @@ def test_an_unclear_cell_takes_only_exactness() -> None:
 
 
 def test_a_wrong_colour_is_a_word_less_and_says_nothing_of_binding() -> None:
-    """The image knows no blue at all: that is no error of binding."""
+    """The image has no blue at all: that is not an error of binding."""
     yellow = Object("square", "yellow", "plain", "large")
     assert judged(colors(), (LEFT, RED), (RIGHT, yellow)) == Score(0.5, 0.75, 1, 0)
 
@@ -267,7 +265,7 @@ def test_relations_of_rows(relation: str, cells: tuple[tuple[int, int], tuple[in
 
 
 def test_numbers() -> None:
-    caption = counted([(RED, 3), (BLUE, 1)], random.Random(0))
+    caption = counted([(RED, 3), (BLUE, 1)])
     assert caption.text == "three red circles and a blue square"
     three = [((0, column), RED) for column in range(3)]
     assert judged(caption, *three, (MIDDLE, BLUE)) == Score(1, 1, None, 1)
