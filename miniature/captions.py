@@ -10,9 +10,9 @@ wordings (`held_out`) describe no training image, but language models may have r
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from .scenes import Object, Scene
 
@@ -87,41 +87,28 @@ class Caption:
     relations: tuple[tuple[int, str, int], ...] = ()
 
 
-@dataclass
-class _Text:
-    """A text that grows by words; spans are of single words."""
+def _caption(
+    marked: str, category: str, asks: Iterable[Ask], relations: tuple[tuple[int, str, int], ...] = ()
+) -> Caption:
+    """Caption of a marked text, in which "[red 1]" is an attribute of object 1 and "[circle 1 *]" is the entity."""
+    text = ""
+    attributes: list[tuple[tuple[int, int], str]] = []
+    entities = {}
+    for number, part in enumerate(re.split(r"\[([^]]+)]", marked)):
+        word, *mark = part.split() if number % 2 else [part]
+        span = len(text), len(text) + len(word)
+        text += word
+        if len(mark) == 2:
+            entities[mark[0]] = span
+        elif mark:
+            attributes.append((span, mark[0]))
+    pairs = tuple((span, entities[name]) for span, name in attributes)
+    return Caption(text, category, pairs, tuple(asks), relations)
 
-    text: str = ""
-    pairs: list[tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=list)
 
-    def add(self, words: str) -> tuple[int, int]:
-        """Append words and return their span; punctuation follows without a space."""
-        if self.text and words[0] not in ",.":
-            self.text += " "
-        start = len(self.text)
-        self.text += words
-        return start, len(self.text)
-
-    def add_list(self, parts: Sequence[Callable[[], None]], last: str = "and") -> None:
-        """Append parts as in "x, y and z"."""
-        for number, part in enumerate(parts):
-            if number:
-                self.add(last if number == len(parts) - 1 else ",")
-            part()
-
-    def add_words(self, words: Sequence[str]) -> list[tuple[int, int]]:
-        """Append a list of words, as in "small, red and striped", and return their spans."""
-        spans: list[tuple[int, int]] = []
-
-        def part(word: str) -> None:
-            spans.append(self.add(word))
-
-        self.add_list([partial(part, word) for word in words])
-        return spans
-
-    def bind(self, attributes: Sequence[tuple[int, int]], entity: tuple[int, int]) -> None:
-        """Record that attributes belong to an entity."""
-        self.pairs += [(attribute, entity) for attribute in attributes]
+def _join(parts: Sequence[str], last: str = "and") -> str:
+    """Join parts as in "x, y and z"."""
+    return f"{', '.join(parts[:-1])} {last} {parts[-1]}" if len(parts) > 1 else parts[0]
 
 
 def cell_name(cell: tuple[int, int], held_out: bool = False) -> str:
@@ -145,8 +132,13 @@ def holds(relation: str, cell: tuple[int, int], other: tuple[int, int]) -> bool:
     }[relation]
 
 
-def _noun_phrase(text: _Text, thing: Object, told: set[str], draws: random.Random, held_out: bool) -> None:
-    """Add "a small striped red circle" and the like, with those of color, texture and size that are in `told`."""
+def _marked(words: Iterable[str], number: int) -> list[str]:
+    """Mark the words that are not empty as attributes of an object."""
+    return [f"[{word} {number}]" for word in words if word]
+
+
+def _noun_phrase(number: int, thing: Object, told: set[str], draws: random.Random, held_out: bool) -> str:
+    """Return "a small striped red circle" and the like, with those of color, texture and size that are in `told`."""
     size, texture, color = (getattr(thing, name) if name in told else "" for name in ("size", "texture", "color"))
     pattern = PATTERNS.get(texture, "")
     if held_out:
@@ -158,20 +150,13 @@ def _noun_phrase(text: _Text, thing: Object, told: set[str], draws: random.Rando
         "with": (size, color),
         "that": (),
         "in": (size, "" if pattern else texture),
-    }
-    words = [word for word in before[form] if word]
-    text.add(article([*words, thing.shape][0]))
-    spans = [text.add(word) for word in words]
-    entity = text.add(thing.shape)
+    }[form]
+    first = next(filter(None, before), thing.shape)
+    phrase = " ".join([article(first), *_marked(before, number), f"[{thing.shape} {number} *]"])
     if form == "that" and told:
-        text.add("that is")
-        spans += text.add_words([word for word in (size, color, texture) if word])
-    after = {"with": [("with", pattern)], "in": [("in", color), ("bearing", pattern)]}
-    for preposition, word in after.get(form, []):
-        if word:
-            text.add(preposition)
-            spans.append(text.add(word))
-    text.bind(spans, entity)
+        phrase += f" that is {_join(_marked((size, color, texture), number))}"
+    after = {"with": [("with", pattern)], "in": [("in", color), ("bearing", pattern)]}.get(form, [])
+    return phrase + "".join(f" {preposition} [{word} {number}]" for preposition, word in after if word)
 
 
 def _ask(thing: Object, told: set[str], cell: tuple[int, int] | None = None) -> Ask:
@@ -206,42 +191,30 @@ def listing(
         held_out: use wordings that describe no training image.
         cells: say of every object where it is; then the scene may have any places.
     """
-    text = _Text()
     items = list(scene.objects)
     if cells:
         draws.shuffle(items)
-
-    def part(cell: tuple[int, int], thing: Object, chosen: set[str]) -> None:
-        _noun_phrase(text, thing, chosen, draws, held_out)
-        if cells:
-            text.add(f"in the {cell_name(cell, held_out)}")
-
-    chosen = [(cell, thing, _some(thing, draws) if told is None else set(told)) for cell, thing in items]
+    chosen = [_some(thing, draws) if told is None else set(told) for _, thing in items]
     last = draws.choice(("and", "and", "together with")) if held_out else "and"
-    text.add_list([partial(part, *item) for item in chosen], last)
-    asks = tuple(_ask(thing, words, cell if cells else None) for cell, thing, words in chosen)
-    return Caption(text.text, category, tuple(text.pairs), asks)
+    parts = []
+    for number, ((cell, thing), words) in enumerate(zip(items, chosen, strict=True)):
+        phrase = _noun_phrase(number, thing, words, draws, held_out)
+        parts.append(f"{phrase} in the {cell_name(cell, held_out)}" if cells else phrase)
+    asks = [_ask(thing, words, cell if cells else None) for (cell, thing), words in zip(items, chosen, strict=True)]
+    return _caption(_join(parts, last), category, asks)
 
 
 def shapes_told(scene: Scene, draws: random.Random, held_out: bool = False) -> Caption:
     """Name objects with the shape as an attribute: "a round red thing and a triangular blue thing"."""
-    text = _Text()
-
-    def part(thing: Object) -> None:
-        shape = ADJECTIVES[thing.shape]
+    parts = []
+    for number, (_, thing) in enumerate(scene.objects):
+        shape, color = _marked((ADJECTIVES[thing.shape], thing.color), number)
         if held_out:
-            entity = text.add("something")
-            spans = [text.add(shape)]
-            text.add("in")
-            text.bind([*spans, text.add(thing.color)], entity)
+            parts.append(f"[something {number} *] {shape} in {color}")
         else:
-            text.add(article(shape))
-            spans = [text.add(shape), text.add(thing.color)]
-            text.bind(spans, text.add(draws.choice(("thing", "object"))))
-
-    text.add_list([partial(part, thing) for _, thing in scene.objects])
-    asks = tuple(Ask(thing.shape, thing.color) for _, thing in scene.objects)
-    return Caption(text.text, "shape", tuple(text.pairs), asks)
+            noun = draws.choice(("thing", "object"))
+            parts.append(f"{article(ADJECTIVES[thing.shape])} {shape} {color} [{noun} {number} *]")
+    return _caption(_join(parts), "shape", [Ask(thing.shape, thing.color) for _, thing in scene.objects])
 
 
 def related(scene: Scene, draws: random.Random, told: Sequence[str] | None = (), held_out: bool = False) -> Caption:
@@ -256,18 +229,14 @@ def related(scene: Scene, draws: random.Random, told: Sequence[str] | None = (),
     draws.shuffle(pair)
     items = [*pair, *rest]
     [relation] = [relation for relation in RELATIONS if holds(relation, pair[0][0], pair[1][0])]
-    text = _Text()
-    asks = []
+    text, asks = "", []
     for number, (_, thing) in enumerate(items):
-        chosen = _some(thing, draws) if told is None else set(told)
-        if number == 1:
-            text.add(SIDES[relation][held_out])
-        elif number > 1:
-            text.add("and" if number == len(items) - 1 else ",")
-        _noun_phrase(text, thing, chosen, draws, held_out)
-        asks.append(_ask(thing, chosen))
+        words = _some(thing, draws) if told is None else set(told)
+        between = ["", f" {SIDES[relation][held_out]} ", " and " if number == len(items) - 1 else ", "][min(number, 2)]
+        text += between + _noun_phrase(number, thing, words, draws, held_out)
+        asks.append(_ask(thing, words))
     category = "complex" if rest or told is None else "spatial"
-    return Caption(text.text, category, tuple(text.pairs), tuple(asks), ((0, relation, 1),))
+    return _caption(text, category, asks, ((0, relation, 1),))
 
 
 def counted(things: Sequence[tuple[Object, int]], held_out: bool = False) -> Caption:
@@ -277,24 +246,17 @@ def counted(things: Sequence[tuple[Object, int]], held_out: bool = False) -> Cap
         things: objects, and how many of each.
         held_out: use wordings that describe no training image.
     """
-    text = _Text()
-
-    def part(thing: Object, count: int) -> None:
-        if count == 1:
-            text.add(article(thing.color))
-        else:
-            text.add(f"exactly {_NUMBERS[count]}" if held_out else _NUMBERS[count])
-        spans = [text.add(thing.color)]
-        text.bind(spans, text.add(thing.shape if count == 1 else _PLURALS.get(thing.shape, thing.shape + "s")))
-
-    text.add_list([partial(part, *thing) for thing in things])
-    asks = tuple(Ask(thing.shape, thing.color, count=count) for thing, count in things)
-    return Caption(text.text, "count", tuple(text.pairs), asks)
+    parts = []
+    for number, (thing, count) in enumerate(things):
+        plural = _PLURALS.get(thing.shape, thing.shape + "s")
+        start, noun = (article(thing.color), thing.shape) if count == 1 else (_NUMBERS[count], plural)
+        exactly = "exactly " if held_out and count > 1 else ""
+        parts.append(f"{exactly}{start} [{thing.color} {number}] [{noun} {number} *]")
+    return _caption(_join(parts), "count", [Ask(thing.shape, thing.color, count=count) for thing, count in things])
 
 
 def paragraph(scene: Scene, draws: random.Random, held_out: bool = False) -> Caption:
     """Describe every object, its attributes and its place in sentences, with pronouns and repetitions."""
-    text = _Text()
     items = list(scene.objects)
     draws.shuffle(items)
     count = _NUMBERS[len(items)]
@@ -305,39 +267,31 @@ def paragraph(scene: Scene, draws: random.Random, held_out: bool = False) -> Cap
     )
     if held_out:
         openings = (f"here we see {count} figures.", f"{count} figures appear in this scene.")
-    text.add(draws.choice(openings))
-    for cell, thing in items:
-        _describe(text, cell, thing, draws, held_out)
-    sentences: dict[str, None] = {}
-    while len(sentences) < 2:
+    sentences = [draws.choice(openings)]
+    sentences += [_description(n, cell, thing, draws, held_out) for n, (cell, thing) in enumerate(items)]
+    relations: dict[str, None] = {}
+    while len(relations) < 2:
         (cell, first), (other, second) = draws.sample(items, 2)
         held = [relation for relation in RELATIONS if holds(relation, cell, other)]
-        sentences[f"the {first.shape} is {SIDES[draws.choice(held)][held_out]} the {second.shape}."] = None
-    for sentence in sentences:
-        text.add(sentence)
+        relations[f"the {first.shape} is {SIDES[draws.choice(held)][held_out]} the {second.shape}."] = None
+    sentences += relations
     if draws.random() < 0.5:
-        text.add("the rest of the picture is empty.")
-    asks = tuple(_ask(thing, {"color", "texture", "size"}, cell) for cell, thing in items)
-    return Caption(text.text, "dense", tuple(text.pairs), asks)
+        sentences.append("the rest of the picture is empty.")
+    asks = [_ask(thing, {"color", "texture", "size"}, cell) for cell, thing in items]
+    return _caption(" ".join(sentences), "dense", asks)
 
 
-def _describe(text: _Text, cell: tuple[int, int], thing: Object, draws: random.Random, held_out: bool) -> None:
-    """Add two sentences about an object."""
+def _description(number: int, cell: tuple[int, int], thing: Object, draws: random.Random, held_out: bool) -> str:
+    """Return two sentences about an object."""
     where = f"in the {cell_name(cell, held_out)}"
     rest = [thing.size, thing.texture, thing.color]
     draws.shuffle(rest)
     first = rest[: draws.choice((0, 1, 2))]
     later = rest[len(first) :]
     form = draws.choice(("there", "stands", "the"))
-    if form == "there":
-        text.add(f"{where} {'lies' if held_out else 'there is'}")
-    text.add("the" if form == "the" else article([*first, thing.shape][0]))
-    spans = [text.add(word) for word in first]
-    entity = text.add(thing.shape)
-    text.bind(spans, entity)
-    if form != "there":
-        text.add(f"{'sits' if held_out else 'is'} {where}")
-    text.add(".")
-    text.add("it is" if draws.random() < 0.6 else f"this {thing.shape} is")
-    text.bind(text.add_words(later), entity)
-    text.add(".")
+    start = f"{where} {'lies' if held_out else 'there is'} " if form == "there" else ""
+    end = "" if form == "there" else f" {'sits' if held_out else 'is'} {where}"
+    determiner = "the" if form == "the" else article([*first, thing.shape][0])
+    phrase = " ".join([determiner, *_marked(first, number), f"[{thing.shape} {number} *]"])
+    subject = "it is" if draws.random() < 0.6 else f"this {thing.shape} is"
+    return f"{start}{phrase}{end}. {subject} {_join(_marked(later, number))}."

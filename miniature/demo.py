@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shlex
 import signal
 import textwrap
@@ -171,7 +172,8 @@ def _attention(base: Pipeline, llm4gen: Pipeline, caption: Caption) -> NDArray[n
 
 
 def _train(folder: Path) -> list[Path]:
-    training = next(path for path in _numbered(folder / TRAINING) if not path.exists())
+    names = (TRAINING if number == 1 else f"{TRAINING}_{number}" for number in count(1))
+    training = next(path for name in names if not (path := folder / name).exists())  # the first demo's run stays
     world, path, exported = training / "world", training / "run", training / "adapter"
     _command("miniature world", str(world), "--images", str(WORLD_IMAGES))
     make_world(world, WORLD_IMAGES)
@@ -201,14 +203,12 @@ def _train(folder: Path) -> list[Path]:
     _command("train export", str(path), "--output", str(exported))
     adapter, unet, _ = export(ExportSettings(source=str(path), output=str(exported)))
     print(f"\n{SHORT_PROMPT!r} by the base, and after so short a training:", flush=True)
-    before = {"base": str(world / "base"), "prompts": [SHORT_PROMPT], "steps": STEPS, "guidance": GUIDANCE}
-    after = {**before, "unet": str(unet), "adapter": str(adapter), "llm": str(world / "llm")}
-    names = {"before_training.png": before, "after_training.png": after}
-    return [
-        file
-        for name, settings in names.items()
-        for file in generate(GenerateSettings.model_validate({**settings, "output": str(folder / name)}))
-    ]
+    settings = {"base": str(world / "base"), "prompts": (SHORT_PROMPT,), "steps": STEPS, "guidance": GUIDANCE}
+    trained = {"unet": str(unet), "adapter": str(adapter), "llm": str(world / "llm")}
+    files = []
+    for name, given in (("before_training.png", settings), ("after_training.png", {**settings, **trained})):
+        files += generate(GenerateSettings.model_validate({**given, "output": str(folder / name)}))
+    return files
 
 
 @contextlib.contextmanager
@@ -238,20 +238,9 @@ def _losses(run_folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in lines if line.endswith("\n")]
 
 
-def _numbered(folder: Path) -> Iterator[Path]:
-    """Yield names for runs of the demo; a second one leaves the first one's run alone."""
-    yield folder
-    yield from (folder.with_name(f"{folder.name}_{number}") for number in count(2))
-
-
 def _yaml(path: Path) -> str:
-    """Write a path as the value of an override: plain where YAML reads it so, else in quotes."""
-    import yaml
-
-    with contextlib.suppress(yaml.YAMLError):
-        if yaml.safe_load(str(path)) == str(path):
-            return str(path)
-    return json.dumps(str(path))
+    """Write a path as the value of an override, in quotes where YAML might read something else."""
+    return str(path) if re.fullmatch(r"[\w./-]*/[\w./-]*", str(path)) else json.dumps(str(path))
 
 
 def _command(command: str, *arguments: str) -> None:

@@ -18,9 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from filelock import FileLock
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -32,11 +32,12 @@ from evaluation.score import score
 from llm4gen_core import GuidanceOptions, LLM4GENError, Span
 from llm4gen_core.files import read_json, whole_file, write_json
 from llm4gen_diffusers.attention import install_cross_attention
-from llm4gen_diffusers.attention_maps import attention_maps
+from llm4gen_diffusers.attention_maps import attention_maps, strip
 from llm4gen_diffusers.devices import choose_device
 from llm4gen_diffusers.provenance import machine
 from train.export import ExportSettings, export
 from train.loop import Trainer, resume, run
+from train.recipe import Recipe
 from train.recipe_file import load_recipe
 from train.run_folder import RunFolder
 
@@ -47,7 +48,7 @@ from .dataset import SETS, SINGLE
 from .judge import accuracy, blurred, noisy
 from .language import train_decoder, train_encoder
 from .probe import probe_encoders
-from .results import FINAL, METRIC, Results, Scores, image_set, maps_file, read_scale, read_set
+from .results import ATTENTION_PROMPTS, FINAL, METRIC, Results, Scores, attention_files, image_set, read_scale, read_set
 from .variants import STRENGTH_VARIANTS, STRENGTHS, Variant
 from .world import first_pairs, write_pairs
 
@@ -60,16 +61,11 @@ SHORT_SETS = {"one object": SINGLE.name, "two objects": "color"}
 """Prompt sets that the base must master before anything is compared."""
 LLMS = {"t5": train_encoder, "llama": train_decoder}
 DISTURBANCES = {
-    "rendered": noisy(0),
-    "noise 0.05": noisy(0.05),
-    "noise 0.1": noisy(0.1),
-    "noise 0.2": noisy(0.2),
-    "blur 0.4": blurred(0.4),
-    "blur 0.6": blurred(0.6),
-    "blur 1.0": blurred(1.0),
+    "rendered": (noisy, 0.0),
+    **{f"noise {deviation}": (noisy, deviation) for deviation in (0.05, 0.1, 0.2)},
+    **{f"blur {deviation}": (blurred, deviation) for deviation in (0.4, 0.6, 1.0)},
 }
-"""Disturbances that the judge is tested on: standard deviations of noise, for pixels from 0 to 1, and of blur, in
-pixels."""
+"""Disturbances that the judge is tested on, with their standard deviations."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +157,7 @@ class Reproduction:
         """Measure the judge where the content of images is known."""
         with self._once("judge", self.folder / "judge.json") as file:
             if file is not None:
-                write_json(file, {name: accuracy(self.scale.judged, way) for name, way in DISTURBANCES.items()})
+                write_json(file, {name: accuracy(self.scale.judged, *way) for name, way in DISTURBANCES.items()})
 
     def make_world(self) -> None:
         """Make images, encoders and the probes of what they know of binding; each part is kept once it is there."""
@@ -241,10 +237,9 @@ class Reproduction:
         with self._once(name, self.world / "cache" / f"{name}.json") as file:
             if file is not None:
                 path = self.folder / "runs" / name
-                workers = f"data.workers={min(8, os.cpu_count() or 1)}"
-                overrides = [*self._overrides(variant, 0), *self._sizes(), workers, f"output={path}"]
-                recipe = load_recipe(variant.recipe, overrides)
                 path.mkdir(parents=True, exist_ok=True)
+                workers = f"data.workers={min(8, os.cpu_count() or 1)}"
+                recipe = self._recipe(variant.recipe, path, [*self._overrides(variant, 0), workers])
                 Trainer(recipe, RunFolder(path))
                 shutil.rmtree(path)
                 write_json(file, spec)
@@ -274,11 +269,9 @@ class Reproduction:
     def is_done(self, variant: Variant, seed: int) -> bool:
         """Whether all images of a variant are there and scored."""
         wanted = {prompt.id for prompt in _prompts(self._final_sets(variant), self.scale.prompts)}
-        return (
-            wanted <= {key[0] for key in self._scored(variant, seed)}
-            and all(self._scored(variant, seed, name) for name in self._strengths(variant))
-            and (not variant.is_core or maps_file(self.folder, variant.name, seed).is_file())
-        )
+        scored = [{key[0] for key in self._scored(variant, seed, name)} for name in (FINAL, *self._strengths(variant))]
+        maps = attention_files(self.folder, variant.name, seed) if variant.is_core else []
+        return wanted <= scored[0] and all(scored) and all(file.is_file() for file in maps)
 
     def _scored(self, variant: Variant, seed: int, name: str = FINAL) -> Scores:
         return read_set(image_set(self.folder, variant.name, seed, name))
@@ -307,11 +300,11 @@ class Reproduction:
             overrides.append(f"model.llm={self.world / variant.llm}")
         return [*overrides, *variant.overrides]
 
-    def _sizes(self) -> list[str]:
+    def _recipe(self, name: str, path: Path, overrides: Sequence[str]) -> Recipe:
         batch = self.scale.batch
-        sizes = [f"train.batch_size={batch}", f"train.micro_batch={batch}"]
-        sizes += [f"optimizer.warmup_steps={self.scale.warmup}", f"logging.every={min(50, self._every())}"]
-        return [*sizes, f"data.cache.folder={self.world / 'cache'}"]
+        sizes = [f"train.batch_size={batch}", f"train.micro_batch={batch}", f"logging.every={min(50, self._every())}"]
+        sizes += [f"optimizer.warmup_steps={self.scale.warmup}", f"data.cache.folder={self.world / 'cache'}"]
+        return load_recipe(name, [*overrides, *sizes, f"output={path}"])
 
     def _train(self, recipe: str, name: str, overrides: Sequence[str]) -> RunFolder:
         """Train, resume, or do nothing if there is an export; variants that share a run wait for each other."""
@@ -324,7 +317,7 @@ class Reproduction:
             if folder.checkpoints.exists():
                 resume(path)
             else:
-                run(load_recipe(recipe, [*overrides, *self._sizes(), f"output={path}"]))
+                run(self._recipe(recipe, path, overrides))
         return folder
 
     # ---- measuring
@@ -353,26 +346,15 @@ class Reproduction:
         score(images, [METRIC], Context(judges=Path()), batch=128)
 
     def _attention_maps(self, variant: str, seed: int, model: LLM4GENModel) -> None:
-        """Write attention maps of three short prompts' attributes and entities, and of one pair of a dense prompt.
-
-        The `.npz` file has for each prompt n: "n.prompt", "n.words" [W], "n.image" uint8 [H, W, 3], "n.maps" [W, h, w].
-        """
-        path = maps_file(self.folder, variant, seed)
-        if path.is_file():
-            return
-        [dense] = SETS["dense"].prompts(1)
-        chosen = [(number, caption, caption.pairs) for number, caption in enumerate(SETS["color"].prompts(3))]
-        chosen.append((0, dense, dense.pairs[:1]))  # CLIP cuts the later ones off
-        arrays: dict[str, Any] = {}
-        for index, (noise, caption, pairs) in enumerate(chosen):
-            words = [Span(*end, caption.text[slice(*end)]) for pair in pairs for end in pair]
-            found = attention_maps(model.pipeline, caption.text, words, model.settings, seed=noise, progress=False)
-            arrays[f"{index}.prompt"] = np.array(caption.text)
-            arrays[f"{index}.words"] = np.array([word.text for word in words])
-            arrays[f"{index}.image"] = np.rint(255 * found.image.permute(1, 2, 0).numpy()).astype(np.uint8)
-            arrays[f"{index}.maps"] = found.maps.numpy()
-        with whole_file(path) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, **arrays)
+        """Draw the attention to attributes and entities of short prompts, and to one pair of a dense one."""
+        for file, (name, number) in zip(attention_files(self.folder, variant, seed), ATTENTION_PROMPTS, strict=True):
+            if not file.is_file():
+                caption = SETS[name].prompts(number + 1)[number]
+                pairs = caption.pairs[:1] if name == "dense" else caption.pairs  # CLIP cuts the later ones off
+                words = [Span(*end, caption.text[slice(*end)]) for pair in pairs for end in pair]
+                found = attention_maps(model.pipeline, caption.text, words, model.settings, seed=number, progress=False)
+                with whole_file(file) as temporary:
+                    Image.fromarray(strip(found)).save(temporary, format="PNG")
 
     @contextlib.contextmanager
     def _once(self, what: str, file: Path) -> Iterator[Path | None]:

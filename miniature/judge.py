@@ -212,14 +212,13 @@ def _cells(found: Found, ask: Ask) -> list[tuple[int, int]]:
     return [cell for cell, thing in found if _fits(ask, cell, thing)]
 
 
-def accuracy(
-    scenes: int, disturb: Callable[[Pixels, np.random.Generator], Pixels], seed: int = 0
-) -> tuple[float, float]:
+def accuracy(scenes: int, disturb: Callable[..., Pixels], deviation: float = 0.0, seed: int = 0) -> tuple[float, float]:
     """Measure the judge on images whose content is known.
 
     Args:
         scenes: number of images, of two to four objects.
-        disturb: changes the images [N, 16, 16, 3], from 0 to 1, before the judge sees them.
+        disturb: `noisy`, `blurred` or another change of the images [N, 16, 16, 3], from 0 to 1.
+        deviation: strength of the change.
         seed: seed of scenes and disturbance.
 
     Returns:
@@ -229,7 +228,7 @@ def accuracy(
     draws = random.Random(seed)
     truths = [place(draws, draw_objects(draws, draws.randint(2, 4))) for _ in range(scenes)]
     images = np.stack([render(scene) for scene in truths])
-    readings = read(disturb(_unit(images), np.random.default_rng(seed)))
+    readings = read(disturb(_unit(images), np.random.default_rng(seed), deviation))
     right = total = perfect = 0
     for truth, reading in zip(truths, readings, strict=True):
         right += len(set(truth.objects) & set(reading.scene.objects))
@@ -238,21 +237,13 @@ def accuracy(
     return right / total, perfect / scenes
 
 
-def noisy(deviation: float) -> Callable[[Pixels, np.random.Generator], Pixels]:
-    """Disturb images by Gaussian noise of a standard deviation, for pixels from 0 to 1."""
-
-    def disturb(images: Pixels, draws: np.random.Generator) -> Pixels:
-        return images + draws.normal(0, deviation, images.shape).astype(np.float32)
-
-    return disturb
+def noisy(images: Pixels, draws: np.random.Generator, deviation: float) -> Pixels:
+    """Add Gaussian noise of a standard deviation, for pixels from 0 to 1."""
+    return images + draws.normal(0, deviation, images.shape).astype(np.float32)
 
 
-def blurred(deviation: float) -> Callable[[Pixels, np.random.Generator], Pixels]:
-    """Disturb images by Gaussian blur of a standard deviation in pixels."""
+def blurred(images: Pixels, draws: np.random.Generator, deviation: float) -> Pixels:
+    """Blur images by a Gaussian of a standard deviation in pixels."""
+    from scipy.ndimage import gaussian_filter
 
-    def disturb(images: Pixels, draws: np.random.Generator) -> Pixels:
-        from scipy.ndimage import gaussian_filter
-
-        return gaussian_filter(images, (0, deviation, deviation, 0))
-
-    return disturb
+    return gaussian_filter(images, (0, deviation, deviation, 0))

@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any, TypeAlias
 
 import numpy as np
+from PIL import Image
 
 from evaluation.report.page import Cell, Page, plain
 from evaluation.statistics import Difference, Estimate, kendall
@@ -21,14 +22,15 @@ from llm4gen_core.files import read_json, write_text
 from .captions import CATEGORIES
 from .dataset import SETS
 from .results import (
+    ATTENTION_PROMPTS,
     MEASURES,
     Contrast,
     Differences,
     Results,
     Values,
+    attention_files,
     difference_of,
     image_set,
-    maps_file,
     mean_of,
     prompts_of,
     read_scale,
@@ -173,7 +175,7 @@ class Report:
             "It reads an image back into objects and compares them with the caption. **Requested content present** is "
             "the share of the requested objects, relations and numbers; it is compared with T2I-CompBench's attribute "
             "binding. **Requested words present** is the share of the words that fit something in the image, whichever "
-            "belong together. **Attribute binding** is, among objects whose words are all present, the share that has "
+            "belong together. **Binding** is, among objects whose words are all present, the share that has "
             "them together; as the selection of these objects depends on the image, models are compared on different "
             "objects."
         )
@@ -201,8 +203,8 @@ class Report:
         self.page.text("All variants start from the base and train equally long, on the same data.")
         rows = {name: TITLES[name] for name in CORE_ROWS}
         columns: Columns = {}
-        for measure, title in MEASURES.items():
-            columns |= self.columns(measure, CURVES, f"{title}, {{}}")
+        for measure in MEASURES:
+            columns |= self.columns(measure, CURVES)
         self.variants(rows, columns, "LLM4GEN against its base, on short prompts (colour) and dense ones.")
         for measure, contrasts in self.contrasts.items():
             lines: list[list[Cell]] = [
@@ -221,9 +223,8 @@ class Report:
         columns = {}
         for name in (name for name in SETS if name not in CATEGORIES):
             bound = any(self.results.mean("binding", (name,), row) for row in rows)
-            header = "{}" if bound else f"{{}} ({MEASURES['score']})"
-            columns |= self.columns("binding" if bound else "score", [name], header)
-        self.variants(rows, columns, "Held out: attribute binding on kinds of prompts that no training showed.")
+            columns |= self.columns("binding" if bound else "score", [name])
+        self.variants(rows, columns, "Held out: kinds of prompts that no training showed.")
 
     def curves(self) -> None:
         self.page.heading("Training curves")
@@ -272,8 +273,8 @@ class Report:
         columns["Mean of the three"] = partial(self.results.mean, "score", ATTRIBUTES)
         columns["Paper: colour, shape, texture"] = lambda row: " ".join(f"{x:.2f}" for x in PAPER.get(row, ())) or None
         columns["Paper: mean"] = lambda row: f"{PAPER_MEANS[row]:.2f}" if row in PAPER else None
-        columns |= self.columns("binding", ("dense",), "attribute binding, {}")
-        caption = "Requested content present and, on dense prompts, attribute binding; the paper's scores in percent."
+        columns |= self.columns("binding", ("dense",))
+        caption = "Requested content present and, on dense prompts, binding; the paper's scores in percent."
         self.variants({row: TITLES[row] for row in rows}, columns, caption, head)
         orders = self.orders(rows)
         lines = _sentences(orders)
@@ -327,7 +328,7 @@ class Report:
         return difference_of(values(_image_set(strength)), values())
 
     def guidance(self) -> None:
-        columns = self.columns("binding", CURVES, "attribute binding, {}")
+        columns = self.columns("binding", CURVES)
         columns["Requested content present on colour, shape, texture"] = partial(self.results.mean, "score", ATTRIBUTES)
         self.page.heading("Weight of the regulariser")
         caption = "By the gradient that the regulariser adds, as a share of the diffusion loss's."
@@ -352,21 +353,18 @@ class Report:
 
     def attention(self) -> None:
         self.page.heading("Attention maps (Fig. 9)")
-        prompts: dict[tuple[str, ...], list[tuple[str, Any, list[Any]]]] = {}
-        for variant in ("base", "llm4gen"):
-            for seed in self.results.seeds(variant)[:1]:
-                if (file := maps_file(self.folder, variant, seed)).is_file():
-                    with np.load(file, allow_pickle=False) as arrays:
-                        for number in sorted({int(key.partition(".")[0]) for key in arrays}):
-                            image, maps, words, prompt = (
-                                arrays[f"{number}.{key}"] for key in ("image", "maps", "words", "prompt")
-                            )
-                            place = prompts.setdefault((str(prompt), *map(str, words)), [])
-                            place.append((TITLES[variant], image, list(maps)))
-        if not prompts:
+        files = {
+            TITLES[name]: attention_files(self.folder, name, seed)
+            for name in ("base", "llm4gen")
+            for seed in self.results.seeds(name)[:1]
+        }
+        note = "First training seed. Every map has a scale of its own; in percent, the word's share of the attention."
+        for index, (name, number) in enumerate(ATTENTION_PROMPTS):
+            there = {title: paths[index] for title, paths in files.items() if paths[index].is_file()}
+            if rows := [(title, [np.asarray(Image.open(file))]) for title, file in there.items()]:
+                self.page.images(rows, [SETS[name].prompts(number + 1)[number].text], note, scale=1)
+        if not any(file.is_file() for paths in files.values() for file in paths):
             self.page.text("No attention maps have been made yet.")
-        for (text, *words), rows in prompts.items():
-            self.page.maps(rows, words, f"Attention to words of “{text}”. First training seed.")
 
     def disagreements(self) -> None:
         self.page.heading("What differs from the paper")
@@ -410,10 +408,12 @@ class Report:
         steps = pairwise(self.sizes())
         return self.results.differences(Contrast(more, less, "score", ATTRIBUTES) for less, more in steps)
 
-    def columns(self, measure: str, sets: Iterable[str], header: str = "{}") -> Columns:
+    def columns(self, measure: str, sets: Iterable[str]) -> Columns:
         """Column of a measure for each prompt set."""
+        title = MEASURES[measure]
         return {
-            _capitalized(header.format(SET_NAMES[name])): partial(self.results.mean, measure, (name,)) for name in sets
+            f"{title[0].upper()}{title[1:]}, {SET_NAMES[name]}": partial(self.results.mean, measure, (name,))
+            for name in sets
         }
 
     def variants(self, titles: Mapping[str, str], columns: Columns, caption: str, head: str = "Variant") -> None:
@@ -457,10 +457,6 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _image_set(strength: float) -> str:
     return "final" if strength == 1 else f"strength-{strength:g}"
-
-
-def _capitalized(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _verdict(difference: Difference | None) -> str:

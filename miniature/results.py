@@ -20,10 +20,12 @@ from llm4gen_core.files import read_json
 
 METRIC = "miniature"
 FINAL = "final"
+ATTENTION_PROMPTS = (("color", 0), ("color", 1), ("color", 2), ("dense", 0))
+"""Prompts (set, number) whose attention maps are drawn."""
 MEASURES = {
     "score": "requested content present",
     "words": "requested words present",
-    "binding": "attribute binding",
+    "binding": "binding (of objects whose words are all present)",
     "exact": "all content and nothing else present",
 }
 """Numbers of the metric `miniature` and their titles."""
@@ -57,9 +59,9 @@ def read_scale(folder: Path) -> dict[str, Any]:
     return scale
 
 
-def maps_file(folder: Path, variant: str, seed: int) -> Path:
-    """Return the path of a variant's attention maps."""
-    return folder / "images" / variant / str(seed) / "attention.npz"
+def attention_files(folder: Path, variant: str, seed: int) -> list[Path]:
+    """Return the files of a variant's attention maps, one for each of `ATTENTION_PROMPTS`."""
+    return [folder / "attention" / f"{variant}-{seed}-{number}.png" for number in range(len(ATTENTION_PROMPTS))]
 
 
 def image_set(folder: Path, variant: str, seed: int, name: str = FINAL) -> ImageSet:

@@ -123,21 +123,21 @@ def test_noise_alone_shows_nothing() -> None:
     ("deviation", "objects", "images"), [(0.0, 1.0, 1.0), (0.05, 0.999, 0.995), (0.1, 0.99, 0.97), (0.15, 0.97, 0.92)]
 )
 def test_objects_are_read_through_noise(deviation: float, objects: float, images: float) -> None:
-    found = accuracy(600, noisy(deviation))
+    found = accuracy(600, noisy, deviation)
     assert found[0] >= objects and found[1] >= images
 
 
 def test_objects_are_read_through_light_blur_and_not_through_heavy() -> None:
     """Neighbouring pixels of a texture are one colour then, and a judge that still names it would guess."""
-    assert accuracy(300, blurred(0.4)) == (1, 1)
-    assert 0.3 < accuracy(300, blurred(0.6))[0] < 0.8
-    assert accuracy(300, blurred(1.0))[0] < 0.4
+    assert accuracy(300, blurred, 0.4) == (1, 1)
+    assert 0.3 < accuracy(300, blurred, 0.6)[0] < 0.8
+    assert accuracy(300, blurred, 1.0)[0] < 0.4
 
 
 def test_accuracy_counts_what_is_lost() -> None:
     """Without its left half an image has lost what stood there."""
 
-    def cut(images: NDArray[np.float32], draws: np.random.Generator) -> NDArray[np.float32]:
+    def cut(images: NDArray[np.float32], draws: np.random.Generator, deviation: float) -> NDArray[np.float32]:
         images = images.copy()
         images[:, :, :8] = np.array(BACKGROUND) / 255
         return images

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from scored_sets import Scored, write_sets
 
 from miniature.captions import CATEGORIES
 from miniature.dataset import SETS
 from miniature.report import Report, write_report
-from miniature.results import MEASURES, Results, maps_file
+from miniature.results import MEASURES, Results, attention_files
 from miniature.variants import BASE_PAPER, STRENGTHS, VARIANTS
 
 STEPS = 2000
@@ -183,7 +184,10 @@ def test_binding_on_dense_prompts_stands_beside_the_papers_tables(tmp_path: Path
     other = [one for one in finals({"llm4gen": 0.8}) if one.set != "dense"]
     dense = mixed(finals({"llm4gen": 0.8}, ["dense"]), finals({"llm4gen": 0.2}, ["dense"]), "binding")
     text = section(report(tmp_path, [*other, *dense]), title)
-    assert row(text, "Module" if "Table 4" in title else "LLM")[-1] == "Attribute binding, dense"
+    assert (
+        row(text, "Module" if "Table 4" in title else "LLM")[-1]
+        == "Binding (of objects whose words are all present), dense"
+    )
     assert [cell[:2] for cell in row(text, "LLM4GEN") if cell.startswith(".")] == [".8"] * 4 + [".2"]
 
 
@@ -322,8 +326,11 @@ def test_a_measure_that_hardly_applies_is_left_out(tmp_path: Path, held: float |
     results = [scored(arm, 0.5, name, scores=scores) for arm in CORE for name in SETS]
     text = section(report(tmp_path, results), "The core")
     left_out = [cell == "–" for cell in row(text, "LLM4GEN")]
-    assert left_out == [False] * 4 + [True] * 2 + [False] * 2 and "four objects (requested content present)" in text
-    assert "Differences in requested content" in text and "Differences in attribute binding" not in text
+    assert (
+        left_out == [False] * 4 + [True] * 2 + [False] * 2
+        and "Requested content present, paragraphs about four objects" in text
+    )
+    assert "Differences in requested content" in text and "Differences in binding" not in text
 
 
 @pytest.mark.parametrize(("share", "words"), [(0.95, "enough"), (0.85, "**too few**")])
@@ -342,14 +349,13 @@ def test_whether_the_llm_knows_what_clip_does_not(tmp_path: Path, llm: float, wo
 
 def test_images_and_maps_are_on_the_page(tmp_path: Path) -> None:
     write_sets(tmp_path, [*finals({"base": 0.5, "llm4gen": 0.5}, ["color", "dense"], [2], count=8)])
-    maps: dict[str, Any] = {"0.image": np.zeros((16, 16, 3), np.uint8), "0.maps": np.ones((2, 6, 6))}
-    maps |= {"0.words": np.array(["red", "circle"]), "0.prompt": np.array("a red circle")}
-    for file in (maps_file(tmp_path, "base", 0), maps_file(tmp_path, "llm4gen", 2)):
-        np.savez(file, **maps)
+    for file in (*attention_files(tmp_path, "base", 0), *attention_files(tmp_path, "llm4gen", 2)[:1]):
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(file)
     page = write_report(tmp_path).read_text()
-    # Six prompts of two sets in two rows; an image and two maps in two rows.
-    assert page.count("<img ") == 2 * 2 * 6 + 2 * 3
-    assert "color-0005" in page and "a red circle" in page and "Images were generated on: cpu" in page
+    # Six prompts of two sets in two rows; the maps of four prompts, of one also LLM4GEN's.
+    assert page.count("<img ") == 2 * 2 * 6 + 5
+    assert "color-0005" in page and SETS["color"].prompts(3)[2].text in page and "Images were generated on: cpu" in page
 
 
 def with_strengths(levels: Mapping[str, tuple[float, float]]) -> list[Scored]:

@@ -12,8 +12,8 @@ import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 from short_runs import forget_accelerate, losses
 
@@ -27,7 +27,7 @@ from miniature.demo import _interruption
 from miniature.experiment import HELD_OUT_SETS, MAIN_SETS, QUICK, Reproduction, ship
 from miniature.judge import read
 from miniature.reproduce import QUICK_VARIANTS, run_tasks, tasks
-from miniature.results import Results, image_set, maps_file, read_scale, read_set
+from miniature.results import Results, attention_files, image_set, read_scale, read_set
 from miniature.variants import CORE, EXPERIMENTS, STRENGTHS, VARIANTS, find_variant
 from train.loop import Stopped
 from train.recipe_file import load_recipe
@@ -129,13 +129,10 @@ def test_a_trained_text_encoder_takes_the_place_of_the_bases(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_attention_maps_are_kept(folder: Path) -> None:
-    maps = np.load(maps_file(folder, "llm4gen", 0))
-    assert str(maps["0.prompt"]) == SETS["color"].prompts(1)[0].text
-    assert maps["0.maps"].shape[0] == len(maps["0.words"]) == 4
-    images = image_set(folder, "llm4gen", 0)
-    [row] = [row for row in images.rows() if row.prompt == "color-0000"]
-    assert (np.abs(maps["0.image"].astype(int) - np.asarray(images.open(row))) <= 1).mean() > 0.99  # the same noise
+def test_attention_maps_are_drawn(folder: Path) -> None:
+    for name in ("base", *QUICK_VARIANTS):
+        sizes = [Image.open(file).size for file in attention_files(folder, name, 0)]
+        assert sizes[0] == sizes[1] == sizes[2] > sizes[3]  # two pairs of a short prompt, one of a dense one
 
 
 @pytest.mark.slow
