@@ -46,7 +46,7 @@ CLAIMED = ("score", "words", "binding")
 ATTRIBUTES = ("color", "shape", "texture")
 """Prompt sets that are compared with T2I-CompBench's attribute binding."""
 CONTRAST_SETS = ("color", "dense", "texture", "shape")
-ALPHA, FLAT, SAMPLES, DISTANT = 0.05, 0.1, 6, (0.5, 1.5)
+ALPHA, FLAT, SAMPLES, OTHER_STRENGTHS = 0.05, 0.1, 6, (0.5, 1.5)
 """Significance level, a rise that a flat curve must exclude, prompts shown of a set, λ that are compared with 1."""
 
 TITLES = {"base": "Base"} | {name: variant.title for name, variant in VARIANTS.items()}
@@ -316,8 +316,8 @@ class Report:
             missing = f"No other λ than 1 has been measured yet: {SET_NAMES[name]}."
             self.plot(found, "λ", MEASURES["score"], caption, missing)
             columns[f"{SET_NAMES[name].capitalize()}, λ = 1"] = partial(self.results.mean, "score", (name,))
-            for other in DISTANT:
-                columns[f"λ = {other:g}, less that"] = partial(self.change, name, other)
+            for other in OTHER_STRENGTHS:
+                columns[f"{SET_NAMES[name].capitalize()}, λ = {other:g} less λ = 1"] = partial(self.change, name, other)
         titles = {row: mode.capitalize() for row, mode in STRENGTH_VARIANTS.items()}
         caption = "Requested content present at λ = 1, and the change with another λ, paired by prompt and seed (p as "
         self.variants(titles, columns, f"{caption}they are).", "Reading")

@@ -65,7 +65,7 @@ def test_the_demo_shows_base_and_llm4gen_side_by_side(shown: Shown) -> None:
         assert all(np.abs(a - b).max() > 100 for i, a in enumerate(images) for b in images[:i])
 
 
-def test_the_demo_shows_where_both_looked(shown: Shown) -> None:
+def test_the_demo_shows_attention_maps_of_both(shown: Shown) -> None:
     pixels = np.asarray(Image.open(shown.files[1])).astype(int)
     base, llm4gen = np.split(pixels, 2)
     assert base.std() > 5 and np.abs(base - llm4gen).max() > 100
@@ -76,7 +76,7 @@ def test_the_demo_says_that_its_models_are_miniatures(shown: Shown) -> None:
     assert "miniatures" in printed and "says nothing about SD1.5" in printed and "so short a training" in printed
 
 
-def test_the_demo_says_what_the_judge_finds(shown: Shown) -> None:
+def test_the_demo_prints_the_scores_of_the_judge(shown: Shown) -> None:
     found = [line for line in shown.lines if line.lstrip().startswith(("base: ", "with LLM4GEN: "))]
     assert len(found) == 2 * QUICK["PROMPTS"] and all("% of the requested words present" in line for line in found)
 
@@ -91,7 +91,7 @@ def test_the_demo_trains_what_its_command_says(shown: Shown) -> None:
     assert shown.run.load() == load_recipe(name, overrides).absolute()
 
 
-def test_the_demo_stops_its_run_and_goes_on(shown: Shown) -> None:
+def test_the_demo_stops_its_run_and_resumes_it(shown: Shown) -> None:
     steps = sorted(int(path.name.removeprefix("step-")) for path in shown.run.checkpoints.iterdir())
     assert len(steps) == 2 and QUICK["STOP_AT"] <= steps[0] < steps[1] == QUICK["TRAIN_STEPS"]
     assert shown.command("train", "resume") == ["resume", str(shown.run.path)]

@@ -1,4 +1,4 @@
-"""The judge: what it reads is what was drawn, also through noise, and its scores are those of hand-made cases."""
+"""The judge reads scenes back from their images, also through noise, and scores hand-made cases correctly."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def scene(*objects: tuple[tuple[int, int], Object]) -> Scene:
 
 
 def judged(caption: Caption, *objects: tuple[tuple[int, int], Object]) -> Score:
-    """Score of the picture of these objects."""
+    """Score of the image of these objects."""
     return score(read(render(scene(*objects))[None])[0], caption)
 
 
@@ -86,26 +86,26 @@ def test_bytes_and_numbers_from_0_to_1_are_the_same_image() -> None:
         (np.zeros((1, 24, 24, 3), np.int64), "int64"),
     ],
 )
-def test_what_is_no_image_of_a_scene_is_refused(images: NDArray[np.generic], message: str) -> None:
+def test_arrays_that_are_not_images_of_scenes_are_refused(images: NDArray[np.generic], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read(images)
 
 
-def test_a_mean_of_two_objects_is_no_object() -> None:
+def test_the_mean_of_two_objects_is_not_an_object() -> None:
     [reading] = read(cell(sprite(RED)[0] / 2.0 + sprite(Object("cross", "green", "plain", "large"))[0] / 2.0))
     assert reading.scene.objects == () and reading.unclear == (MIDDLE,)
 
 
 @pytest.mark.parametrize("noise", [0, 0.1])
-def test_half_an_object_is_no_object(noise: float) -> None:
+def test_half_an_object_is_not_an_object(noise: float) -> None:
     pixels = sprite(Object("square", "white", "plain", "large"))[0].copy()
     pixels[:, 4:] = BACKGROUND
     [reading] = read(cell(pixels) + np.random.default_rng(0).normal(0, noise, (1, 24, 24, 3)))
     assert reading.scene.objects == () and reading.unclear == (MIDDLE,)
 
 
-def test_a_faint_object_is_no_object_even_beside_noise() -> None:
-    """The allowance for noise is for what is everywhere: that of one bad cell does not make it clear."""
+def test_a_faint_object_is_not_an_object_even_with_noise() -> None:
+    """The allowance is for noise in the whole image: the noise of one bad cell does not make it clear."""
     faint = 0.45 * sprite(GREEN)[0] + 0.55 * np.array(BACKGROUND)
     draws = np.random.default_rng(0)
     assert read(cell(faint))[0].scene.objects == ()
@@ -128,14 +128,14 @@ def test_objects_are_read_through_noise(deviation: float, objects: float, images
 
 
 def test_objects_are_read_through_light_blur_and_not_through_heavy() -> None:
-    """Neighbouring pixels of a texture are one colour then, and a judge that still names it would guess."""
+    """Neighbouring pixels of a texture then have one colour, so that naming it would be a guess."""
     assert accuracy(300, blurred, 0.4) == (1, 1)
     assert 0.3 < accuracy(300, blurred, 0.6)[0] < 0.8
     assert accuracy(300, blurred, 1.0)[0] < 0.4
 
 
 def test_accuracy_counts_what_is_lost() -> None:
-    """Without its left half an image has lost what stood there."""
+    """An image without its left half has lost the objects there."""
 
     def cut(images: NDArray[np.float32], draws: np.random.Generator, deviation: float) -> NDArray[np.float32]:
         images = images.copy()
@@ -150,11 +150,11 @@ def test_accuracy_counts_what_is_lost() -> None:
 # Scores: two objects with a colour each
 
 
-def test_what_is_asked_for_is_there() -> None:
+def test_all_requested_content_is_present() -> None:
     assert judged(colors(), (LEFT, RED), (RIGHT, BLUE)) == Score(1, 1, 1, 1)
 
 
-def test_place_size_and_texture_do_not_matter_unless_they_are_told() -> None:
+def test_place_size_and_texture_do_not_matter_unless_requested() -> None:
     others = [Object(t.shape, t.color, "checkered", "small") for t in (RED, BLUE)]
     assert judged(colors(), (RIGHT, others[0]), (MIDDLE, others[1])) == Score(1, 1, 1, 1)
 
@@ -186,12 +186,12 @@ def test_a_wrong_colour_is_a_word_less_and_says_nothing_of_binding() -> None:
     assert judged(colors(), (LEFT, RED), (RIGHT, yellow)) == Score(0.5, 0.75, 1, 0)
 
 
-def test_one_object_of_both_words_serves_one_ask_only() -> None:
+def test_one_object_matches_one_ask_only() -> None:
     caption = Caption("two red circles", "color", (), (Ask("circle", "red"), Ask("circle", "red")))
     assert judged(caption, (LEFT, RED)) == Score(0.5, 0.5, 0.5, 0)
 
 
-def test_objects_are_matched_so_that_most_asks_are_served() -> None:
+def test_as_many_asks_as_possible_are_matched() -> None:
     """The first ask would take either; the second only the red one."""
     caption = Caption("a circle and a red circle", "color", (), (Ask("circle"), Ask("circle", "red")))
     assert judged(caption, (LEFT, RED), (RIGHT, Object("circle", "blue", "plain", "large"))) == Score(1, 1, 1, 1)
@@ -230,7 +230,7 @@ def test_textures() -> None:
 
 
 def spatial() -> Caption:
-    """Of a circle to the left of a square, in either order."""
+    """Score of a circle to the left of a square, in either order."""
     caption = related(line_up((RED, BLUE)), random.Random(0))
     assert ("left" in caption.text) == caption.text.startswith("a circle")
     return caption
@@ -282,8 +282,8 @@ def test_places_count_for_accuracy_and_not_for_binding() -> None:
     assert judged(caption, (other, RED), (LEFT, BLUE)) == Score(0, 1, 1, 0)
 
 
-def test_binding_asks_only_objects_with_words_to_bind() -> None:
-    """A ring that is told by its shape alone cannot be bound wrongly, and would only hide the others' errors."""
+def test_binding_is_over_objects_with_words_to_bind() -> None:
+    """A ring of which only the shape is requested cannot be bound wrongly; counting it would hide errors of others."""
     asks = (Ask("circle", "red"), Ask("square", "blue"), Ask("ring"))
     caption = Caption("a red circle, a blue square and a ring", "complex", (), asks)
     swapped = [Object(t.shape, color, t.texture, t.size) for t, color in ((RED, "blue"), (BLUE, "red"))]
@@ -291,7 +291,7 @@ def test_binding_asks_only_objects_with_words_to_bind() -> None:
     assert (found.accuracy, found.words, found.binding) == (pytest.approx(1 / 3), 1, 0)
 
 
-def test_a_paragraph_asks_for_everything() -> None:
+def test_a_paragraph_requests_everything() -> None:
     other = (0, 1)
     things = (LEFT, RED), (other, BLUE), (MIDDLE, GREEN)
     caption = paragraph(scene(*things), random.Random(0))

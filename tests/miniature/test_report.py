@@ -126,7 +126,7 @@ def _write(path: Path, content: Any) -> None:
     ],
     ids=["better", "worse", "alike"],
 )
-def test_the_summary_says_how_the_claim_came_out(
+def test_the_summary_gives_the_verdict_on_each_claim(
     tmp_path: Path, ours: float, sign: str, words: str, measure: str
 ) -> None:
     """By each measure, whatever the other says."""
@@ -140,9 +140,7 @@ def test_the_summary_says_how_the_claim_came_out(
 
 
 @pytest.mark.parametrize("measure", CLAIMED)
-def test_a_difference_stands_in_the_table_of_its_measure_and_the_column_of_its_set(
-    tmp_path: Path, measure: str
-) -> None:
+def test_a_difference_is_in_the_table_of_its_measure_and_the_column_of_its_set(tmp_path: Path, measure: str) -> None:
     others = [one for one in finals(CORE) if (one.variant, one.set) != ("llm4gen", "texture")]
     better, worse = ([*others, *finals({"llm4gen": level}, ["texture"])] for level in (0.8, 0.1))
     text = report(tmp_path, mixed(better, worse, measure))
@@ -180,7 +178,7 @@ def test_the_core_is_shown_by_all_measures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("title", ["The Cross-Adapter's parts (Table 4)", "Encoder against decoder (Table 3)"])
-def test_binding_on_dense_prompts_stands_beside_the_papers_tables(tmp_path: Path, title: str) -> None:
+def test_binding_on_dense_prompts_is_in_the_papers_tables(tmp_path: Path, title: str) -> None:
     other = [one for one in finals({"llm4gen": 0.8}) if one.set != "dense"]
     dense = mixed(finals({"llm4gen": 0.8}, ["dense"]), finals({"llm4gen": 0.2}, ["dense"]), "binding")
     text = section(report(tmp_path, [*other, *dense]), title)
@@ -200,7 +198,7 @@ def test_rows_in_another_order_than_the_papers_are_listed(tmp_path: Path, title:
     assert names not in report(tmp_path / "same", finals(PAPER))
 
 
-def test_nothing_differs_where_everything_comes_as_in_the_paper(tmp_path: Path) -> None:
+def test_nothing_differs_if_the_order_is_the_papers(tmp_path: Path) -> None:
     text = report(tmp_path, finals(PAPER | {"finetune": 0.3}))
     assert section(text, "What differs from the paper").strip().startswith("None of")
     assert "Kendall's τ between the means here and the paper's is 1.00" in text
@@ -304,7 +302,7 @@ def test_an_empty_folder_gives_a_page_that_says_so(tmp_path: Path) -> None:
     assert page.count("not run yet") == 4 * len(CLAIMED)
 
 
-def test_with_the_base_alone_its_numbers_are_there(tmp_path: Path) -> None:
+def test_the_base_alone_has_its_numbers(tmp_path: Path) -> None:
     text = report(tmp_path, finals({"base": 0.4}))
     assert row(section(text, "The core"), "Base")[0].startswith(".")
     assert "Not run yet: Base, fine-tuned; LLM4GEN without the regulariser; LLM4GEN." in text
@@ -391,5 +389,5 @@ def test_the_same_scores_in_any_order_give_the_same_page(tmp_path: Path) -> None
     assert len({report(tmp_path, sets, "core", "curves", "disagreements") for sets in (found, shuffled)}) == 1
 
 
-def test_it_says_that_it_is_no_statement_about_the_real_model(tmp_path: Path) -> None:
+def test_the_report_makes_no_statement_about_sd15(tmp_path: Path) -> None:
     assert "say nothing about SD1.5" in section(report(tmp_path, finals(CORE)), "Summary")
