@@ -1,1 +1,1 @@
-"""The paper's benchmarks, for any model that paints: `python -m evaluation --help`."""
+"""The paper's benchmarks for any text-to-image model: `python -m evaluation --help`."""

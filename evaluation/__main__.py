@@ -57,7 +57,7 @@ def build_parser() -> Parser:
         help="tables, intervals, paired tests and samples of scored sets",
         description="Write one page and one JSON file about scored image sets; the first is the baseline.",
         epilog="example: python -m evaluation report sets/sd15 sets/llm4gen --output report",
-        configured_by="evaluation.report.command",
+        configured_by="evaluation.report.write",
     )
     commands.add_parser(
         "judges",
@@ -69,9 +69,9 @@ def build_parser() -> Parser:
     )
     commands.add_parser(
         "dense",
-        help="DensePrompts: the shipped set, the builder, statistics",
-        description="Dense prompts: the set that comes with the project, the paper's way to build one from images, and "
-        "statistics of any prompt set.",
+        help="DensePrompts: build another set, statistics of any set",
+        description="Dense prompts: the paper's way to build a prompt set from images, and statistics of any prompt "
+        "set. The shipped set needs no command: it is the benchmark dense-prompts.",
         configured_by="evaluation.dense.command",
     )
     commands.add_parser(
@@ -97,7 +97,8 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
         "--models",
         metavar="FILE",
         help="YAML file, NAME: {base: ..., adapter: ..., llm: ...} for each model; the first is the baseline. Fields "
-        "are the options of `generate` (default: the benchmark's own models; only the miniature has some)",
+        "are those of ModelFiles, PipelineFiles and WorkflowFiles in evaluation/models.py (default: the models that "
+        "come with the benchmark; only the miniature has some)",
     )
     parser.add_argument("--metrics", nargs="+", metavar="METRIC", help="metrics in place of the benchmark's")
     _add_prompts(parser)
@@ -112,7 +113,7 @@ def _run(args: argparse.Namespace) -> None:
     from .generate import generate
     from .image_set import process_device, process_state
     from .models import open_model, read_models
-    from .report.command import write_report
+    from .report.write import write_report
     from .score import check_metrics, score
 
     benchmark = find_benchmark(args.benchmark)
@@ -130,7 +131,7 @@ def _run(args: argparse.Namespace) -> None:
     }
     if len({*folders.values()}) < len(folders):
         raise LLM4GENError(f"Models {', '.join(folders)} would share a folder; give them names that differ in letters.")
-    metrics = args.metrics or benchmark.metrics
+    metrics = _metrics(benchmark, args)
     context = _context(args)
     check_metrics(metrics, context)
     settings, images_of = _settings(benchmark, args)
@@ -210,12 +211,20 @@ def _score(args: argparse.Namespace) -> None:
 
     quiet_libraries()
     sets = [ImageSet(path) for path in args.sets]
-    metrics = [args.metrics or benchmark_of(images.settings.benchmark).metrics for images in sets]
+    metrics = [_metrics(benchmark_of(images.settings.benchmark), args) for images in sets]
     context = _context(args)
-    for names in metrics:
-        check_metrics(names, context)
+    check_metrics({name for names in metrics for name in names}, context)
     for images, names in zip(sets, metrics, strict=True):
         score(images, names, context, args.score_batch)
+
+
+def _metrics(benchmark: Benchmark, args: argparse.Namespace) -> Sequence[str]:
+    from llm4gen_core import LLM4GENError
+
+    metrics: Sequence[str] = args.metrics or benchmark.metrics
+    if not metrics:
+        raise LLM4GENError(f"{benchmark.title} has no metrics of its own; choose some (--metrics).")
+    return metrics
 
 
 def _judges_arguments(parser: argparse.ArgumentParser) -> None:
@@ -228,7 +237,7 @@ def _judges(args: argparse.Namespace) -> None:
     from llm4gen_core import LLM4GENError
 
     from .benchmarks import BENCHMARKS, find_benchmark, find_metric
-    from .judges import Judge, judge_folder
+    from .metrics.base import Context, Judge
 
     needed: dict[Judge, list[str]] = {}
     metrics = [name for key in args.benchmarks or BENCHMARKS for name in find_benchmark(key).metrics]
@@ -239,7 +248,7 @@ def _judges(args: argparse.Namespace) -> None:
         print("No judge is needed.")
     for judge, users in needed.items():
         try:
-            state = f"there: {judge_folder(Path(args.judges), judge)}"
+            state = f"there: {Context(Path(args.judges)).folder(judge)}"
         except LLM4GENError as error:
             state = str(error)
         print(f"{', '.join(users)}\n    {state}")

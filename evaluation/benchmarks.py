@@ -12,18 +12,8 @@ from typing import TYPE_CHECKING
 
 from llm4gen_core import LLM4GENError
 
+from . import sources
 from .prompts import Prompt, check_prompts, read_prompts
-from .sources import (
-    COMPBENCH_FILES,
-    COMPBENCH_PLUS_FILES,
-    GENEVAL_TASKS,
-    read_coco,
-    read_compbench,
-    read_dpg,
-    read_geneval,
-    read_lines,
-    read_parti,
-)
 
 if TYPE_CHECKING:
     from .metrics.base import ImageMetric, SetMetric
@@ -59,18 +49,18 @@ class MetricEntry:
 METRICS = {
     metric.name: metric
     for metric in (
-        MetricEntry("clip_score", "CLIP score", "evaluation.metrics.clip_score:ClipScore"),
-        MetricEntry("long_clip_score", "Long-CLIP score", "evaluation.metrics.clip_score:LongClipScore"),
-        MetricEntry("non_spatial", "Non-spatial", "evaluation.metrics.clip_score:NonSpatial"),
-        MetricEntry("aesthetic", "Aesthetic score", "evaluation.metrics.aesthetic:Aesthetic"),
-        MetricEntry("vqa_score", "VQAScore", "evaluation.metrics.vqa_score:VQAScore"),
-        MetricEntry("blip_vqa", "BLIP-VQA", "evaluation.metrics.blip_vqa:BlipVQA"),
+        MetricEntry("clip_score", "CLIP score", "evaluation.metrics.clip:ClipScore"),
+        MetricEntry("long_clip_score", "Long-CLIP score", "evaluation.metrics.clip:LongClipScore"),
+        MetricEntry("non_spatial", "Non-spatial", "evaluation.metrics.clip:NonSpatial"),
+        MetricEntry("aesthetic", "Aesthetic score", "evaluation.metrics.clip:Aesthetic"),
+        MetricEntry("vqa_score", "VQAScore", "evaluation.metrics.questions:VQAScore"),
+        MetricEntry("blip_vqa", "BLIP-VQA", "evaluation.metrics.questions:BlipVQA"),
         MetricEntry("spatial", "Spatial", "evaluation.metrics.spatial:Spatial"),
         MetricEntry("three_in_one", "3-in-1", "evaluation.metrics.three_in_one:ThreeInOne"),
-        MetricEntry("dpg", "DPG", "evaluation.metrics.dpg:DPG"),
+        MetricEntry("dpg", "DPG", "evaluation.metrics.questions:DPG"),
         MetricEntry("geneval", "GenEval", "evaluation.metrics.geneval:GenEval"),
         MetricEntry("fid", "FID", "evaluation.metrics.fid:FID", lower_is_better=True, also={"kid": "KID"}),
-        MetricEntry("inception_score", "Inception score", "evaluation.metrics.inception_score:InceptionScore"),
+        MetricEntry("inception_score", "Inception score", "evaluation.metrics.fid:InceptionScore"),
         MetricEntry("miniature", "Requested content present", "miniature.benchmark:MiniatureJudge"),
     )
 }
@@ -264,6 +254,7 @@ def _shipped_dense_prompts(count: int | None) -> list[Prompt]:
     return shipped_prompts()
 
 
+_JSONL_GET = "pass a JSONL file with id, text and optionally category and about in each line"
 _NOISE = (
     "Noise is sampled on the CPU in float32, as ComfyUI does; the official script samples it on the GPU. The same seed "
     "gives another image, so only means over many prompts compare."
@@ -336,9 +327,9 @@ BENCHMARKS: dict[str, Benchmark | str] = {
             Column("non_spatial", "Non-spatial", "non-spatial", percent=True),
             Column("three_in_one", "Complex", "complex", percent=True),
         ),
-        read=read_compbench,
+        read=sources.read_compbench,
         get=_COMPBENCH_GET,
-        categories=tuple(COMPBENCH_FILES),
+        categories=sources.COMPBENCH_CATEGORIES,
         official=_COMPBENCH_OFFICIAL,
         note="Each category has its own metric: BLIP-VQA for colour, shape and texture, a detector for spatial, "
         "CLIP cosine similarity for non-spatial, the mean of the three for complex. Columns are on different scales.",
@@ -346,9 +337,9 @@ BENCHMARKS: dict[str, Benchmark | str] = {
     "t2i-compbench++": Benchmark(
         "t2i-compbench++",
         "T2I-CompBench++",
-        read=partial(read_compbench, files=COMPBENCH_PLUS_FILES),
+        read=partial(sources.read_compbench, categories=sources.COMPBENCH_PLUS_CATEGORIES),
         get=f"{_COMPBENCH_GET}, and 3d_spatial_val.txt and numeracy_val.txt beside them",
-        categories=tuple(COMPBENCH_PLUS_FILES),
+        categories=sources.COMPBENCH_PLUS_CATEGORIES,
         official=replace(_COMPBENCH_OFFICIAL, title="T2I-CompBench++'s script"),
     ),
     "dense-prompts": Benchmark(
@@ -362,7 +353,7 @@ BENCHMARKS: dict[str, Benchmark | str] = {
             Column("vqa_score", "VQAScore"),
         ),
         read=read_prompts,
-        get="pass a JSONL file with id, text and optionally category and about in each line",
+        get=_JSONL_GET,
         shipped=_shipped_dense_prompts,
         note="CLIP reads 77 tokens; the table shows how many prompts it truncates. Metrics of the whole text stand "
         "beside it.",
@@ -372,7 +363,7 @@ BENCHMARKS: dict[str, Benchmark | str] = {
         "MS-COCO",
         ("fid", "inception_score", "clip_score"),
         (Column("clip_score", "CLIP score"),),
-        read=read_coco,
+        read=sources.read_coco,
         get="download http://images.cocodataset.org/annotations/annotations_trainval2014.zip (CC BY 4.0), unpack it, "
         "and pass annotations/captions_val2014.json (real images for FID: "
         "http://images.cocodataset.org/zips/val2014.zip)",
@@ -389,7 +380,7 @@ BENCHMARKS: dict[str, Benchmark | str] = {
                 for name in ("Global", "Entity", "Attribute", "Relation", "Other")
             ),
         ),
-        read=read_dpg,
+        read=sources.read_dpg,
         get="clone https://github.com/TencentQQGYLab/ELLA (Apache-2.0) and pass its dpg_bench, with dpg_bench.csv and "
         "prompts/*.txt",
         official=_DPG_OFFICIAL,
@@ -409,10 +400,10 @@ BENCHMARKS: dict[str, Benchmark | str] = {
             Column("geneval", "Position", "position"),
             Column("geneval", "Colour attribution", "color_attr"),
         ),
-        read=read_geneval,
+        read=sources.read_geneval,
         get="clone https://github.com/djghosh13/geneval (MIT) and pass the clone, or its "
         "prompts/evaluation_metadata.jsonl",
-        categories=tuple(GENEVAL_TASKS),
+        categories=tuple(sources.GENEVAL_TASKS),
         official=_GENEVAL_OFFICIAL,
         official_categories=6,
         note="Overall is the mean of the task means, as in the official script, not the mean over images.",
@@ -420,17 +411,12 @@ BENCHMARKS: dict[str, Benchmark | str] = {
     "parti": Benchmark(
         "parti",
         "PartiPrompts",
-        read=read_parti,
+        read=sources.read_parti,
         get="download https://github.com/google-research/parti/blob/main/PartiPrompts.tsv (the raw file; Apache-2.0) "
         "and pass it",
     ),
-    "text": Benchmark("text", "Prompts", read=read_lines, get="pass a text file with one prompt per line"),
-    "jsonl": Benchmark(
-        "jsonl",
-        "Prompts",
-        read=read_prompts,
-        get="pass a JSONL file with id, text and optionally category and about in each line",
-    ),
+    "text": Benchmark("text", "Prompts", read=sources.read_lines, get="pass a text file with one prompt per line"),
+    "jsonl": Benchmark("jsonl", "Prompts", read=read_prompts, get=_JSONL_GET),
     "miniature": "miniature.benchmark:BENCHMARK",
 }
 """By name. A string is "module:object", imported when it is used."""

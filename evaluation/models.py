@@ -19,7 +19,7 @@ from llm4gen_core.files import read_json
 from llm4gen_diffusers import options
 from llm4gen_diffusers.devices import choose_device, choose_dtype, dtype_name
 from llm4gen_diffusers.images import to_image
-from llm4gen_diffusers.options import DType, Options, PathLike, options_from
+from llm4gen_diffusers.options import DType, Options, PathLike, option, options_from
 from llm4gen_diffusers.provenance import content_hash, machine
 
 from .prompts import Prompt
@@ -55,39 +55,38 @@ class Model(Protocol):
 
 
 class PresetOptions(options.GenerationOptions):
-    """Generation options of a preset; what is not stored in `describe` changes no pixel."""
+    """Generation options of a preset; the excluded ones change no pixel by themselves.
 
-    sampler: Literal["ddim", ""] = Field(
-        default="ddim",
-        exclude=True,
-        description='"ddim", or "" for a pipeline\'s own; a base of this project is always sampled with DDIM',
-    )
-    notes: tuple[str, ...] = Field(default=(), exclude=True, description="how this differs from a protocol")
+    Attributes:
+        sampler: "ddim", or "" for a diffusers pipeline's own; the project's families are always sampled with DDIM.
+        notes: sentences on how this differs from a protocol.
+    """
+
+    sampler: Literal["ddim", ""] = Field(default="ddim", exclude=True)
+    notes: tuple[str, ...] = Field(default=(), exclude=True)
 
 
 class ModelFiles(options.ModelFiles):
     """A base of one of the project's families, alone or with LLM4GEN."""
 
-    chunks: int | None = Field(
-        default=1,
+    chunks: int | None = option(
+        1,
+        "chunks of 77 CLIP tokens that a prompt may have: 1 truncates longer ones, as in the paper and in diffusers; 0 "
+        "takes as many as a prompt needs, as ComfyUI does",
         ge=0,
-        description="chunks of 77 CLIP tokens that a prompt may have: 1 truncates longer ones, as in the paper and in "
-        "diffusers; 0 takes as many as a prompt needs, as ComfyUI does",
     )
-    batch: int = Field(default=1, ge=1, description="images generated at once; it may change the last bits of a float")
+    batch: int = option(1, "images generated at once, which may change the last bits of a float", ge=1)
 
 
 class PipelineFiles(Options):
     """A text-to-image pipeline of diffusers."""
 
-    pipeline: PathLike = Field(
-        json_schema_extra={"metavar": "DIR"}, description="folder of any text-to-image pipeline of diffusers"
+    pipeline: PathLike = option(..., "folder of any text-to-image pipeline of diffusers", "DIR")
+    sampler: Literal["ddim", "own"] | None = option(
+        None, "sampler of a pipeline (default: the preset's if the pipeline supports it)"
     )
-    sampler: Literal["ddim", "own"] | None = Field(
-        default=None, description="sampler of a pipeline (default: the preset's if the pipeline supports it)"
-    )
-    dtype: DType | None = Field(default=None, description="precision (default: float16 on a GPU, float32 on the CPU)")
-    batch: int = Field(default=1, ge=1, description="images generated at once")
+    dtype: DType | None = option(None, "precision (default: float16 on a GPU, float32 on the CPU)")
+    batch: int = option(1, "images generated at once", ge=1)
 
 
 class WorkflowFiles(Options):
@@ -96,35 +95,19 @@ class WorkflowFiles(Options):
     The workflow has its own settings; of `GenerationOptions` only a negative prompt is used.
     """
 
-    workflow: PathLike = Field(
-        json_schema_extra={"metavar": "FILE"}, description="ComfyUI workflow, saved by Workflow > Export (API)"
+    workflow: PathLike = option(..., "ComfyUI workflow, saved by Workflow > Export (API)", "FILE")
+    server: str = option("http://127.0.0.1:8188", "address of ComfyUI", "URL")
+    prompt_inputs: tuple[str, ...] = option(
+        (), "input of the workflow for the prompt, such as 6.text; repeatable", "NODE.INPUT", name="--prompt-input"
     )
-    server: str = Field(
-        default="http://127.0.0.1:8188", json_schema_extra={"metavar": "URL"}, description="address of ComfyUI"
+    negative_inputs: tuple[str, ...] = option(
+        (), "input for the negative prompt; repeatable", "NODE.INPUT", name="--negative-input"
     )
-    prompt_inputs: tuple[str, ...] = Field(
-        default=(),
-        json_schema_extra={"metavar": "NODE.INPUT", "option": "prompt-input"},
-        description="input of the workflow for the prompt, such as 6.text; repeatable",
+    seed_inputs: tuple[str, ...] = option(
+        (), "input for the seed, such as 3.seed; repeatable", "NODE.INPUT", name="--seed-input"
     )
-    negative_inputs: tuple[str, ...] = Field(
-        default=(),
-        json_schema_extra={"metavar": "NODE.INPUT", "option": "negative-input"},
-        description="input for the negative prompt; repeatable",
-    )
-    seed_inputs: tuple[str, ...] = Field(
-        default=(),
-        json_schema_extra={"metavar": "NODE.INPUT", "option": "seed-input"},
-        description="input for the seed, such as 3.seed; repeatable",
-    )
-    output_node: str | None = Field(
-        default=None,
-        json_schema_extra={"metavar": "NODE"},
-        description="node whose image is used, if there are several",
-    )
-    weights: bool = Field(
-        default=False, description="parentheses in prompts are weights, as in (word:1.3), not literal text"
-    )
+    output_node: str | None = option(None, "node whose image is used, if there are several", "NODE")
+    weights: bool = option(False, "parentheses in prompts are weights, as in (word:1.3), not literal text")
 
 
 AnyFiles = ModelFiles | PipelineFiles | WorkflowFiles

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -43,7 +45,7 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
     """Read a prompt set.
 
     Args:
-        path: JSONL file in the format of `write_prompts`.
+        path: JSONL file in the format of `write_prompts`, or the same compressed (.gz).
 
     Raises:
         LLM4GENError: the file cannot be read, a line is not a prompt, an id occurs twice, or there is no prompt.
@@ -51,7 +53,7 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
     path = Path(path)
     if not path.is_file():
         raise LLM4GENError(f"Prompt set {path} does not exist; expected a JSONL file with id and text in each line.")
-    prompts = [_prompt(line, f"Prompt set {path}, line {number},") for number, line in JSONLines(path).lines()]
+    prompts = [_prompt(line, f"Prompt set {path}, line {number},") for number, line in _lines(path)]
     return check_prompts(prompts, f"Prompt set {path}")
 
 
@@ -62,6 +64,15 @@ def check_prompts(prompts: list[Prompt], what: str) -> list[Prompt]:
     if twice := [name for name, number in Counter(prompt.id for prompt in prompts).items() if number > 1]:
         raise LLM4GENError(f"{what} contains the id {twice[0]!r} more than once; expected unique ids.")
     return prompts
+
+
+def _lines(path: Path) -> Iterable[tuple[int, bytes]]:
+    if path.suffix != ".gz":
+        return JSONLines(path).lines()
+    try:
+        return enumerate(gzip.decompress(path.read_bytes()).splitlines(), 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise LLM4GENError(f"Prompt set {path} cannot be decompressed ({error}); expected gzip of JSONL.") from error
 
 
 def _prompt(line: bytes, what: str) -> Prompt:

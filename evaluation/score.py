@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from PIL import Image
 from tqdm import tqdm
 
 from llm4gen_core import LLM4GENError
@@ -14,27 +15,26 @@ from llm4gen_diffusers.provenance import fingerprint
 
 from .benchmarks import find_metric
 from .image_set import ImageRow, ImageSet, is_own, process_state, read_scores
-from .metrics.base import Context, ImageMetric, SetMetric
-from .metrics.judge_model import chosen_folder
+from .metrics.base import Context, ImageMetric, SetMetric, check_options
+from .prompts import Prompt
 
 
-def check_metrics(metrics: Sequence[str], context: Context) -> None:
+def check_metrics(metrics: Iterable[str], context: Context) -> None:
     """Check judges and options of metrics before hours of generation.
 
     Raises:
-        LLM4GENError: there is no metric or an unknown one, an option is wrong, or judges are missing (all are named).
+        LLM4GENError: a metric or an option is unknown, an option's value is wrong, or judges are missing.
     """
-    if not metrics:
-        raise LLM4GENError("These prompts have no metrics of their own; choose some (--metrics).")
+    kinds = [find_metric(name).load_class() for name in metrics]
+    check_options(kinds, context.options)
     missing: dict[str, str] = {}
-    for name in metrics:
-        metric = find_metric(name).load_class()
-        for judge in metric.judges_needed:
+    for kind in kinds:
+        for judge in kind.judges_needed:
             try:
-                chosen_folder(context, judge)
+                context.folder(judge)
             except LLM4GENError as error:
                 missing[judge.folder] = str(error)
-        metric.check(context)
+        kind.check(context)
     if missing:
         raise LLM4GENError(" ".join(missing.values()))
 
@@ -89,19 +89,14 @@ def _score_images(images: ImageSet, rows: Sequence[ImageRow], metric: ImageMetri
         write_json(images.scores / f"{metric.name}.about.json", record)
     scored = read_scores(images, metric.name, judge)
     missing = [row for number, row in enumerate(rows) if is_own(number) and (row.id, row.sha256) not in scored]
-    prompts = {prompt.id: prompt for prompt in images.prompts}
     file = images.score_file(metric.name)
-    with tqdm(total=len(missing), unit="image", desc=metric.name, disable=None) as bar:
-        for first in range(0, len(missing), batch):
-            part = missing[first : first + batch]
-            found = metric.score([images.open(row) for row in part], [prompts[row.prompt] for row in part])
-            file.append(
-                *(
-                    {"image": row.id, "sha256": row.sha256, "scores": dict(scores), "judge": judge}
-                    for row, scores in zip(part, found, strict=True)
-                )
+    for part, pictures, prompts in _batches(images, missing, metric.name, batch):
+        file.append(
+            *(
+                {"image": row.id, "sha256": row.sha256, "scores": dict(found), "judge": judge}
+                for row, found in zip(part, metric.score(pictures, prompts), strict=True)
             )
-            bar.update(len(part))
+        )
 
 
 def _score_set(images: ImageSet, rows: Sequence[ImageRow], metric: SetMetric, batch: int) -> None:
@@ -118,12 +113,18 @@ def _score_set(images: ImageSet, rows: Sequence[ImageRow], metric: SetMetric, ba
         old = read_json(path, "Scores", "delete it and score the set again")
         if all(old.get(key) == record[key] for key in ("judge", "images")):
             return
+    for part, pictures, prompts in _batches(images, rows, metric.name, batch):
+        metric.update(pictures, prompts, [row.seed for row in part])
+    write_json(path, {**record, "scores": {name: asdict(found) for name, found in metric.compute().items()}})
+
+
+def _batches(
+    images: ImageSet, rows: Sequence[ImageRow], name: str, batch: int
+) -> Iterator[tuple[Sequence[ImageRow], list[Image.Image], list[Prompt]]]:
+    """Yield rows with their images and prompts, `batch` at a time."""
     prompts = {prompt.id: prompt for prompt in images.prompts}
-    with tqdm(total=len(rows), unit="image", desc=metric.name, disable=None) as bar:
+    with tqdm(total=len(rows), unit="image", desc=name, disable=None) as bar:
         for first in range(0, len(rows), batch):
             part = rows[first : first + batch]
-            metric.update(
-                [images.open(row) for row in part], [prompts[row.prompt] for row in part], [row.seed for row in part]
-            )
+            yield part, [images.open(row) for row in part], [prompts[row.prompt] for row in part]
             bar.update(len(part))
-    write_json(path, {**record, "scores": {name: asdict(found) for name, found in metric.compute().items()}})

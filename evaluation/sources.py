@@ -11,7 +11,7 @@ import io
 import json
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,8 @@ from llm4gen_core.files import JSONLines, read_json
 
 from .prompts import Prompt
 
-COMPBENCH_FILES = {
-    "color": "color_val.txt",
-    "shape": "shape_val.txt",
-    "texture": "texture_val.txt",
-    "spatial": "spatial_val.txt",
-    "non-spatial": "non_spatial_val.txt",
-    "complex": "complex_val.txt",
-}
-"""Category of T2I-CompBench -> file."""
-COMPBENCH_PLUS_FILES = {**COMPBENCH_FILES, "3d-spatial": "3d_spatial_val.txt", "numeracy": "numeracy_val.txt"}
+COMPBENCH_CATEGORIES = ("color", "shape", "texture", "spatial", "non-spatial", "complex")
+COMPBENCH_PLUS_CATEGORIES = (*COMPBENCH_CATEGORIES, "3d-spatial", "numeracy")
 _COMPLEX_KINDS = {"spatial": "complex_val_spatial.txt", "action": "complex_val_action.txt"}
 """Kind of complex prompts -> file that lists them, in the order in which the official 3-in-1 looks them up. Prompts in
 neither file are of the kind "spatialaction"."""
@@ -53,7 +45,7 @@ GENEVAL_TASKS = {
 _PARTI_COLUMNS = ("Prompt", "Category", "Challenge", "Note")
 
 
-def read_compbench(path: Path, files: Mapping[str, str] = COMPBENCH_FILES) -> list[Prompt]:
+def read_compbench(path: Path, categories: Sequence[str] = COMPBENCH_CATEGORIES) -> list[Prompt]:
     """T2I-CompBench (Huang et al. 2023, arXiv 2307.06350) and T2I-CompBench++: validation prompts of each category.
 
     The official examples/dataset/CATEGORY_val.txt have 300 prompts each. CATEGORY.txt beside them has all of about
@@ -66,20 +58,21 @@ def read_compbench(path: Path, files: Mapping[str, str] = COMPBENCH_FILES) -> li
 
     Args:
         path: clone of the repository, or its examples/dataset.
-        files: category -> file.
+        categories: categories to read.
     """
-    names = [f"{folder}{files['color']}" for folder in ("", "dataset/", "examples/dataset/")]
+    names = [f"{folder}color_val.txt" for folder in ("", "dataset/", "examples/dataset/")]
     folder = _find_file(path, names, "T2I-CompBench").parent
     kinds: dict[str, str] = {}
     for kind, name in _COMPLEX_KINDS.items():
         for text in _compbench_lines(folder / name):
             kinds.setdefault(_compbench_key(text), kind)
     prompts = []
-    for category, name in files.items():
-        texts = _compbench_lines(folder / name)
+    for category in categories:
+        file = folder / f"{category.replace('-', '_')}_val.txt"
+        texts = _compbench_lines(file)
         if len(texts) != 300:
             raise LLM4GENError(
-                f"T2I-CompBench: {folder / name} has {len(texts)} prompts; expected the 300 of "
+                f"T2I-CompBench: {file} has {len(texts)} prompts; expected the 300 of "
                 "validation, which published scores are for (the files of about 1,000 contain training prompts and "
                 "score higher). Download it again; to generate other prompts, pass them as a text file."
             )

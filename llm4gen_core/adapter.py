@@ -1,9 +1,8 @@
-"""The Cross-Adapter Module (CAM) of LLM4GEN, the ablations beside it, and the fusion with CLIP's tokens.
+"""Cross-Adapter Module (CAM) of LLM4GEN, its ablations, and the fusion with CLIP's tokens.
 
-Paper: Liu et al., "LLM4GEN: Leveraging Semantic Representation of LLMs for Text-to-Image
-Generation", AAAI 2025, eq. 1-3 and Table 4. Where the paper and the released SD1.5 weights differ,
-this module follows the weights. The ablations are named in the paper but not written out, and no
-code of them was released: what each computes here is this project's reading.
+Paper: Liu et al., "LLM4GEN: Leveraging Semantic Representation of LLMs for Text-to-Image Generation", AAAI 2025,
+eq. 1-3 and Table 4. Where the paper and the released SD1.5 weights differ, this module follows the weights. The paper
+names the ablations without defining them, and their code was not released: each is this project's interpretation.
 """
 
 from __future__ import annotations
@@ -26,18 +25,22 @@ _LAYOUTS = {
     "clip_query": ("text", "text"),
 }
 FUSIONS = tuple(_LAYOUTS)
-"""Ways to combine LLM and CLIP features; `cross_adapter` is the method, the others are rows 3 to 6 of Table 4."""
+"""Variants of combining LLM and CLIP features: `cross_adapter` is the method, the others are rows 3 to 6 of Table 4."""
 
 
 @dataclass(frozen=True)
 class CrossAdapterConfig:
-    """Sizes of an adapter, and its kind.
+    """Sizes and variant of an adapter.
 
     Attributes:
         d_text: width of the text context that the UNet reads (768 for SD1.5, 2048 for SDXL).
         d_llm: width of the LLM's hidden states (2048 for T5-XL).
-        heads: attention heads; not stored in the released file, where it is 8. `mlp` and `mlp_concat` have none.
+        heads: number of attention heads; the released file does not store it, there it is 8. Unused by `mlp` and
+            `mlp_concat`.
         fusion: one of `FUSIONS`; see `CrossAdapter`.
+
+    Raises:
+        LLM4GENError: a value is invalid.
     """
 
     d_text: int
@@ -49,24 +52,24 @@ class CrossAdapterConfig:
         for name in ("d_text", "d_llm", "heads"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise LLM4GENError(f"Adapter config: {name} is {value!r}; expected a whole number of at least 1.")
+                raise LLM4GENError(f"Adapter config: {name} is {value!r}; expected an integer of at least 1.")
         if self.d_text % self.heads:
             raise LLM4GENError(
-                f"Adapter config: d_text {self.d_text} cannot be split into {self.heads} heads; "
-                "choose a number of heads that divides it."
+                f"Adapter config: d_text {self.d_text} is not divisible by {self.heads} heads; choose a number of "
+                "heads that divides it."
             )
         if self.fusion not in FUSIONS:
             raise LLM4GENError(
-                f"Adapter config: fusion {self.fusion!r} is not known; this version knows {', '.join(FUSIONS)}. "
-                "Update LLM4GEN if the adapter was made by a newer one."
+                f"Adapter config: fusion {self.fusion!r} is unknown; expected one of {', '.join(FUSIONS)}. Update "
+                "LLM4GEN if the adapter was made with a newer version."
             )
 
     @property
     def context_layout(self) -> tuple[str, ...]:
-        """Which tokens follow each other in the context of `CrossAdapter.combine`.
+        """Parts of the context of `CrossAdapter.combine`, in order.
 
-        Every "text" stands for as many tokens as CLIP gave, in CLIP's order, and "llm" for as many as the LLM gave.
-        The first "text" of two parts is CLIP's own; every other part is what the adapter computed.
+        "text" is a part of L_text tokens, "llm" one of L_llm tokens. Of two parts, the first is CLIP's own; all others
+        are outputs of the adapter.
         """
         return _LAYOUTS[self.fusion]
 
@@ -75,14 +78,14 @@ class CrossAdapterConfig:
 
 
 class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), the activation of CLIP and of the released CAM."""
+    """Activation x * sigmoid(1.702 x) of CLIP and of the released CAM."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
 
 
 class CrossAdapter(nn.Module):
-    """Adapts LLM tokens to the text space of the diffusion model (eq. 1 and 2), or one of Table 4's ablations of it.
+    """Adapter of LLM tokens to the text space of the diffusion model (eq. 1 and 2), or one of Table 4's ablations.
 
     `cross_adapter`, the method: query is the LLM, key and value are CLIP::
 
@@ -90,25 +93,25 @@ class CrossAdapter(nn.Module):
         l' = out_proj(softmax(Q Kᵀ / sqrt(head_dim)) V) + l
         c'_l = FFN(norm(l')) + l'
 
-    The released weights name the two input norms the wrong way round: `kv_norm` normalises the
-    LLM's tokens, here the query, and `q_norm` CLIP's. Parameters keep those names, so that state
-    dicts of the release load unchanged, and belong to the same tokens in every fusion.
+    The released weights swap the names of the two input norms: `kv_norm` normalises the LLM's tokens, which are the
+    query, and `q_norm` CLIP's. Parameters keep those names, so that state dicts of the release load unchanged, and
+    normalise the same tokens in every fusion.
 
     The ablations, with only the parameters that they use:
 
-    * `mlp`, `mlp_concat`: c'_l = FFN(c_l), from d_llm over 4 d_text to d_text; the tokens of the LLM see neither CLIP
-      nor each other. "Linear layer" and "MLP" are both the paper's words for it.
+    * `mlp`, `mlp_concat`: c'_l = FFN(c_l), from d_llm over 4 d_text to d_text; LLM tokens attend neither to CLIP nor
+      to each other. The paper calls it both "linear layer" and "MLP".
     * `cross_attention`, `cross_attention_concat`: c'_l = out_proj(softmax(Q Kᵀ / sqrt(head_dim)) V), the attention of
-      the CAM with its norms, but with neither residual nor FFN.
-    * `clip_query`: the CAM with its sides exchanged. Query is CLIP, key and value are llm_proj(c_l); the residual is
-      c_t, so that the result has one token for each of CLIP's.
+      the CAM with its norms, without residual and FFN.
+    * `clip_query`: the CAM with the two inputs exchanged. Query is CLIP, key and value are llm_proj(c_l); the residual
+      is c_t, so that the output has one token for each of CLIP's.
 
-    `mlp` and `cross_attention` replace CLIP's tokens by the result, all others put it behind them: see `combine`.
+    `mlp` and `cross_attention` replace CLIP's tokens with the output, all others append it to them: see `combine`.
 
     Args:
         config: sizes and fusion.
-        operations: namespace with `Linear` and `LayerNorm`; `torch.nn`, or a host's own casting layers.
-        device, dtype: of the parameters.
+        operations: namespace with `Linear` and `LayerNorm`: `torch.nn`, or a host's own casting layers.
+        device, dtype: device and precision of the parameters.
     """
 
     def __init__(
@@ -141,29 +144,30 @@ class CrossAdapter(nn.Module):
             )
 
     def forward(self, text: Tensor, llm: Tensor, llm_mask: Tensor | None = None) -> Tensor:
-        """Adapted tokens: c'_l, or c'_t of `clip_query`.
+        """Return adapted tokens: c'_l, or c'_t with `clip_query`.
 
         Args:
             text: c_t [B, L_text, d_text], hidden states of the model's own text encoder.
             llm: c_l [B, L_llm, d_llm], hidden states of the LLM.
-            llm_mask: [B, L_llm], 0 where a token is padding: its row of the result is zero; in `clip_query`, whose
-                rows are CLIP's, it is not attended to. None, as in the release, lets padding take part.
+            llm_mask: [B, L_llm], 0 for padding. The output is zero there; `clip_query`, whose outputs are CLIP's
+                tokens, does not attend to it. None, as in the release, treats padding like other tokens.
 
         Returns:
-            [B, L_llm, d_text], or [B, L_text, d_text] of `clip_query`.
+            [B, L_llm, d_text], or [B, L_text, d_text] with `clip_query`.
 
         Raises:
-            LLM4GENError: a width or batch size does not fit.
+            LLM4GENError: widths or batch sizes do not match.
         """
         self._check("text", text, self.config.d_text)
         self._check("llm", llm, self.config.d_llm)
         if text.shape[0] != llm.shape[0]:
             raise LLM4GENError(
-                f"text has batch size {text.shape[0]} and llm {llm.shape[0]}; encode the same prompts with both."
+                f"text has batch size {text.shape[0]} and llm has {llm.shape[0]}; expected the same. Encode the same "
+                "prompts with both."
             )
         if llm_mask is not None and llm_mask.shape != llm.shape[:2]:
             raise LLM4GENError(
-                f"llm_mask has shape {list(llm_mask.shape)}; expected {list(llm.shape[:2])}, one value a token of llm."
+                f"llm_mask has shape {list(llm_mask.shape)}; expected {list(llm.shape[:2])}, one value per LLM token."
             )
         if not self._attends:
             adapted = self.FFN(llm)
@@ -183,16 +187,16 @@ class CrossAdapter(nn.Module):
         return adapted
 
     def combine(self, text: Tensor, adapted: Tensor, strength: float = 1.0) -> Tensor:
-        """The context that the UNet's cross-attention reads, as this adapter's fusion makes it.
+        """Return the context that the UNet's cross-attention reads, according to this adapter's fusion.
 
         Args:
             text: c_t [B, L_text, d_text].
-            adapted: result of calling this adapter.
-            strength: λ, the scale of the adapted tokens; 0 gives `text` itself, that is plain CLIP.
+            adapted: output of this adapter.
+            strength: λ, the scale of the adapted tokens; 0 returns `text` itself, plain CLIP.
 
         Returns:
-            The parts that `CrossAdapterConfig.context_layout` names: `fuse` of both, or, where the fusion replaces
-            CLIP's tokens, λ c'_l alone: [B, L_llm, d_text], another length than `text` has.
+            The parts that `CrossAdapterConfig.context_layout` names: `fuse` of both, or λ c'_l alone
+            [B, L_llm, d_text] if the fusion replaces CLIP's tokens.
 
         Raises:
             LLM4GENError: batch sizes or widths differ.
@@ -207,7 +211,10 @@ class CrossAdapter(nn.Module):
         return adapted.to(text.dtype)
 
     def _attention(self, query: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """One layer of attention, [B, L_query, d] to the same; `mask` broadcasts to [B, heads, L_query, L_context]."""
+        """Attention of a query [B, L_query, d] to a context [B, L_context, d]; returns [B, L_query, d].
+
+        `mask` broadcasts to [B, heads, L_query, L_context].
+        """
         split_query = self._split_heads(self.q_proj(query))
         key = self._split_heads(self.k_proj(context))
         value = self._split_heads(self.v_proj(context))
@@ -215,7 +222,7 @@ class CrossAdapter(nn.Module):
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
     def _split_heads(self, x: Tensor) -> Tensor:
-        """[B, L, d] to [B, heads, L, d / heads]."""
+        """Reshape [B, L, d] to [B, heads, L, d / heads]."""
         return x.unflatten(-1, (self.config.heads, -1)).transpose(1, 2)
 
     @staticmethod
@@ -228,16 +235,16 @@ class CrossAdapter(nn.Module):
 
 
 def fuse(text: Tensor, adapted: Tensor, strength: float = 1.0) -> Tensor:
-    """The context that cross-attention reads: concat(c_t, λ c'_l) along the sequence (left side of eq. 3).
+    """Concatenate c_t and λ c'_l along the sequence (left side of eq. 3).
 
     Args:
         text: c_t [B, L_text, d_text].
         adapted: c'_l [B, L_llm, d_text], from `CrossAdapter`.
-        strength: λ. 0 leaves the LLM tokens out altogether, because under a joint softmax λ → 0 does
-            not tend to plain CLIP: zero keys still take their share of the attention.
+        strength: λ. 0 leaves the LLM tokens out, because with a joint softmax λ → 0 does not converge to plain CLIP:
+            zero keys still receive attention.
 
     Returns:
-        [B, L_text + L_llm, d_text], or `text` itself when strength is 0.
+        [B, L_text + L_llm, d_text], or `text` itself if strength is 0.
 
     Raises:
         LLM4GENError: batch sizes or widths differ.
@@ -253,6 +260,6 @@ def fuse(text: Tensor, adapted: Tensor, strength: float = 1.0) -> Tensor:
 def _check_alike(text: Tensor, adapted: Tensor) -> None:
     if text.shape[0] != adapted.shape[0] or text.shape[-1] != adapted.shape[-1]:
         raise LLM4GENError(
-            f"text {list(text.shape)} and adapted LLM tokens {list(adapted.shape)} cannot be one context: "
-            "batch size and width must be equal."
+            f"text {list(text.shape)} and adapted LLM tokens {list(adapted.shape)} cannot be concatenated: expected "
+            "equal batch sizes and widths."
         )

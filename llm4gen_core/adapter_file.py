@@ -1,18 +1,16 @@
-"""The adapter file: one safetensors with the CAM, what was trained of the UNet, and all that must fit around them.
+"""The adapter file: one safetensors file with the CAM, the trained part of the UNet, and what they were trained with.
 
-Three forms are read: the project's own, the official `projector.pth`, and the official keys in
-safetensors. Only the first is written.
+Three formats are read: the project's own, the official `projector.pth`, and the official keys in safetensors. Only the
+first is written.
 """
 
 from __future__ import annotations
 
 import datetime
-import errno
 import hashlib
 import json
 import math
 import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 
 from .adapter import CrossAdapter, CrossAdapterConfig
 from .errors import LLM4GENError
+from .files import write_bytes
 from .lambda_modes import LAMBDA_MODES
 from .llm_spec import RANKGEN_T5_XL, LLMSpec
 from .unet_part import UNetPart
@@ -31,9 +30,9 @@ from .weights import SAFETENSORS_SUFFIXES, load_tensors, read_header
 
 FORMAT = "llm4gen-adapter"
 FORMAT_VERSION = 2
-"""The newest version that is read. 1: the Cross-Adapter alone; 2: a UNet part, or an ablation in its place.
+"""Newest version that is read. 1: the Cross-Adapter alone; 2: with a UNet part, or one of the ablations.
 
-A file is written in the lowest version that can say what is in it, so that older readers take it or refuse it whole.
+A file is written in the lowest version that can describe its content, so that older readers either read or refuse it.
 """
 FAMILIES = {
     "sd15": "stable-diffusion-v1",
@@ -41,7 +40,7 @@ FAMILIES = {
     "sd3": "stable-diffusion-3-medium",
     "miniature": "llm4gen-miniature",
 }
-"""Base families, and the architecture names under which model managers know them (ModelSpec)."""
+"""Base families, and their architecture names for model managers (ModelSpec)."""
 FAMILY_OF_WIDTH = {768: "sd15", 2048: "sdxl", 4096: "sd3"}
 
 _CAM = "cam."
@@ -49,20 +48,22 @@ _UNET = "unet."
 _OFFICIAL_CAM = "CrossFusionModule.0."
 _OFFICIAL = "CrossFusionModule."
 _OFFICIAL_HEADS = 8
-_DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 @dataclass(frozen=True)
 class AdapterMetadata:
-    """What an adapter was made for.
+    """Models and settings that an adapter was trained with.
 
     Attributes:
-        base_family: a key of `FAMILIES`; None if the file does not tell.
-        llm: the LLM that the adapter was trained with; None if the file does not tell.
-        lambda_mode: one of `LAMBDA_MODES`, the reading of eq. 3 that it was trained with.
-        default_strength: λ to start from.
-        training: summary of the run that made it (JSON values).
+        base_family: a key of `FAMILIES`; None if the file does not say.
+        llm: the LLM; None if the file does not say.
+        lambda_mode: one of `LAMBDA_MODES`, the interpretation of eq. 3.
+        default_strength: recommended λ.
+        training: summary of the training run (JSON values).
         title, author, description: for model managers.
+
+    Raises:
+        LLM4GENError: a value is invalid.
     """
 
     base_family: str | None
@@ -77,28 +78,28 @@ class AdapterMetadata:
     def __post_init__(self) -> None:
         if self.base_family is not None and self.base_family not in FAMILIES:
             raise LLM4GENError(
-                f"Adapter: base family {self.base_family!r} is not known; expected {', '.join(FAMILIES)}."
+                f"Adapter: base family {self.base_family!r} is unknown; expected one of {', '.join(FAMILIES)}."
             )
         if self.lambda_mode not in LAMBDA_MODES:
             raise LLM4GENError(
-                f"Adapter: λ mode {self.lambda_mode!r} is not known; expected {', '.join(LAMBDA_MODES)}."
+                f"Adapter: λ mode {self.lambda_mode!r} is unknown; expected one of {', '.join(LAMBDA_MODES)}."
             )
         if not math.isfinite(self.default_strength):
             raise LLM4GENError(f"Adapter: default strength is {self.default_strength}; expected a number such as 1.0.")
         if not isinstance(self.training, Mapping):
             raise LLM4GENError(
-                f"Adapter: the training summary is a {type(self.training).__name__}; expected names with values."
+                f"Adapter: the training summary is a {type(self.training).__name__}; expected a JSON object."
             )
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What an adapter file holds. Calling it calls the module.
+    """Content of an adapter file. Calling it calls the module.
 
     Attributes:
         module: the CAM.
-        metadata: what it was made for.
-        unet_part: what was trained of the UNet, if the file holds it.
+        metadata: models and settings that it was trained with.
+        unet_part: trained part of the UNet, if the file holds one.
     """
 
     module: CrossAdapter
@@ -115,17 +116,17 @@ class Adapter:
 
 
 def load_adapter(path: str | os.PathLike[str], operations: Any = nn) -> Adapter:
-    """Read an adapter of any of the three forms; nothing in the file is executed.
+    """Read an adapter in any of the three formats. No code in the file is executed.
 
     Args:
-        path: `.safetensors` of the project or with the official keys, or the official `projector.pth`.
+        path: `.safetensors` in the project's format or with the official keys, or the official `projector.pth`.
         operations: see `CrossAdapter`.
 
     Returns:
         The adapter in the file's precision, frozen and in evaluation mode.
 
     Raises:
-        LLM4GENError: the file is missing, broken, unsafe, incomplete or no adapter.
+        LLM4GENError: the file is missing, broken, unsafe, incomplete or not an adapter.
     """
     path = Path(path)
     is_safetensors = path.suffix.lower() in SAFETENSORS_SUFFIXES
@@ -140,7 +141,8 @@ def load_adapter(path: str | os.PathLike[str], operations: Any = nn) -> Adapter:
         blocks = {name.split(".")[1] for name in tensors if name.startswith(_OFFICIAL)}
         if blocks != {"0"}:
             raise LLM4GENError(
-                f"Adapter {path} stacks Cross-Adapters {sorted(blocks)}; the release has exactly one, 0."
+                f"Adapter {path} contains the Cross-Adapters {sorted(blocks)}; expected only 0, as in the official "
+                "release. Download that file again."
             )
         unet_part = None
         config = _official_config(cam, path)
@@ -148,11 +150,11 @@ def load_adapter(path: str | os.PathLike[str], operations: Any = nn) -> Adapter:
     else:
         found = ", ".join(sorted(tensors)[:3]) or "no tensors"
         raise LLM4GENError(
-            f"Adapter {path} is not an LLM4GEN adapter: it holds {found}. Expected keys {_CAM}* with the project's "
-            f"metadata, or {_OFFICIAL_CAM}* as in the official projector.pth."
+            f"Adapter {path} is not an LLM4GEN adapter: its tensors are {found}. Expected {_CAM}* with the project's "
+            f"metadata, or {_OFFICIAL_CAM}* as in the official projector.pth. Choose another file."
         )
     _check_state(cam, config, path)
-    module = CrossAdapter(config, operations, device="meta")  # no random weights: they would shift the global seed
+    module = CrossAdapter(config, operations, device="meta")  # random weights would advance the global seed
     module.load_state_dict(cam, strict=True, assign=True)
     module.requires_grad_(False).eval()
     return Adapter(module, metadata, unet_part)
@@ -164,14 +166,14 @@ def save_adapter(
     metadata: AdapterMetadata,
     unet_part: UNetPart | None = None,
 ) -> None:
-    """Write the project's own form. The file appears whole or not at all.
+    """Write an adapter in the project's own format. The file is written completely or not at all.
 
     Args:
-        module: the CAM; its tensors are stored in the precision they have.
+        module: the CAM; its tensors are stored in their own precision.
         path: ends in `.safetensors`; an existing file is replaced.
-        metadata: stored in the header, beside the CAM's sizes and the ModelSpec fields.
-        unet_part: what was trained of the UNet. That of a loaded adapter is not stored by itself, because a trainer
-            may have taken it up into a UNet of its own; pass `Adapter.unet_part` to keep it.
+        metadata: stored in the header, with the CAM's sizes and the ModelSpec fields.
+        unet_part: trained part of the UNet. To keep that of a loaded adapter, pass `Adapter.unet_part`: it is not
+            stored implicitly, because a trainer may have merged it into its own UNet.
 
     Raises:
         LLM4GENError: the name or folder cannot be used, the metadata is incomplete, or the disk is full.
@@ -182,39 +184,22 @@ def save_adapter(
     if path.is_dir():
         raise LLM4GENError(f"Adapter {path} is a folder; give the name of a file in it.")
     if not path.parent.is_dir():
-        raise LLM4GENError(f"Adapter {path} cannot be written: the folder {path.parent} does not exist.")
+        raise LLM4GENError(f"Adapter {path} cannot be written: the folder {path.parent} does not exist. Create it.")
     if metadata.base_family is None:
         raise LLM4GENError(
-            f"Adapter {path} needs a base family to be stored; say which of {', '.join(FAMILIES)} it was trained for."
+            f"Adapter {path} has no base family; set the one that it was trained for: {', '.join(FAMILIES)}."
         )
     stored = {_CAM + name: tensor for name, tensor in module.state_dict().items()}
     if unet_part is not None:
-        # One number may serve as every layer's alpha, but safetensors stores no tensor twice.
+        # Layers may share their alpha, but safetensors refuses tensors that share memory.
         stored |= {_UNET + name: t if t.ndim else t.clone() for name, t in unet_part.tensors.items()}
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in stored.items()}
     header = _build_header(module.config, metadata, tensors, path.stem)
     if unet_part is not None:
         header["unet_part"] = unet_part.kind
-    _write_whole(path, safetensors_bytes(tensors, header))
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    # Not tempfile's: its files can be read by their owner alone, and would stay so under the final name.
-    temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.partial")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:
-            raise LLM4GENError(
-                f"Adapter {path} cannot be written: the disk is full. It needs {len(content):,} bytes; nothing was "
-                "left behind. Free that much, or choose a folder on another disk."
-            ) from error
-        raise
+    content = safetensors_bytes(tensors, header)
+    advice = f"It needs {len(content):,} bytes: free that much, or choose a folder on another disk."
+    write_bytes(path, content, "Adapter", advice)
 
 
 def _build_header(
@@ -248,7 +233,9 @@ def _parse_header(header: Mapping[str, str], path: Path) -> tuple[CrossAdapterCo
     try:
         version = int(header["format_version"])
         if version > FORMAT_VERSION:
-            raise LLM4GENError(f"format version {version} is newer than {FORMAT_VERSION}; update LLM4GEN to read it.")
+            raise LLM4GENError(
+                f"format version {version} is newer than {FORMAT_VERSION}, the newest known one; update LLM4GEN."
+            )
         metadata = AdapterMetadata(
             base_family=header["base_family"],
             llm=LLMSpec.from_json(header["llm"]) if header["llm"] else None,
@@ -264,18 +251,18 @@ def _parse_header(header: Mapping[str, str], path: Path) -> tuple[CrossAdapterCo
         raise LLM4GENError(f"Adapter {path}: {error}") from error
     except KeyError as error:
         raise LLM4GENError(
-            f"Adapter {path} lacks the metadata field {error}; it was not written by LLM4GEN."
+            f"Adapter {path} lacks the metadata field {error}; it was not written by LLM4GEN. Download it again."
         ) from error
     except (TypeError, ValueError) as error:
-        raise LLM4GENError(f"Adapter {path} has metadata that cannot be understood ({error}).") from error
+        raise LLM4GENError(f"Adapter {path} has invalid metadata ({error}); download it again.") from error
 
 
 def _parse_unet_part(header: Mapping[str, str], tensors: Mapping[str, Tensor], path: Path) -> UNetPart | None:
     foreign = sorted(name for name in tensors if not name.startswith((_CAM, _UNET)))
     if foreign:
         raise LLM4GENError(
-            f"Adapter {path} holds {len(foreign)} tensors that this version of LLM4GEN does not know ({foreign[0]}, "
-            "...); update it to use this file whole."
+            f"Adapter {path} holds {len(foreign)} tensors that are unknown to this version of LLM4GEN ({foreign[0]}, "
+            "...); update LLM4GEN."
         )
     unet = {name.removeprefix(_UNET): tensor for name, tensor in tensors.items() if name.startswith(_UNET)}
     kind = header.get("unet_part")
@@ -284,7 +271,7 @@ def _parse_unet_part(header: Mapping[str, str], tensors: Mapping[str, Tensor], p
     if kind is None:
         raise LLM4GENError(
             f"Adapter {path} holds {len(unet)} tensors of a UNet ({_UNET}{min(unet)}, ...) but lacks the metadata "
-            "field 'unet_part' that says what they are; it was not written by LLM4GEN."
+            "field 'unet_part' with their kind; it was not written by LLM4GEN. Download it again."
         )
     try:
         return UNetPart(kind, unet)
@@ -295,7 +282,9 @@ def _parse_unet_part(header: Mapping[str, str], tensors: Mapping[str, Tensor], p
 def _official_config(cam: Mapping[str, Tensor], path: Path) -> CrossAdapterConfig:
     projection = cam.get("llm_proj.weight")
     if projection is None or projection.ndim != 2:
-        raise LLM4GENError(f"Adapter {path} has no matrix {_OFFICIAL_CAM}llm_proj.weight; it is incomplete.")
+        raise LLM4GENError(
+            f"Adapter {path} has no matrix {_OFFICIAL_CAM}llm_proj.weight; it is incomplete. Download it again."
+        )
     d_text, d_llm = projection.shape
     try:
         return CrossAdapterConfig(d_text=d_text, d_llm=d_llm, heads=_OFFICIAL_HEADS)
@@ -304,7 +293,7 @@ def _official_config(cam: Mapping[str, Tensor], path: Path) -> CrossAdapterConfi
 
 
 def _official_metadata(config: CrossAdapterConfig) -> AdapterMetadata:
-    """The release stores none; its sizes identify the SD1.5 weights."""
+    """Metadata of an official file, which stores none. Its sizes identify the SD1.5 weights."""
     if (config.d_text, config.d_llm) == (768, RANKGEN_T5_XL.width):
         return AdapterMetadata(
             base_family="sd15",
@@ -322,16 +311,18 @@ def _check_state(cam: Mapping[str, Tensor], config: CrossAdapterConfig, path: Pa
     missing = sorted(set(expected) - set(cam))
     unexpected = sorted(set(cam) - set(expected))
     if missing or unexpected:
-        problem = f"lacks {', '.join(missing[:3])}" if missing else f"has unknown {', '.join(unexpected[:3])}"
+        problem = f"lacks {', '.join(missing[:3])}" if missing else f"has the unknown {', '.join(unexpected[:3])}"
         raise LLM4GENError(
-            f"Adapter {path} {problem} ({len(missing)} keys missing, {len(unexpected)} unknown); download it again, "
-            "or update LLM4GEN if a newer version wrote it."
+            f"Adapter {path} {problem} ({len(missing)} tensors missing, {len(unexpected)} unknown); download it "
+            "again, or update LLM4GEN if a newer version wrote it."
         )
     for name, tensor in cam.items():
         if tensor.shape != expected[name].shape:
             raise LLM4GENError(
-                f"Adapter {path}: {name} has shape {list(tensor.shape)}; its sizes (d_text {config.d_text}, "
-                f"d_llm {config.d_llm}) require {list(expected[name].shape)}."
+                f"Adapter {path}: {name} has shape {list(tensor.shape)}; expected {list(expected[name].shape)} for "
+                f"d_text {config.d_text} and d_llm {config.d_llm}. Download it again."
             )
         if not tensor.is_floating_point():
-            raise LLM4GENError(f"Adapter {path}: {name} is {tensor.dtype}; expected floating point numbers.")
+            raise LLM4GENError(
+                f"Adapter {path}: {name} is {tensor.dtype}; expected floating-point numbers. Download it again."
+            )

@@ -1,10 +1,10 @@
-"""Single columns of an attention matrix, exactly and with gradients, without ever holding the matrix.
+"""Single columns of an attention matrix, exact and differentiable, without materialising the matrix.
 
-Entity guidance (eq. 4) needs the attention that every pixel pays to a handful of words. Cross-attention itself runs
-in fused kernels that never write softmax(Q Kᵀ) down; for SD1.5 at 512 pixels with 333 tokens it would be 144 MB a
-sample. Here rows are worked through in blocks: a block's softmax is computed, the wanted columns are kept, the rest
-is forgotten. The backward pass computes each block once more. What stays in memory between the two are the query
-and the key, which attention keeps anyway, and the columns.
+Entity guidance (eq. 4) needs every pixel's attention to a few words. Cross-attention itself runs in fused kernels that
+never materialise softmax(Q Kᵀ), which for SD1.5 at 512 pixels with 333 tokens takes 144 MB per sample. Here the rows
+are processed in blocks: the softmax of a block is computed, the requested columns are kept and the rest is discarded.
+The backward pass recomputes each block. Between the passes only the query and key, which attention keeps anyway, and
+the columns stay in memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .errors import LLM4GENError
 
 _BLOCK_ELEMENTS = {"cpu": 2**22}
 _BLOCK_ELEMENTS_ACCELERATOR = 2**26
-"""Elements of a block of logits: small enough for a CPU's caches, large enough to keep an accelerator busy."""
+"""Elements per block of logits: small enough for a CPU's caches, large enough to keep an accelerator busy."""
 
 
 def attention_columns(
@@ -30,44 +30,43 @@ def attention_columns(
     bias: Tensor | None = None,
     mean_heads: bool = False,
 ) -> Tensor:
-    """Columns J of P = softmax(Q Kᵀ · scale + bias) over the tokens.
+    """Compute the columns J of P = softmax(Q Kᵀ · scale + bias) over the tokens.
 
-    With g the gradient that arrives at P_J and h = g ∘ P_J, the gradient of the logits is
-    P ∘ (-Σ_J h) with h added at the columns J; query and key get theirs from it by two matrix products a block.
+    With g the gradient with respect to P_J and h = g ∘ P_J, the gradient of the logits is P ∘ (-Σ_J h) with h added at
+    the columns J. The gradients of query and key follow by two matrix products per block.
 
     Args:
         query: [B, heads, N, d].
-        key: [B, heads, T, d], or [B, 1, T, d] for all heads.
-        columns: [C] or [B, C], whole numbers from 0 to T - 1; the same one may come several times.
-        scale: usually d^-0.5.
-        bias: [B, T] or [1, T], added to the logits of every row; -inf takes a token out of the softmax. No
-            gradient flows into it.
+        key: [B, heads, T, d], or [B, 1, T, d] shared by all heads.
+        columns: [C] or [B, C], integers from 0 to T - 1, which may repeat.
+        scale: scale of the logits, usually d^-0.5.
+        bias: [B, T] or [1, T], added to the logits of every row; -inf excludes a token from the softmax. It receives
+            no gradient.
         mean_heads: average over the heads, after the softmax.
 
     Returns:
-        [B, heads, N, C], or [B, N, C] with `mean_heads`; float32, or float64 for float64 inputs, whatever autocast
-        says.
+        [B, heads, N, C], or [B, N, C] with `mean_heads`; float32, or float64 for float64 inputs, also under autocast.
 
     Raises:
-        LLM4GENError: shapes do not fit.
+        LLM4GENError: shapes do not match.
     """
     known = query.ndim == 4 and key.ndim == 4 and query.shape[0] == key.shape[0] and query.shape[3] == key.shape[3]
     if not known or key.shape[1] not in (1, query.shape[1]):
         raise LLM4GENError(
-            f"Query {list(query.shape)} and key {list(key.shape)} do not fit; expected [B, heads, N, d] and "
+            f"Query {list(query.shape)} and key {list(key.shape)} do not match; expected [B, heads, N, d] and "
             "[B, heads or 1, T, d]."
         )
     batch, tokens = query.shape[0], key.shape[2]
     if columns.is_floating_point() or columns.ndim not in (1, 2) or columns.shape[:-1] not in ((), (batch,)):
         raise LLM4GENError(
-            f"Columns have shape {list(columns.shape)} and dtype {columns.dtype}; expected whole numbers [C] or "
+            f"Columns have shape {list(columns.shape)} and dtype {columns.dtype}; expected integers [C] or "
             f"[{batch}, C]."
         )
     if bias is not None and (bias.ndim != 2 or bias.shape[0] not in (1, batch) or bias.shape[1] != tokens):
         raise LLM4GENError(f"The bias has shape {list(bias.shape)}; expected [{batch} or 1, {tokens}].")
     columns = columns.expand(batch, -1)
     heads, rows = query.shape[1:3]
-    if key.shape[1] < heads:  # every head's rows look at the same keys
+    if key.shape[1] < heads:  # all heads share the keys
         of_all = _AttentionColumns.apply(query.reshape(batch, 1, heads * rows, -1), key, columns, scale, bias, False)
         by_heads = of_all.view(batch, heads, rows, -1)
         return by_heads.mean(1) if mean_heads else by_heads
@@ -123,7 +122,7 @@ def _precision(tensor: Tensor) -> torch.dtype:
 
 
 def _softmax(rows: Tensor, keys: Tensor, scale: float, bias: Tensor | None) -> Tensor:
-    """[B, heads, n, T] of a block of rows."""
+    """Softmax [B, heads, n, T] of a block of n rows."""
     logits = torch.matmul(rows.to(keys.dtype), keys.transpose(-1, -2)).mul_(scale)
     if bias is not None:
         logits += bias[:, None, None].to(logits.dtype)
@@ -131,7 +130,7 @@ def _softmax(rows: Tensor, keys: Tensor, scale: float, bias: Tensor | None) -> T
 
 
 def _index(columns: Tensor, heads: int, block: slice) -> Tensor:
-    """[B, C] as an index into the last dimension of a block."""
+    """Expand columns [B, C] to an index [B, heads, n, C] into the last dimension of a block."""
     return columns[:, None, None].expand(-1, heads, block.stop - block.start, -1)
 
 

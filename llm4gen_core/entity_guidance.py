@@ -1,14 +1,14 @@
-"""Entity-guidance regularisation: the attention maps of an attribute and of its entity are pulled together.
+"""Entity-guidance loss, which pulls the attention maps of an attribute and of its entity together.
 
 Paper, eq. 4 and 5::
 
     A_i   = softmax(Q K_iᵀ / sqrt(d))
     L_reg = 1 / (N L) Σ_pairs Σ_layers || A_attribute - A_entity ||²
 
-The paper leaves much open. Here a word's map is the mean of its tokens' columns of the attention that the UNet
-computes (softmax over all tokens), averaged over the heads, and the squared distance is the mean over the pixels.
-What else was measured or is asked for is an option of `GuidanceOptions`; its default is the literal reading, or where
-that is impossible what the cited SynGen (Rassin et al. 2024) and other work on attention maps do.
+The paper leaves several points open. Here a word's map is the mean over its tokens' columns of the UNet's attention
+(softmax over all tokens), averaged over the heads, and the squared distance is the mean over the pixels. The variants
+that recipes or published measurements use are options of `GuidanceOptions`. The defaults follow the paper literally,
+or the cited SynGen (Rassin et al. 2024) and other work on attention maps if that is impossible.
 """
 
 from __future__ import annotations
@@ -29,28 +29,30 @@ from .lambda_modes import LLMTokens, attended_columns
 
 _CHOICES = {"tokens": ("both", "clip", "llm"), "normalize": ("none", "spatial")}
 MAX_PAIRS = 16
-"""Pairs of one caption that are guided, counted before copies; the first ones are taken."""
+"""Number of pairs of a caption that are guided, the first ones, counted before copies."""
 
 
 @dataclass(frozen=True)
 class GuidanceOptions:
-    """What eq. 4-6 leave open.
+    """Options for what eq. 4-6 leave open.
 
     Attributes:
-        alpha: weight of L_reg in the objective, eq. 6. 0 switches guidance off; then nothing of it is computed. The
-            paper does not give it. "balanced" sets it by its effect: over the first `balance_steps` steps, which are
-            not guided, both gradients are measured, and from then on alpha is the constant for which
-            alpha |grad L_reg| = balance |grad L_diff|.
-        balance: for alpha "balanced": the gradient that guidance adds, as a share of the diffusion loss's.
-        balance_steps: for alpha "balanced": optimizer steps with pairs over which the ratio is averaged
-            (geometric mean).
-        tokens: every word stands twice in the fused context, once as CLIP's and once as the LLM's tokens.
-            "both" pulls the two words together within each copy, as two pairs; "clip" and "llm" take one copy.
+        alpha: weight of L_reg in the training loss, eq. 6, which the paper does not give. 0 disables guidance and its
+            computation. "balanced" calibrates it: both gradients are measured over the first `balance_steps` steps,
+            without guidance, and then alpha is the constant for which alpha |grad L_reg| = balance |grad L_diff|.
+        balance: gradient of guidance as a fraction of the diffusion loss's, with alpha "balanced".
+        balance_steps: optimizer steps with pairs over which the ratio is averaged (geometric mean), with alpha
+            "balanced".
+        tokens: a word has two copies in the fused context, CLIP's tokens and the LLM's. "both" compares the two words
+            of a pair within each copy, as two pairs; "clip" and "llm" use one copy.
         normalize: "spatial" divides each map by its sum over the pixels before comparing, as SynGen does.
-        layers: "all" cross-attention layers, or a tuple of map sides (16 is a layer of 16x16 queries) and name
+        layers: "all" cross-attention layers, or a tuple of map sizes (16 is a layer of 16x16 queries) and name
             patterns ("mid_block*", "up_blocks.1.*").
-        negative: weight of a term that pushes an attribute's map away from the other entities' (SynGen's idea);
+        negative: weight of a term that pushes an attribute's map away from those of other entities, as in SynGen;
             0 is eq. 5.
+
+    Raises:
+        LLM4GENError: a value is invalid.
     """
 
     alpha: float | str = "balanced"
@@ -75,14 +77,15 @@ class GuidanceOptions:
         require("negative", math.isfinite(self.negative) and self.negative >= 0, "a number of at least 0")
         require("layers", self.layers == "all" or not isinstance(self.layers, str), '"all" or a list')
         require("layers", len(self.layers) > 0, "at least one layer")
-        require("balance_steps", self.balance_steps >= 1, "a whole number of at least 1")
+        require("balance_steps", self.balance_steps >= 1, "an integer of at least 1")
 
     @property
     def is_on(self) -> bool:
+        """Whether guidance is enabled."""
         return self.alpha != 0
 
     def selects(self, layer: str, rows: int) -> bool:
-        """Whether a layer of that name with that many queries is guided."""
+        """Whether a layer of that name with `rows` queries is guided."""
         if isinstance(self.layers, str):
             return True
         side = round(math.sqrt(rows))
@@ -93,7 +96,7 @@ class GuidanceOptions:
 
 @dataclass(frozen=True)
 class PairPositions:
-    """A pair as positions in the context: the tokens of the attribute, and those of the entity."""
+    """Positions in the context of the tokens of a pair's attribute and entity."""
 
     attribute: tuple[int, ...]
     entity: tuple[int, ...]
@@ -101,13 +104,13 @@ class PairPositions:
 
 @dataclass(frozen=True)
 class GuidanceTargets:
-    """The pairs of a batch, in the form that the loss computes with.
+    """Pairs of a batch as tensors.
 
     Attributes:
-        columns: [B, C] positions in the context that any pair needs; filled up with 0.
-        attribute, entity: [B, P, C] share of each column in a word's map; 0 where it has none.
-        pairs: [B, P] True for a pair, False for filling.
-        others: [B, P, P] True where the second pair's entity is another one than the first's.
+        columns: [B, C] positions in the context of all words of a sample's pairs, padded with 0.
+        attribute, entity: [B, P, C] weight of each column in a word's map, 0 for columns of other words.
+        pairs: [B, P] True for a pair, False for padding.
+        others: [B, P, P] True if the entities of two pairs differ.
     """
 
     columns: Tensor
@@ -118,7 +121,7 @@ class GuidanceTargets:
 
     @property
     def has_pairs(self) -> Tensor:
-        """[B] True for samples with at least one pair; the others' loss is exactly 0 and they count nowhere."""
+        """[B] True for samples with at least one pair; the loss of the others is exactly 0 and not averaged."""
         return self.pairs.any(1)
 
     def to(self, device: torch.device | str) -> GuidanceTargets:
@@ -128,9 +131,9 @@ class GuidanceTargets:
 def pair_positions(
     pairs: Sequence[EntityPair], segments: Sequence[ContextSegment], options: GuidanceOptions
 ) -> list[PairPositions]:
-    """Where the words of each pair stand in the context, once for each copy that `options.tokens` asks for.
+    """Return the positions of each pair in the context, once for each copy that `options.tokens` selects.
 
-    A pair of which a word was cut off by the length of a text encoder is left out of that copy.
+    A pair with a word that a text encoder truncated is left out of that encoder's copy.
     """
     copies = [segment for segment in segments if options.tokens in ("both", segment.kind)]
     found = [
@@ -142,17 +145,17 @@ def pair_positions(
 
 
 def guidance_targets(pairs: Sequence[Sequence[PairPositions]], multiple: int = 8) -> GuidanceTargets:
-    """Bring the pairs of B samples into tensors.
+    """Convert the pairs of B samples to tensors.
 
     Args:
-        pairs: of each sample, from `pair_positions`.
-        multiple: P and C are filled up to a multiple of it, so that a compiled model sees few shapes.
+        pairs: pairs of each sample, from `pair_positions`.
+        multiple: P and C are padded to a multiple of it, so that a compiled model sees few shapes.
     """
     batch = len(pairs)
     columns = [sorted({i for pair in sample for i in (*pair.attribute, *pair.entity)}) for sample in pairs]
     wide = _round_up(max((len(c) for c in columns), default=0), multiple)
     high = _round_up(max((len(sample) for sample in pairs), default=0), multiple)
-    # In NumPy: single elements of tensors are slow to set, and this runs between two steps of an accelerator.
+    # NumPy, because setting single elements of tensors is slow and the accelerator waits for this.
     places = np.zeros((batch, wide), np.int64)
     attribute, entity = np.zeros((batch, high, wide), np.float32), np.zeros((batch, high, wide), np.float32)
     is_pair, others = np.zeros((batch, high), bool), np.zeros((batch, high, high), bool)
@@ -179,24 +182,26 @@ def layer_guidance(
     options: GuidanceOptions,
     llm: LLMTokens | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One layer's term of eq. 5 from its query and key.
+    """Compute one layer's term of eq. 5 from its query and key.
 
     Args:
-        query: [B, heads, N, d]; key: [B, heads, T, d], or [B, 1, T, d] for all heads.
-        targets: on the same device.
-        scale: of the layer's attention.
+        query: [B, heads, N, d].
+        key: [B, heads, T, d], or [B, 1, T, d] shared by all heads.
+        targets: pairs, on the same device.
+        scale: scale of the layer's logits.
+        options: see `GuidanceOptions`.
         llm: see `attend`.
 
     Returns:
-        loss [B], and the attention mass of attribute and entity [B, 2] (mean over pixels, pairs and heads), which
-        has no gradient: where it goes to zero, the loss falls without binding anything.
+        The loss [B], and the attention mass of attribute and entity [B, 2] (mean over pixels, pairs and heads) without
+        gradient, for monitoring: if it vanishes, the loss falls although no attribute is bound to its entity.
     """
     columns = attended_columns(query, key, targets.columns, scale, llm, mean_heads=True)
     return columns_guidance(columns, targets, options)
 
 
 def columns_guidance(columns: Tensor, targets: GuidanceTargets, options: GuidanceOptions) -> tuple[Tensor, Tensor]:
-    """One layer's term of eq. 5 from columns [B, N, C] of its attention, the mean over heads; returns as above."""
+    """Compute `layer_guidance` from the columns [B, N, C] of the layer's attention, averaged over the heads."""
     attribute, entity = (
         torch.matmul(columns, shares.to(columns.dtype).transpose(1, 2))
         for shares in (targets.attribute, targets.entity)
@@ -220,27 +225,31 @@ def entity_guidance_loss(
     targets: GuidanceTargets,
     options: GuidanceOptions,
 ) -> Tensor:
-    """L_reg of eq. 5 for each sample: mean over layers and pairs.
+    """Compute L_reg of eq. 5 for each sample: the mean over layers and pairs.
 
-    A sample without pairs gives exactly 0, with a graph; the mean over a batch is to be taken over the samples
-    of `targets.has_pairs`.
+    A sample without pairs has a loss of exactly 0 with a graph; average a batch over the samples of
+    `targets.has_pairs`.
 
     Args:
-        layers: of every guided layer the columns `targets.columns` of its attention [B, N_l, C], averaged
-            over the heads.
-        targets, options: see there.
+        layers: columns `targets.columns` of the attention of every guided layer [B, N_l, C], averaged over the heads.
+        targets, options: see `GuidanceTargets` and `GuidanceOptions`.
 
     Returns:
         [B].
+
+    Raises:
+        LLM4GENError: there are no layers.
     """
     maps = list(layers.values()) if isinstance(layers, Mapping) else list(layers)
     if not maps:
-        raise LLM4GENError("There are no attention maps to guide; `layers` selects none of the UNet's layers.")
+        raise LLM4GENError(
+            "There are no attention maps; expected at least one. Let GuidanceOptions.layers select a layer of the UNet."
+        )
     return torch.stack([columns_guidance(columns, targets, options)[0] for columns in maps]).mean(0)
 
 
 def _distances(first: Tensor, second: Tensor) -> Tensor:
-    """Mean squared distance of every map of `first` to every one of `second`, [B, N, P] to [B, P, P]."""
+    """Mean squared distance [B, P, P] between the maps [B, N, P] of `first` and `second`."""
     products = torch.matmul(first.transpose(1, 2), second)
     squares = first.square().sum(1)[..., None] + second.square().sum(1)[..., None, :] - 2 * products
     return squares.clamp(min=0) / first.shape[1]

@@ -1,4 +1,4 @@
-"""The one exception of the method, and what messages take from other libraries' exceptions."""
+"""The project's exception for bad input, and helpers to quote other libraries' exceptions."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ class LLM4GENError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an exception's text that is not blank; the exception's type if there is none."""
+    """Return the first line of an exception's text that is not blank, or the name of its type."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def first_problem(error: Any) -> str:
-    """First problem of a pydantic `ValidationError`, as "place: message"."""
+    """Return the first problem of a pydantic `ValidationError`, as "field: message"."""
     problem = error.errors()[0]
     place = ".".join(str(part) for part in problem["loc"])
     return f"{place}: {problem['msg']}" if place else str(problem["msg"])
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an exception, or one that it hides behind itself, says that the disk is full."""
+    """Whether an exception, its cause or its context says that the disk is full."""
     while error is not None:
         numbered = isinstance(error, OSError) and error.errno in _DISK_FULL
         if numbered or "No space left" in str(error):

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read with errors in words, and JSONL files that several processes add to."""
+"""Atomic writing of files, reading of JSON with helpful errors, and JSONL files that several processes append to."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from .errors import LLM4GENError, first_line, is_disk_full
 
 
 class JSONLines:
-    """A file of JSON objects, one a line; need not exist yet.
+    """File of JSON objects, one per line, which need not exist yet.
 
-    A process that is killed while it appends leaves at most a torn last line, which is not read and which the next
-    `append` takes away. That it shortens the file is why writers take turns: without a lock it might cut what another
-    has just begun to write.
+    A process that is killed while it appends leaves at most an incomplete last line, which is not read and which the
+    next `append` removes. Since that truncates the file, writers hold a lock: without one, the line that another
+    process is writing could be cut off.
 
     Args:
-        path: the file. A lock file stands beside it, NAME.lock.
-        what: it is, for warnings, such as "Results".
+        path: the file. The lock file is NAME.lock beside it.
+        what: name of the content for warnings, such as "Results".
     """
 
     def __init__(self, path: str | os.PathLike[str], what: str = "File") -> None:
@@ -35,7 +35,7 @@ class JSONLines:
         self.what = what
 
     def append(self, *rows: Mapping[str, Any]) -> None:
-        """Add lines, and have them on the disk. NaN and infinity are refused (ValueError), for they are not JSON."""
+        """Append lines and flush them to the disk. NaN and infinity, which JSON does not have, raise ValueError."""
         lines = "".join(json.dumps(dict(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows).encode()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.with_name(self.path.name + ".lock")), open(self.path, "a+b", buffering=0) as file:
@@ -46,10 +46,10 @@ class JSONLines:
             os.fsync(file.fileno())
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
-        """Number, from 1, and content of every line that is not blank; none if there is no file.
+        """Yield number, from 1, and content of every line that is not blank; nothing if there is no file.
 
-        Needs no lock, so that a file can be read where nothing can be written. A line that another process is just
-        writing looks torn, and is left out with a warning.
+        Takes no lock, so that files on read-only disks can be read. A line that another process is writing looks
+        incomplete and is skipped with a warning.
         """
         try:
             content = self.path.read_bytes()
@@ -66,7 +66,7 @@ class JSONLines:
                 yield len(lines) + 1, rest
 
     def _mend(self, file: io.FileIO) -> None:
-        """Let the file end after a whole line."""
+        """Make the file end with a complete line."""
         size = file.seek(0, os.SEEK_END)
         if not size:
             return
@@ -83,26 +83,26 @@ class JSONLines:
             file.write(b"\n")
 
     def _torn(self, number: int) -> str:
-        return f"{self.what} {self.path}, line {number}, is torn (a process ended while it wrote it) and is left out."
+        return f"{self.what} {self.path}, line {number}, is torn (its writer was killed) and is skipped."
 
 
 @contextlib.contextmanager
 def whole_file(path: Path, what: str = "File", advice: str = "") -> Iterator[Path]:
-    """Name to write a file under, which then takes the place of `path` at once.
+    """Yield a temporary name to write a file under, and then move it to `path` atomically.
 
-    The file is there complete or as it was before; a name with ".partial" is left by a killed process alone. The
-    folder is made if it does not exist.
+    Readers see the complete new file or the previous one. Only a killed process leaves a ".partial" file behind. The
+    folder is created if it does not exist.
 
     Args:
-        path: the file; one that exists is replaced.
-        what: what the file is, for errors, such as "Adapter".
-        advice: what else a person can do where the disk is full, a whole sentence.
+        path: the file; an existing one is replaced.
+        what: name of the content for errors, such as "Adapter".
+        advice: what to do if the disk is full, a complete sentence.
 
     Raises:
         LLM4GENError: the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile's: its files can be read by their owner alone, and would stay so under the final name.
+    # Files of the tempfile module are readable by their owner only, and would stay so.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         yield temporary
@@ -121,43 +121,43 @@ def whole_file(path: Path, what: str = "File", advice: str = "") -> Iterator[Pat
 
 
 def write_bytes(path: Path, content: bytes, what: str = "File", advice: str = "") -> None:
-    """Write a whole file at once; see `whole_file`."""
+    """Write a file atomically; see `whole_file`."""
     with whole_file(path, what, advice) as temporary:
         temporary.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole UTF-8 file at once; see `whole_file`."""
+    """Write a UTF-8 file atomically; see `whole_file`."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON with an indent of one; NaN and infinity are refused (ValueError)."""
+    """Write a JSON file atomically, with an indent of one; NaN and infinity raise ValueError."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a whole JSONL file at once."""
+    """Write a JSONL file atomically; NaN and infinity raise ValueError."""
     write_text(path, "".join(json.dumps(dict(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
 def read_json(path: Path, what: str, advice: str = "download it again") -> dict[str, Any]:
-    """Object of a JSON file.
+    """Read the object of a JSON file.
 
     Args:
         path: the file.
-        what: what it is, for errors.
+        what: name of the content for errors.
         advice: what to do if it is broken.
 
     Raises:
-        LLM4GENError: it is missing, or no JSON object.
+        LLM4GENError: the file is missing, unreadable, or not a JSON object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise LLM4GENError(f"{what} {path} does not exist; check the path.") from error
     except OSError as error:
-        raise LLM4GENError(f"{what} {path} cannot be read ({error.strerror}).") from error
+        raise LLM4GENError(f"{what} {path} cannot be read ({error.strerror}); check its permissions.") from error
     except (ValueError, RecursionError) as error:
         raise LLM4GENError(f"{what} {path} is not valid JSON ({first_line(error)}); {advice}.") from error
     if not isinstance(content, dict):
@@ -166,7 +166,7 @@ def read_json(path: Path, what: str, advice: str = "download it again") -> dict[
 
 
 def _is_torn(line: bytes) -> bool:
-    """Whether a line without an end was cut; the beginning of a JSON object is never JSON itself."""
+    """Whether a line without a line end is incomplete: the beginning of a JSON object is never valid JSON."""
     try:
         json.loads(line)
     except ValueError:

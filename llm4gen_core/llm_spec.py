@@ -1,4 +1,4 @@
-"""What identifies the LLM of an adapter, and how its prompts are prepared."""
+"""Specification of an adapter's LLM: which model it is, and how prompts are prepared for it."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ from .errors import LLM4GENError
 
 Layer = int | Literal["last", "mean"]
 
+_PADDING = "max_length"
+"""Value of the stored field `padding`. Every prompt is padded to `max_length`, so that the record itself has no such
+field; it is still written, because earlier versions read it and text caches are identified by the JSON."""
+
 
 @dataclass(frozen=True)
 class LLMSpec:
-    """One record for everything that changes the hidden states of a given prompt.
+    """Everything that determines the hidden states of a given prompt. Stored with every adapter.
 
     Attributes:
-        model: name of the weights, such as a Hugging Face id. Empty when a file does not tell.
+        model: name of the weights, such as a Hugging Face id. Empty if a file does not say.
         architecture: transformers' `model_type` ("t5", "llama", ...).
-        layers: transformer blocks of the encoder or decoder stack.
+        layers: number of transformer blocks of the encoder or decoder stack.
         width: d_llm, the size of a hidden state.
-        prefix, suffix: text put before and behind every prompt, the empty one too; together a prompt template, such
-            as a chat model's. A prompt that is cut loses its suffix.
-        max_length: tokens that are read; what exceeds it is cut, the end token included (as the release does).
-        padding: "max_length" pads every prompt to `max_length`; "longest" pads to the longest of a batch.
+        prefix, suffix: text before and after every prompt, including the empty one; together a prompt template, such
+            as a chat model's. A prompt that is truncated loses its suffix.
+        max_length: tokens per prompt. Longer prompts are truncated, end token included (as in the release); shorter
+            ones are padded.
         padding_side: "right" or "left".
         layer: "last" is the last hidden state after the final norm; an integer indexes transformers'
             `hidden_states` (0 is the embedding, negative counts from the end); "mean" is the mean over
@@ -31,6 +35,9 @@ class LLMSpec:
         dtype: precision of the encoder when the adapter was trained.
         pad_id: id of the padding token; None is the tokenizer's own, or its end token. Hidden states of padding reach
             the adapter, and tokenizers of the same model do not always agree on it.
+
+    Raises:
+        LLM4GENError: a field has an invalid value.
     """
 
     model: str
@@ -39,7 +46,6 @@ class LLMSpec:
     width: int
     prefix: str = ""
     max_length: int = 256
-    padding: str = "max_length"
     padding_side: str = "right"
     layer: Layer = "last"
     dtype: str = "float32"
@@ -55,28 +61,24 @@ class LLMSpec:
             require(name, isinstance(getattr(self, name), str), "text")
         for name in ("layers", "width", "max_length"):
             value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            require(name, whole and value >= 1, "a whole number of at least 1")
+            require(name, _is_integer(value) and value >= 1, "an integer of at least 1")
         pad = self.pad_id
-        id_or_none = pad is None or (isinstance(pad, int) and not isinstance(pad, bool) and pad >= 0)
-        require("pad_id", id_or_none, "a token id, or null for the tokenizer's own")
-        require("padding", self.padding in ("max_length", "longest"), '"max_length" or "longest"')
+        require("pad_id", pad is None or (_is_integer(pad) and pad >= 0), "a token id, or null for the tokenizer's own")
         require("padding_side", self.padding_side in ("right", "left"), '"right" or "left"')
         layer = self.layer
-        whole = isinstance(layer, int) and not isinstance(layer, bool) and -self.layers - 1 <= layer <= self.layers
-        expected = f'"last", "mean" or a whole number from {-self.layers - 1} to {self.layers}'
-        require("layer", whole or layer in ("last", "mean"), expected)
+        known = layer in ("last", "mean") or (_is_integer(layer) and -self.layers - 1 <= int(layer) <= self.layers)
+        require("layer", known, f'"last", "mean" or an integer from {-self.layers - 1} to {self.layers}')
 
     @property
     def label(self) -> str:
-        """A name for people: the model if it is known, and its size."""
+        """Name for people: the model if it is known, and its size."""
         size = f"{self.architecture}, {self.layers} layers, width {self.width}"
         return f"{self.model} ({size})" if self.model else size
 
     def mismatch(self, found: LLMSpec) -> str | None:
-        """Why hidden states of `found` cannot stand in for this LLM's; None if nothing speaks against it.
+        """Return why hidden states of `found` cannot replace this LLM's, or None if nothing is known against it.
 
-        Model names are compared only when both are known: a single file seldom tells its name.
+        Model names are compared only when both are known: a single file seldom contains its name.
         """
         if (self.architecture, self.layers, self.width) != (found.architecture, found.layers, found.width):
             return "it is another model"
@@ -85,29 +87,39 @@ class LLMSpec:
         return None
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+        return json.dumps({**asdict(self), "padding": _PADDING}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> LLMSpec:
         """Read what `to_json` wrote.
 
         Raises:
-            LLM4GENError: not JSON, a field is missing, unknown or has an impossible value.
+            LLM4GENError: not JSON, or a field is missing, unknown or has an invalid value.
         """
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
             raise LLM4GENError(f"LLM specification: not valid JSON ({error}).") from error
-        known = {field.name for field in fields(cls)}
-        if not isinstance(values, dict) or set(values) - known:
-            unknown = sorted(set(values) - known) if isinstance(values, dict) else values
+        if not isinstance(values, dict):
+            raise LLM4GENError(f"LLM specification: {values!r} is not a JSON object; expected the fields of LLMSpec.")
+        padding = values.pop("padding", _PADDING)
+        if padding != _PADDING:
             raise LLM4GENError(
-                f"LLM specification: unknown content {unknown!r}; update LLM4GEN if a newer version wrote it."
+                f'LLM specification: padding is {padding!r}; expected "{_PADDING}", since every prompt is padded to '
+                "max_length as in the official release. Remove the field, or train the adapter again."
+            )
+        if unknown := sorted(set(values) - {field.name for field in fields(cls)}):
+            raise LLM4GENError(
+                f"LLM specification: fields {unknown} are unknown; update LLM4GEN if a newer version wrote them."
             )
         try:
             return cls(**values)
         except TypeError as error:
             raise LLM4GENError(f"LLM specification: {error}.") from error
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 RANKGEN_T5_XL = LLMSpec(
@@ -118,14 +130,14 @@ RANKGEN_T5_XL = LLMSpec(
     prefix="pre ",
     max_length=256,
 )
-"""The LLM of the official SD1.5 release: RankGen's T5-v1.1-XL encoder, prefix "pre ", 256 tokens."""
+"""LLM of the official SD1.5 release: RankGen's T5-v1.1-XL encoder, prefix "pre ", 256 tokens."""
 
 
 def own_spec(architecture: str, layers: int, width: int, is_rankgen: bool) -> LLMSpec:
-    """The `LLMSpec` that weights stand for by themselves, without an adapter's.
+    """Return the `LLMSpec` of weights by themselves, without an adapter's.
 
-    RankGen's key layout brings its prompt prefix, and at the size of the release its name too. Every model is
-    padded to 256 tokens on the right, as in the release, so that both sides of guidance are equally long.
+    RankGen's key layout implies its prompt prefix, and at the size of the release its name too. Prompts of every
+    model are padded to 256 tokens on the right, as in the release, so that both sides of guidance are equally long.
     """
     is_released = is_rankgen and (layers, width) == (RANKGEN_T5_XL.layers, RANKGEN_T5_XL.width)
     return LLMSpec(

@@ -1,31 +1,32 @@
-"""From a prompt to an LLM's token ids, as its `LLMSpec` says, with a weight for every token."""
+"""Token ids of a prompt for an LLM, as its `LLMSpec` says, with a weight for every token."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import LLM4GENError
 from .llm_spec import LLMSpec
 
 Segment = tuple[str, float]
-"""A stretch of the prompt and its weight, as in `(word:1.3)`."""
+"""Part of a prompt and its weight, as in `(word:1.3)`."""
 
 _TEXTUAL_INVERSION = re.compile(r"(?:(?<=\s)|^)embedding:\S+ ?")
 _BREAK = re.compile(r"\s*(?<![^\s,])BREAK(?![^\s,])\s*")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """One prompt, ready for the LLM.
+    """A tokenized prompt, truncated and padded to `LLMSpec.max_length` tokens.
 
     Attributes:
-        ids: token ids, padded.
+        ids: token ids.
         mask: 1 for a token of the prompt, 0 for padding.
         weights: 1.0, or the weight that the prompt gives to a token.
-        length: tokens of the prompt before it was cut, prefix and special tokens included.
+        length: number of tokens before truncation, including prefix and special tokens.
     """
 
     ids: list[int]
@@ -34,25 +35,22 @@ class PromptTokens:
     length: int
 
 
-def tokenize_prompt(
-    tokenizer: Any, prompt: str | Sequence[Segment], spec: LLMSpec, pad_to: int | None = None
-) -> PromptTokens:
-    """Token ids of prefix + prompt + suffix.
+def tokenize_prompt(tokenizer: Any, prompt: str | Sequence[Segment], spec: LLMSpec) -> PromptTokens:
+    """Tokenize prefix + prompt + suffix.
 
-    The text is tokenized once as a whole, and weights are laid over its tokens by their character
-    offsets, so that weighting a word never changes how it, or its neighbours, are split. A token that
-    spans several segments takes the mean weight of its characters. Names of textual inversions
-    (`embedding:name`) mean nothing to an LLM and are left out.
+    The text is tokenized once as a whole, and weights are assigned to its tokens by their character offsets, so that
+    weighting a word never changes how it, or its neighbours, are split. A token that spans several segments takes the
+    mean weight of its characters. Names of textual inversions (`embedding:name`) mean nothing to an LLM and are
+    removed.
 
     Args:
         tokenizer: a transformers tokenizer.
-        prompt: text, or text with weights. The empty prompt keeps the prefix; where nothing at all is left
-            (no prefix, and a tokenizer that adds no special tokens), one start or end token stands for it.
-        spec: prefix, length, padding.
-        pad_to: pad to this many tokens instead of what `spec.padding` says; for "longest" in a batch.
+        prompt: text, or text with weights. The empty prompt keeps the prefix; if no token remains (no prefix, and a
+            tokenizer that adds no special tokens), one start or padding token replaces it.
+        spec: prefix, suffix, length and padding.
 
     Raises:
-        LLM4GENError: weights are used with a tokenizer that gives no offsets.
+        LLM4GENError: weights are used with a tokenizer that has no offsets.
     """
     segments = [(prompt, 1.0)] if isinstance(prompt, str) else list(prompt)
     segments = [(_TEXTUAL_INVERSION.sub("", text), weight) for text, weight in segments]
@@ -60,72 +58,68 @@ def tokenize_prompt(
     weighted = any(weight != 1.0 for _, weight in segments)
     if weighted and not getattr(tokenizer, "is_fast", False):
         raise LLM4GENError(
-            "This LLM's tokenizer gives no character offsets, so (word:1.3) cannot be mapped to its tokens; "
+            "This LLM's tokenizer has no character offsets, so (word:1.3) cannot be mapped to its tokens; "
             "remove the weights, or use a model folder with a tokenizer.json."
         )
     encoded = tokenizer(text, return_offsets_mapping=weighted, verbose=False)
     ids = list(encoded["input_ids"])
     weights = _token_weights(text, spec, segments, encoded["offset_mapping"]) if weighted else [1.0] * len(ids)
-    if not ids:
-        bos = tokenizer.bos_token_id
-        ids, weights = [pad_id(tokenizer, spec) if bos is None else int(bos)], [1.0]
-    length = len(ids)
-    ids, weights = ids[: spec.max_length], weights[: spec.max_length]
-    target = spec.max_length if spec.padding == "max_length" else len(ids)
-    padding = max(0, (target if pad_to is None else pad_to) - len(ids))
-    mask = [1] * len(ids)
     fill = pad_id(tokenizer, spec)
-    if spec.padding_side == "right":
-        return PromptTokens(ids + [fill] * padding, mask + [0] * padding, weights + [1.0] * padding, length)
-    return PromptTokens([fill] * padding + ids, [0] * padding + mask, [1.0] * padding + weights, length)
+    if not ids:
+        ids, weights = [fill if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)], [1.0]
+    return PromptTokens(
+        _to_length(ids, fill, spec), _to_length([1] * len(ids), 0, spec), _to_length(weights, 1.0, spec), len(ids)
+    )
 
 
 def prompt_offsets(tokenizer: Any, prompt: str, spec: LLMSpec) -> list[tuple[int, int]]:
-    """For every token of `tokenize_prompt` the characters of the prompt that it stands for.
+    """Return the characters of the prompt that each token of `tokenize_prompt` covers.
 
     Args:
         tokenizer: a fast transformers tokenizer.
         prompt: text, without weights.
-        spec: as for `tokenize_prompt`, with padding "max_length".
+        spec: as for `tokenize_prompt`.
 
     Returns:
-        (start, end) of each of `spec.max_length` tokens; (0, 0) for those of prefix and suffix, special ones and
-        padding.
+        (start, end) of each of `spec.max_length` tokens; (0, 0) for prefix, suffix, special tokens and padding.
 
     Raises:
-        LLM4GENError: the tokenizer gives no offsets.
+        LLM4GENError: the tokenizer has no offsets.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise LLM4GENError(
-            "This LLM's tokenizer gives no character offsets, so words cannot be mapped to its tokens; use a model "
+            "This LLM's tokenizer has no character offsets, so words cannot be mapped to its tokens; use a model "
             "folder with a tokenizer.json."
         )
-    left_out = [range(*match.span()) for match in _TEXTUAL_INVERSION.finditer(prompt)]
-    kept = (
-        [i for i in range(len(prompt)) if not any(i in span for span in left_out)] if left_out else range(len(prompt))
-    )
-    start = len(spec.prefix)
-    text = "".join(prompt[i] for i in kept) if left_out else prompt
-    encoded = tokenizer(spec.prefix + text + spec.suffix, return_offsets_mapping=True, verbose=False)
+    removed = {i for match in _TEXTUAL_INVERSION.finditer(prompt) for i in range(*match.span())}
+    kept = [i for i in range(len(prompt)) if i not in removed]
+    text = spec.prefix + "".join(prompt[i] for i in kept) + spec.suffix
+    encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
     offsets = []
-    for begin, end in encoded["offset_mapping"][: spec.max_length]:
-        begin, end = max(begin - start, 0), min(end - start, len(text))
+    for begin, end in encoded["offset_mapping"]:
+        begin, end = max(begin - len(spec.prefix), 0), min(end - len(spec.prefix), len(kept))
         offsets.append((kept[begin], kept[end - 1] + 1) if begin < end else (0, 0))
-    padding = [(0, 0)] * (spec.max_length - len(offsets))
-    return offsets + padding if spec.padding_side == "right" else padding + offsets
+    return _to_length(offsets, (0, 0), spec)
+
+
+def _to_length(values: list[_T], fill: _T, spec: LLMSpec) -> list[_T]:
+    """Truncate or pad to `spec.max_length` values."""
+    padding = [fill] * (spec.max_length - len(values))
+    values = values[: spec.max_length]
+    return values + padding if spec.padding_side == "right" else padding + values
 
 
 def split_at_break(segments: Sequence[Segment]) -> list[list[Segment]]:
-    """The parts of a prompt between its BREAKs.
+    """Split a prompt at each BREAK.
 
-    BREAK is a word of its own in capitals, between spaces, commas or the ends of a segment. It goes with the white
-    space around it, and a part that holds nothing else goes too.
+    BREAK is a separate word in capitals, between spaces, commas or the ends of a segment. It is removed together with
+    the white space around it, and so are parts that hold nothing else.
 
     Args:
-        segments: the prompt with its weights; a weight that spans a BREAK holds on both sides.
+        segments: the prompt with its weights; a weight that spans a BREAK applies to both sides.
 
     Returns:
-        At least one part; if there is no BREAK, the segments as they are.
+        At least one part; without a BREAK, the segments unchanged.
     """
     parts: list[list[Segment]] = [[]]
     for text, weight in segments:
@@ -138,7 +132,7 @@ def split_at_break(segments: Sequence[Segment]) -> list[list[Segment]]:
 
 
 def _trimmed(part: list[Segment]) -> list[Segment]:
-    """Without white space at both ends, and without segments of nothing else there."""
+    """Remove white space at both ends, and segments there that hold nothing else."""
     while part and not part[0][0].strip():
         part = part[1:]
     while part and not part[-1][0].strip():
@@ -150,20 +144,15 @@ def _trimmed(part: list[Segment]) -> list[Segment]:
 
 
 def pad_id(tokenizer: Any, spec: LLMSpec | None = None) -> int:
-    """Id of the padding token: the specification's, or the tokenizer's own; models without one are padded with their
-    end token, which the mask hides."""
-    if spec is not None and spec.pad_id is not None:
-        return spec.pad_id
-    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token_id is not None:
-            return int(token_id)
-    return 0
+    """Id of the padding token: the specification's, the tokenizer's own, its end token's (hidden by the mask), or 0."""
+    ids = (spec.pad_id if spec is not None else None, tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(int(token_id) for token_id in ids if token_id is not None)
 
 
 def _token_weights(
     text: str, spec: LLMSpec, segments: Sequence[Segment], offsets: Sequence[tuple[int, int]]
 ) -> list[float]:
-    """Weight of each token: the mean over its characters, white space aside."""
+    """Weight of each token: the mean over its characters except white space."""
     characters = [1.0] * len(spec.prefix)
     for segment, weight in segments:
         characters += [weight] * len(segment)

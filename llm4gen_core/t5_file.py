@@ -1,4 +1,4 @@
-"""What a single-file text encoder is, told from the names and shapes of its tensors."""
+"""T5 encoders in a single file, identified by the names and shapes of their tensors."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _FIRST_QUERY = "encoder.block.0.layer.0.SelfAttention.q.weight"
 _T5_VOCABULARY = range(32100, 32257)
-"""T5's 32,100 pieces, usually padded to 32,128 rows; other sizes belong to mT5 and umT5."""
+"""Rows of T5's embedding: 32,100 pieces, usually padded to 32,128 rows. mT5 and umT5 have other sizes."""
 
 _OTHER_KINDS = (
     ("text_model.encoder.layers.", "a CLIP text encoder"),
     ("transformer.resblocks.", "a CLIP text encoder"),
-    ("model.layers.0.self_attn.", "a decoder-only language model of a kind that is not known here"),
-    ("model.language_model.layers.", "a decoder-only language model of a kind that is not known here"),
+    ("model.layers.0.self_attn.", "a decoder-only language model of an unknown architecture"),
+    ("model.language_model.layers.", "a decoder-only language model of an unknown architecture"),
     ("model.diffusion_model.", "a Stable Diffusion checkpoint"),
     ("CrossFusionModule.", "an LLM4GEN adapter (it belongs into models/llm4gen)"),
     ("cam.", "an LLM4GEN adapter (it belongs into models/llm4gen)"),
@@ -40,10 +40,10 @@ class T5File:
     """A T5 encoder stored in one file.
 
     Attributes:
-        key_prefix: stands before `encoder.block...` in the file ("t5_encoder." for RankGen).
+        key_prefix: prefix of `encoder.block...` in the file ("t5_encoder." for RankGen).
         embedding: full name of the token embedding in the file.
-        config: the encoder's sizes, in the terms of transformers' T5Config.
-        spec: the `LLMSpec` that the file stands for by itself.
+        config: sizes of the encoder, as fields of transformers' T5Config.
+        spec: the file's own `LLMSpec`, see `own_spec`.
     """
 
     key_prefix: str
@@ -53,28 +53,32 @@ class T5File:
 
     @property
     def description(self) -> str:
-        """For people: what was found."""
+        """Kind and size of the encoder, for people."""
         layout = ", RankGen layout" if self.key_prefix == RANKGEN_PREFIX else ""
         kind = "T5 v1.1 / flan-T5" if self.config["is_gated_act"] else "T5"
         return f"{kind} encoder ({self.spec.layers} layers, width {self.spec.width}{layout})"
 
 
 def is_t5(names: Iterable[str]) -> bool:
-    """Whether tensors of these names make a T5-like encoder, of whatever size, under whatever key prefix."""
-    return any(name == _FIRST_QUERY or name.endswith("." + _FIRST_QUERY) for name in names)
+    """Whether tensors of these names are a T5-like encoder, of any size and with any key prefix."""
+    return _first_query(names) is not None
+
+
+def _first_query(names: Iterable[str]) -> str | None:
+    return next((name for name in names if name == _FIRST_QUERY or name.endswith("." + _FIRST_QUERY)), None)
 
 
 def describe_t5(shapes: Shapes, path: Path) -> T5File:
-    """Find out which T5 encoder a file holds.
+    """Identify the T5 encoder in a file.
 
     Args:
-        shapes: of its tensors, by name.
-        path: for messages.
+        shapes: shapes of the file's tensors, by name.
+        path: the file, for messages.
 
     Raises:
-        LLM4GENError: the file is something else, or incomplete; the message says what it is.
+        LLM4GENError: the file holds another model or an incomplete one; the message says which.
     """
-    first = next((name for name in shapes if name == _FIRST_QUERY or name.endswith("." + _FIRST_QUERY)), None)
+    first = _first_query(shapes)
     if first is None:
         raise LLM4GENError(_what_else(shapes, path))
     prefix = first.removesuffix(_FIRST_QUERY)
@@ -84,33 +88,32 @@ def describe_t5(shapes: Shapes, path: Path) -> T5File:
             return shapes[prefix + name]
         except KeyError:
             raise LLM4GENError(
-                f"LLM {path} looks like a T5 encoder but lacks {prefix}{name}; it is incomplete."
+                f"LLM {path} looks like a T5 encoder but lacks {prefix}{name}; it is incomplete. Download it again."
             ) from None
 
     if f"{prefix}encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight" in shapes:
         raise LLM4GENError(
-            f"LLM {path} is a umT5 or Pile-T5 encoder (as used by AuraFlow and Wan): every block has its own position "
-            "bias and its tokenizer is another one. Use its Hugging Face folder in models/llm, with its tokenizer."
+            f"LLM {path} is a umT5 or Pile-T5 encoder (as in AuraFlow and Wan), with a position bias in every block "
+            "and another tokenizer than T5's. Use its Hugging Face folder, with its tokenizer, in models/llm."
         )
     stem = f"{prefix}encoder.block."
     layers = 1 + max(int(name.removeprefix(stem).split(".")[0]) for name in shapes if name.startswith(stem))
-    embedding = next(
-        (name for name in (f"{prefix}shared.weight", f"{prefix}encoder.embed_tokens.weight") if name in shapes), None
-    )
-    if embedding is None:
-        raise LLM4GENError(f"LLM {path} looks like a T5 encoder but lacks {prefix}shared.weight; it is incomplete.")
-    vocabulary, width = shapes[embedding]
+    embedding = "encoder.embed_tokens.weight"
+    if prefix + "shared.weight" in shapes or prefix + embedding not in shapes:
+        embedding = "shared.weight"
+    vocabulary, width = shape(embedding)
     if vocabulary not in _T5_VOCABULARY:
         raise LLM4GENError(
-            f"LLM {path} is a T5 encoder with {vocabulary:,} word pieces; T5 and flan-T5 have 32,128. It needs its own "
-            "tokenizer: use its Hugging Face folder in models/llm."
+            f"LLM {path} is a T5 encoder with {vocabulary:,} word pieces; expected 32,128, as T5 and flan-T5 have. It "
+            "needs its own tokenizer: use its Hugging Face folder in models/llm."
         )
     buckets, heads = shape("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight")
     if buckets != 32:
         raise LLM4GENError(
-            f"LLM {path} has {buckets} relative position buckets; T5 has 32. Use its Hugging Face folder."
+            f"LLM {path} has {buckets} relative position buckets; expected 32, as T5 has. Use its Hugging Face folder "
+            "in models/llm."
         )
-    shape("encoder.final_layer_norm.weight")  # its precision is taken for the whole file's
+    shape("encoder.final_layer_norm.weight")  # the loader takes its precision for the whole file's
     gated = f"{prefix}encoder.block.0.layer.1.DenseReluDense.wi_0.weight" in shapes
     inner = shape("encoder.block.0.layer.1.DenseReluDense." + ("wi_0" if gated else "wi") + ".weight")[0]
     config = {
@@ -125,13 +128,13 @@ def describe_t5(shapes: Shapes, path: Path) -> T5File:
         "vocab_size": vocabulary,
     }
     spec = own_spec("t5", layers, width, is_rankgen=prefix == RANKGEN_PREFIX)
-    return T5File(prefix, embedding, config, spec)
+    return T5File(prefix, prefix + embedding, config, spec)
 
 
 def t5_without_tokenizer(folder: Path) -> Path | None:
-    """The weights in a Hugging Face folder that holds a T5 encoder but no tokenizer, as RankGen is published.
+    """Return the weights in a Hugging Face folder with a T5 encoder but no tokenizer, as RankGen is published.
 
-    Such a file can be read by itself, with T5's own tokenizer.
+    Such a file can be read as a single file, with T5's own tokenizer.
     """
     if any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model")):
         return None
@@ -142,7 +145,7 @@ def t5_without_tokenizer(folder: Path) -> Path | None:
 
 
 def encoder_tensors(file: T5File, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The encoder's tensors under transformers' plain names: prefix, decoder and projection dropped."""
+    """Return the encoder's tensors under transformers' names, without key prefix, decoder and projection."""
     plain = {
         name.removeprefix(file.key_prefix): tensor
         for name, tensor in tensors.items()
@@ -154,13 +157,13 @@ def encoder_tensors(file: T5File, tensors: Mapping[str, torch.Tensor]) -> dict[s
 
 
 def _what_else(shapes: Shapes, path: Path) -> str:
-    unknown = f"something unknown, with tensors such as {', '.join(sorted(shapes)[:2]) or 'none at all'}"
+    unknown = f"an unknown model (tensors: {', '.join(sorted(shapes)[:2]) or 'none'})"
     marked = (kind for mark, kind in _OTHER_KINDS if any(n.startswith(mark) or f".{mark}" in n for n in shapes))
     kind = next(marked, unknown)
     advice = (
         "Put its whole Hugging Face folder (config.json, weights, tokenizer) into models/llm and choose the folder."
         if "decoder-only" in kind
-        else "Choose a T5 encoder (T5-v1.1-XL, flan-T5-XL, RankGen T5-XL), a file of another LLM that ComfyUI knows, "
-        "or a Hugging Face folder."
+        else "Choose a T5 encoder (T5-v1.1-XL, flan-T5-XL, RankGen T5-XL), a file of another LLM that ComfyUI "
+        "supports, or a Hugging Face folder."
     )
     return f"LLM {path} is {kind}; expected a T5 text encoder or another language model. {advice}"

@@ -1,7 +1,7 @@
-"""What an adapter file stores of the UNet beside its Cross-Adapter: changes of weights, not weights.
+"""Trained part of the UNet in an adapter file, stored as differences to the base UNet's weights.
 
-A change can be scaled, added to other changes (LoRAs) in any order, and applied to fine-tunes of the UNet that it was
-trained on; added to that UNet itself it gives the trained weights back.
+A difference can be scaled, added to other differences (LoRAs) in any order, and applied to fine-tunes of the base
+UNet; added to the base UNet itself it restores the trained weights.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from .errors import LLM4GENError
 
 UNET_PARTS = ("cross_attention_kv", "lora")
-"""What a recipe may train of the UNet so that it fits into the adapter file."""
+"""Kinds of UNet training whose result is stored in the adapter file."""
 
 _DIFF = ".diff"
 _LORA = (".lora_A.weight", ".lora_B.weight", ".alpha")
@@ -30,13 +30,13 @@ class UNetPart:
 
     Attributes:
         kind: one of `UNET_PARTS`.
-        tensors: of "cross_attention_kv", for the key and value layer of every cross-attention that was trained,
-            `<module>.diff` [out, in] = W_trained - W_base; of "lora", `<module>.lora_A.weight` [rank, in],
-            `<module>.lora_B.weight` [out, rank] and `<module>.alpha` [], which together change the layer by
+        tensors: for "cross_attention_kv", `<module>.diff` [out, in] = W_trained - W_base of the key and value layers
+            of every trained cross-attention; for "lora", `<module>.lora_A.weight` [rank, in],
+            `<module>.lora_B.weight` [out, rank] and `<module>.alpha` [] of every layer, which is changed by
             (alpha / rank) B A.
 
     Raises:
-        LLM4GENError: the kind is unknown, a tensor is missing, unknown, of another shape or not floating point.
+        LLM4GENError: the kind is unknown, or a tensor is missing, unknown, of another shape or not floating-point.
     """
 
     kind: str
@@ -45,27 +45,42 @@ class UNetPart:
     def __post_init__(self) -> None:
         if self.kind not in UNET_PARTS:
             raise LLM4GENError(
-                f"UNet part: kind {self.kind!r} is not known; this version knows {', '.join(UNET_PARTS)}. Update "
-                "LLM4GEN if the adapter was made by a newer one."
+                f"UNet part: kind {self.kind!r} is unknown; expected one of {', '.join(UNET_PARTS)}. Update LLM4GEN if "
+                "the adapter was made with a newer version."
             )
         if not self.tensors:
             raise LLM4GENError(f"UNet part: it holds no tensors; expected those of {self.kind!r}.")
         for name, tensor in self.tensors.items():
             if not tensor.is_floating_point():
-                raise LLM4GENError(f"UNet part: {name} is {tensor.dtype}; expected floating point numbers.")
-        if self.kind == "lora":
-            self._check_lora()
-        else:
-            self._check_kv()
+                raise LLM4GENError(f"UNet part: {name} is {tensor.dtype}; expected floating-point numbers.")
+        suffixes = _LORA if self.kind == "lora" else tuple(layer + _DIFF for layer in _KV)
+        found = set(self.tensors)
+        stems = {name.removesuffix(suffix) for name in found for suffix in suffixes if name.endswith(suffix)} - {""}
+        expected = {stem + suffix for stem in stems for suffix in suffixes}
+        if unknown := found - expected:
+            raise LLM4GENError(
+                f"UNet part: {len(unknown)} tensors do not belong to kind {self.kind!r} ({min(unknown)}, ...). "
+                f"Expected {' and '.join(f'<module>{suffix}' for suffix in suffixes)}."
+            )
+        if missing := expected - found:
+            raise LLM4GENError(
+                f"UNet part: {len(missing)} tensors of kind {self.kind!r} are missing ({min(missing)}, ...); it is "
+                "incomplete. Export or download it again."
+            )
+        for name, tensor in self.tensors.items():
+            if not name.endswith(_LORA[2]) and (tensor.ndim != 2 or 0 in tensor.shape):
+                raise LLM4GENError(f"UNet part: {name} has shape {list(tensor.shape)}; expected a matrix.")
+        for module in stems if self.kind == "lora" else ():
+            self._check_lora(module)
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """Paths of the layers that it changes, in the order of its tensors."""
+        """Paths of the changed layers, in the order of the tensors."""
         suffix = _LORA[0] if self.kind == "lora" else _DIFF
         return tuple(name.removesuffix(suffix) for name in self.tensors if name.endswith(suffix))
 
     def shape(self, module: str) -> tuple[int, int]:
-        """(out, in) of the layer at a path of `modules`."""
+        """Shape (out, in) of the layer at a path of `modules`."""
         if self.kind == "lora":
             down, up = (self.tensors[module + suffix] for suffix in _LORA[:2])
             return up.shape[0], down.shape[1]
@@ -73,7 +88,7 @@ class UNetPart:
         return out_width, in_width
 
     def deltas(self) -> Iterator[tuple[str, Tensor]]:
-        """(module, W_trained - W_base [out, in] in float32) of every layer, each computed when it is asked for."""
+        """Yield (module, W_trained - W_base [out, in] in float32) of every layer."""
         for module in self.modules:
             if self.kind == "lora":
                 down, up, alpha = (self.tensors[module + suffix].float() for suffix in _LORA)
@@ -81,57 +96,14 @@ class UNetPart:
             else:
                 yield module, self.tensors[module + _DIFF].float()
 
-    def _check_kv(self) -> None:
-        found = set(self.tensors)
-        endings = tuple(layer + _DIFF for layer in _KV)
-        blocks = {name.removesuffix(ending) for name in found for ending in endings if name.endswith(ending)} - {""}
-        expected = {block + ending for block in blocks for ending in endings}
-        self._refuse_unknown(found - expected)
-        self._refuse_missing(expected - found)
-        for name, tensor in self.tensors.items():
-            _check_matrix(name, tensor)
-
-    def _check_lora(self) -> None:
-        found = set(self.tensors)
-        modules = {name.removesuffix(suffix) for name in found for suffix in _LORA if name.endswith(suffix)} - {""}
-        expected = {module + suffix for module in modules for suffix in _LORA}
-        self._refuse_unknown(found - expected)
-        self._refuse_missing(expected - found)
-        for module in modules:
-            down, up, alpha = (self.tensors[module + suffix] for suffix in _LORA)
-            _check_matrix(module + _LORA[0], down)
-            _check_matrix(module + _LORA[1], up)
-            if down.shape[0] != up.shape[1]:
-                raise LLM4GENError(
-                    f"UNet part: {module} has lora_A {list(down.shape)} and lora_B {list(up.shape)}, which cannot be "
-                    "multiplied; expected [rank, in] and [out, rank]."
-                )
-            if alpha.shape != ():
-                raise LLM4GENError(
-                    f"UNet part: {module}{_LORA[2]} has shape {list(alpha.shape)}; expected a single number []."
-                )
-
-    def _refuse_unknown(self, names: set[str]) -> None:
-        if names:
+    def _check_lora(self, module: str) -> None:
+        down, up, alpha = (self.tensors[module + suffix] for suffix in _LORA)
+        if down.shape[0] != up.shape[1]:
             raise LLM4GENError(
-                f"UNet part: {len(names)} tensors do not belong to kind {self.kind!r} ({min(names)}, ...). Expected "
-                f"{_expected_names(self.kind)}."
+                f"UNet part: {module} has lora_A {list(down.shape)} and lora_B {list(up.shape)}, whose ranks differ; "
+                "expected [rank, in] and [out, rank]."
             )
-
-    def _refuse_missing(self, names: set[str]) -> None:
-        if names:
+        if alpha.shape != ():
             raise LLM4GENError(
-                f"UNet part: {len(names)} tensors of kind {self.kind!r} are missing ({min(names)}, ...); it is "
-                "incomplete. Make or download it again."
+                f"UNet part: {module}{_LORA[2]} has shape {list(alpha.shape)}; expected a single number []."
             )
-
-
-def _check_matrix(name: str, tensor: Tensor) -> None:
-    if tensor.ndim != 2 or 0 in tensor.shape:
-        raise LLM4GENError(f"UNet part: {name} has shape {list(tensor.shape)}; expected a matrix.")
-
-
-def _expected_names(kind: str) -> str:
-    if kind == "lora":
-        return " and ".join(f"<module>{suffix}" for suffix in _LORA)
-    return " and ".join(f"<module>{layer}{_DIFF}" for layer in _KV)

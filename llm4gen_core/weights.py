@@ -1,4 +1,4 @@
-"""Reading tensor files without running anything that is inside them."""
+"""Reading tensor files without executing any code in them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .errors import LLM4GENError
+from .errors import LLM4GENError, first_line
 
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 
 _WANTED_CODE = re.compile(r"GLOBAL (\S+)")
-"""In the messages of torch's unpickler: the function or class that a file asked for."""
+"""Function or class that a file asked for, in the messages of torch's unpickler."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class TensorInfo:
 
 
 def require_file(path: Path, what: str) -> None:
-    """Raise LLM4GENError unless `path` is a file with something in it; `what` names its role in the message."""
+    """Raise LLM4GENError unless `path` is a file that is not empty; `what` names its content in the message."""
     if path.is_dir():
         raise LLM4GENError(f"{what} {path} is a folder; expected a file.")
     if not path.is_file():
@@ -40,13 +40,13 @@ def require_file(path: Path, what: str) -> None:
 
 
 def read_header(path: Path, what: str = "File") -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """Names, shapes and metadata of a safetensors file, without reading its tensors.
+    """Read names, shapes and metadata of a safetensors file, without its tensors.
 
     Returns:
         (tensors by name, metadata).
 
     Raises:
-        LLM4GENError: the file is missing, empty, truncated or something else.
+        LLM4GENError: the file is missing, empty, truncated or of another format.
     """
     require_file(path, what)
     try:
@@ -59,13 +59,13 @@ def read_header(path: Path, what: str = "File") -> tuple[dict[str, TensorInfo], 
 
 
 def load_tensors(path: Path, what: str = "File") -> dict[str, Tensor]:
-    """All tensors of a safetensors file or of a pickled state dict, on the CPU.
+    """Read all tensors of a safetensors file or of a pickled state dict, on the CPU.
 
     Pickles are read with torch's `weights_only` unpickler: one that needs anything but tensors and plain
-    containers is refused, and nothing of it is executed.
+    containers is refused, and none of it is executed.
 
     Raises:
-        LLM4GENError: the file is missing, broken, no state dict, or tries to run code.
+        LLM4GENError: the file is missing, broken, not a state dict, or tries to execute code.
     """
     require_file(path, what)
     suffix = path.suffix.lower()
@@ -82,13 +82,13 @@ def load_tensors(path: Path, what: str = "File") -> dict[str, Tensor]:
 
 
 def load_pickle(path: Path, what: str = "File", device: str = "cpu") -> dict[str, Tensor]:
-    """A pickled state dict, as `load_tensors` reads it; on the "meta" device names and shapes alone are read."""
+    """Read a pickled state dict as `load_tensors` does; on the "meta" device only its names and shapes."""
     require_file(path, what)
     try:
-        # Files from before torch 1.6 are no zip archives and cannot be mapped into memory.
+        # Files from before torch 1.6 are not zip archives and cannot be memory-mapped.
         mmap = device == "meta" and zipfile.is_zipfile(path)
         content = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
-    except Exception as error:  # a broken pickle can raise nearly anything, IndexError and struct.error among them
+    except Exception as error:  # a broken pickle can raise nearly any type, such as IndexError and struct.error
         if code := _WANTED_CODE.search(str(error)):
             raise LLM4GENError(
                 f"{what} {path} needs to run code ({code[1]}) to be opened, which a file of weights never does. It was "
@@ -96,20 +96,22 @@ def load_pickle(path: Path, what: str = "File", device: str = "cpu") -> dict[str
             ) from error
         raise _broken(path, what, error) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]  # as Lightning wraps the weights of SD1.x's .ckpt files
+        content = content["state_dict"]  # the layout of Lightning, in SD1.x's .ckpt files
     if not isinstance(content, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     ):
-        raise LLM4GENError(f"{what} {path} holds {type(content).__name__}; expected a state dict of named tensors.")
+        raise LLM4GENError(
+            f"{what} {path} holds a {type(content).__name__}; expected a state dict of named tensors. Choose another "
+            "file."
+        )
     return dict(content)
 
 
 def _broken(path: Path, what: str, error: Exception) -> LLM4GENError:
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    if reason.startswith("Weights only load failed"):  # torch goes on to advise switching its protection off
+    reason = first_line(error).split(". ")[0]
+    if reason.startswith("Weights only load failed"):  # torch's text advises to disable its protection
         reason = "its pickle is damaged"
-    reason = reason.split(". ")[0]
     return LLM4GENError(
-        f"{what} {path} ({path.stat().st_size:,} bytes) cannot be read: it is truncated or not of the kind that its "
-        f"name says ({reason}). Download it again and compare its size with the source's."
+        f"{what} {path} ({path.stat().st_size:,} bytes) cannot be read: it is truncated, or its format is not that of "
+        f"its suffix ({reason}). Download it again and compare its size with the source's."
     )

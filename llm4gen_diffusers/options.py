@@ -21,69 +21,61 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 PathLike = str | Path
 DType = Literal["float32", "float16", "bfloat16"]
 Pixels = Annotated[int, Field(ge=16, le=16384, multiple_of=8)]
-_Extra = dict[str, Any]
-
-_PATH, _FILE, _DIR, _TEXT, _NAME = (_Extra({"metavar": name}) for name in ("PATH", "FILE", "DIR", "TEXT", "NAME"))
-_POSITIONAL: _Extra = {"positional": True}
+OptionsType = TypeVar("OptionsType", bound="Options")
 
 
 class Options(BaseModel):
-    """A group of options; immutable.
-
-    A field's description is the help of its argument. In `json_schema_extra` it may name its `metavar`, and its
-    `option` where that is not the field's name; `"positional": True` makes it an argument without dashes.
-    """
+    """A group of options; immutable."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def option(default: Any, help: str, metavar: str | None = None, name: str | None = None, **checks: Any) -> Any:
+    """Field of a group of options.
+
+    Args:
+        default: default value; `...` for a required option.
+        help: description, shown by `--help` together with the default.
+        metavar: what stands for the value in the help.
+        name: argument in place of `--field-name`, such as "--word"; the field's name for a positional argument.
+        checks: checks of pydantic's `Field`, such as ge=0.
+    """
+    extra: dict[str, Any] = {"metavar": metavar, "name": name}
+    return Field(default, description=help, json_schema_extra=extra, **checks)
 
 
 class ModelFiles(Options):
     """A base model, alone or with an adapter and its LLM."""
 
-    base: PathLike = Field(
-        json_schema_extra=_PATH,
-        description="SD1.5, SDXL or miniature: a diffusers folder, or a checkpoint as in ComfyUI",
+    base: PathLike = option(..., "SD1.5, SDXL or miniature: a diffusers folder, or a checkpoint as in ComfyUI", "PATH")
+    family: str | None = option(None, "sd15, sdxl or miniature (default: read from the base)", "NAME")
+    unet: PathLike | None = option(
+        None,
+        "UNet in place of the base's, such as the release's fine-tuned one: a diffusers folder or a file. A folder "
+        "`scheduler` beside a folder `unet` says what it was trained with, such as v-prediction",
+        "PATH",
     )
-    family: str | None = Field(
-        default=None, json_schema_extra=_NAME, description="sd15, sdxl or miniature (default: read from the base)"
+    clip: PathLike | None = option(None, "fine-tuned text encoder in place of the base's: a transformers folder", "DIR")
+    tokenizer: PathLike | None = option(
+        None,
+        "folder with CLIP's vocab.json and merges.txt, which a checkpoint does not hold (default: that of the ComfyUI "
+        "in whose custom_nodes this is)",
+        "DIR",
     )
-    unet: PathLike | None = Field(
-        default=None,
-        json_schema_extra=_PATH,
-        description="UNet in place of the base's, such as the release's fine-tuned one: a diffusers folder or a file. "
-        "A folder `scheduler` beside a folder `unet` says what it was trained with, such as v-prediction",
-    )
-    clip: PathLike | None = Field(
-        default=None,
-        json_schema_extra=_DIR,
-        description="fine-tuned text encoder in place of the base's: a transformers folder",
-    )
-    tokenizer: PathLike | None = Field(
-        default=None,
-        json_schema_extra=_DIR,
-        description="folder with CLIP's vocab.json and merges.txt, which a checkpoint does not hold (default: that of "
-        "the ComfyUI in whose custom_nodes this is)",
-    )
-    adapter: PathLike | None = Field(
-        default=None, json_schema_extra=_FILE, description="adapter: projector.pth or .safetensors"
-    )
-    llm: PathLike | None = Field(
-        default=None, json_schema_extra=_DIR, description="Hugging Face folder of the adapter's LLM"
-    )
-    strength: float | None = Field(
-        default=None,
+    adapter: PathLike | None = option(None, "adapter: projector.pth or .safetensors", "FILE")
+    llm: PathLike | None = option(None, "Hugging Face folder of the adapter's LLM", "DIR")
+    strength: float | None = option(
+        None,
+        "strength of the LLM's tokens, λ in the paper; 0 is plain CLIP (default: the adapter's)",
         ge=0,
         allow_inf_nan=False,
-        description="strength of the LLM's tokens, λ in the paper; 0 is plain CLIP (default: the adapter's)",
     )
-    lambda_mode: Literal["embedding", "value", "decoupled"] | None = Field(
-        default=None,
-        description="what the strength scales: the LLM's tokens, their values, or an attention of their own "
-        "(default: the adapter's)",
+    lambda_mode: Literal["embedding", "value", "decoupled"] | None = option(
+        None,
+        "what the strength scales: the LLM's tokens, their values, or an attention of their own (default: the "
+        "adapter's)",
     )
-    dtype: DType | None = Field(
-        default=None, description="precision of UNet, VAE and LLM (default: float16 on a GPU, float32 on the CPU)"
-    )
+    dtype: DType | None = option(None, "precision of UNet, VAE and LLM (default: float16 on a GPU, float32 on the CPU)")
 
     @model_validator(mode="after")
     def _adapter_options(self) -> ModelFiles:
@@ -101,86 +93,68 @@ class ModelFiles(Options):
 class GenerationOptions(Options):
     """How images are generated, by whatever model."""
 
-    negative: str = Field(default="", json_schema_extra=_TEXT, description="negative prompt (default: none)")
-    steps: int = Field(
-        default=50,
+    negative: str = option("", "negative prompt (default: none)", "TEXT")
+    steps: int = option(
+        50,
+        "sampler steps; where the number does not divide 1000, ddim_uniform takes more, such as 31 for 30",
         ge=1,
         le=1000,
-        description="sampler steps; where the number does not divide 1000, ddim_uniform takes more, such as 31 for 30",
     )
-    guidance: float = Field(
-        default=7.5, ge=1, allow_inf_nan=False, description="scale of classifier-free guidance; 1 is off"
-    )
-    width: int | None = Field(
-        default=None,
-        ge=16,
-        le=16384,
-        multiple_of=8,
-        description="pixels, a multiple of 8 (default: the base's own size)",
-    )
-    height: int | None = Field(
-        default=None,
-        ge=16,
-        le=16384,
-        multiple_of=8,
-        description="pixels, a multiple of 8 (default: the base's own size)",
-    )
+    guidance: float = option(7.5, "scale of classifier-free guidance; 1 is off", ge=1, allow_inf_nan=False)
+    width: Pixels | None = option(None, "pixels, a multiple of 8 (default: the base's own size)")
+    height: Pixels | None = option(None, "pixels, a multiple of 8 (default: the base's own size)")
 
 
 class RunOptions(Options):
     """Seed, device and output of one command."""
 
-    seed: int = Field(default=0, ge=0, lt=2**64, description="seed of the noise, the same for every prompt")
-    device: str | None = Field(default=None, description="cpu, cuda, cuda:1, mps, ... (default: a GPU if there is one)")
-    output: PathLike = Field(
-        default="outputs",
-        json_schema_extra=_PATH,
-        description="folder, or a name ending in .png; nothing is overwritten, files are numbered",
+    seed: int = option(0, "seed of the noise, the same for every prompt", ge=0, lt=2**64)
+    device: str | None = option(None, "cpu, cuda, cuda:1, mps, ... (default: a GPU if there is one)")
+    output: PathLike = option(
+        "outputs", "folder, or a name ending in .png; nothing is overwritten, files are numbered", "PATH"
     )
 
 
 class GenerateSettings(ModelFiles, GenerationOptions, RunOptions):
     """Arguments of `generate`: every prompt is generated with the same seed, as a workflow with a fixed seed would."""
 
-    prompts: tuple[str, ...] = Field(json_schema_extra=_TEXT | {"option": "prompt"}, description="prompt; repeatable")
-    batch: int = Field(default=1, ge=1, description="images of each prompt")
+    prompts: tuple[str, ...] = option(..., "prompt; repeatable", "TEXT", name="--prompt", min_length=1)
+    batch: int = option(1, "images of each prompt", ge=1)
 
 
 class AttentionSettings(ModelFiles, GenerationOptions, RunOptions):
     """Arguments of `attention`."""
 
-    prompt: str = Field(json_schema_extra=_TEXT, description="prompt of the image")
-    words: tuple[str, ...] = Field(
+    prompt: str = option(..., "prompt of the image", "TEXT")
+    words: tuple[str, ...] = option(
+        ...,
+        "word of the prompt; may be given several times, the same word for its next occurrence",
+        "TEXT",
+        name="--word",
         min_length=1,
-        json_schema_extra=_TEXT | {"option": "word"},
-        description="word of the prompt; may be given several times, the same word for its next occurrence",
     )
-    tokens: Literal["both", "clip", "llm"] = Field(
-        default="both", description="tokens of the word to look at: CLIP's, the LLM's, or their sum"
+    tokens: Literal["both", "clip", "llm"] = option(
+        "both", "tokens of the word to look at: CLIP's, the LLM's, or their sum"
     )
 
 
 class ConvertSettings(Options):
     """Arguments of `convert`. None keeps a value as the source has it."""
 
-    source: PathLike = Field(json_schema_extra=_POSITIONAL, description="file to read")
-    target: PathLike = Field(json_schema_extra=_POSITIONAL, description="file to write, ending in .safetensors")
-    family: str | None = Field(
-        default=None, description="base family: sd15, sdxl, sd3 or miniature (default: read from the file)"
+    source: PathLike = option(..., "file to read", name="source")
+    target: PathLike = option(..., "file to write, ending in .safetensors", name="target")
+    family: str | None = option(None, "base family: sd15, sdxl, sd3 or miniature (default: read from the file)")
+    llm: PathLike | None = option(
+        None,
+        "the adapter's LLM: its Hugging Face folder, or a JSON file with the fields of LLMSpec (default: read from "
+        "the file; RankGen T5-XL for the official release)",
+        "PATH",
     )
-    llm: PathLike | None = Field(
-        default=None,
-        json_schema_extra=_PATH,
-        description="the adapter's LLM: its Hugging Face folder, or a JSON file with the fields of LLMSpec (default: "
-        "read from the file; RankGen T5-XL for the official release)",
-    )
-    llm_model: str | None = Field(
-        default=None, json_schema_extra=_NAME, description="name of the LLM's weights, such as a Hugging Face id"
-    )
-    title: str | None = Field(default=None, description="title that model managers show")
-    author: str | None = Field(default=None, description="author that model managers show")
-    description: str | None = Field(default=None, description="description that model managers show")
-    force: bool = Field(default=False, description="replace TARGET if it exists")
+    llm_model: str | None = option(None, "name of the LLM's weights, such as a Hugging Face id", "NAME")
+    title: str | None = option(None, "title that model managers show")
+    author: str | None = option(None, "author that model managers show")
+    description: str | None = option(None, "description that model managers show")
+    force: bool = option(False, "replace TARGET if it exists")
 
 
 def require_adapter_and_llm(adapter: object, llm: object) -> None:
@@ -204,7 +178,7 @@ def add_arguments(
 ) -> None:
     """Add an argument for each field of a group of options.
 
-    An argument that is not given is None in the parsed namespace, so that `options_from` leaves the field's default.
+    An argument that is not given is None in the parsed namespace, so that `options_from` keeps the field's default.
 
     Args:
         parser: parser, or a group of its arguments.
@@ -217,19 +191,14 @@ def add_arguments(
     for name, field in options.model_fields.items():
         if name in leave_out:
             continue
-        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        extra: Any = field.json_schema_extra or {}
         kind = _value_type(field.annotation)
         settings: dict[str, Any] = {"help": field.description}
         default = field.get_default()
-        if (
-            defaults
-            and default is not None
-            and default is not False
-            and default not in ("", ())
-            and not field.is_required()
-        ):
+        shown = defaults and not field.is_required() and default is not None and default is not False
+        if shown and default not in ("", ()):
             settings["help"] += f" (default: {default})"
-        if "metavar" in extra:
+        if extra.get("metavar"):
             settings["metavar"] = extra["metavar"]
         if kind is bool:
             settings["action"] = "store_true"
@@ -239,22 +208,16 @@ def add_arguments(
             settings["action"] = "append"
         elif kind in (int, float):
             settings["type"] = kind
-        if extra.get("positional"):
-            parser.add_argument(name, **settings)
-        else:
-            option = str(extra.get("option", name)).replace("_", "-")
-            parser.add_argument(
-                f"--{option}", dest=name, default=None, required=require and field.is_required(), **settings
-            )
-
-
-OptionsType = TypeVar("OptionsType", bound=Options)
+        flag = extra.get("name") or f"--{name.replace('_', '-')}"
+        if flag.startswith("--"):
+            settings |= {"dest": name, "default": None, "required": require and field.is_required()}
+        parser.add_argument(flag, **settings)
 
 
 def options_from(
     options: type[OptionsType], values: argparse.Namespace | Mapping[str, Any], what: str = ""
 ) -> OptionsType:
-    """Group of options from parsed arguments or from the values of a file.
+    """Make a group of options from parsed arguments or from the values of a file.
 
     Args:
         options: the group.
@@ -279,19 +242,17 @@ def options_from(
 
 
 def _sentence(error: ValidationError, options: type[Options]) -> str:
-    """What was found and what was expected, of the first problem."""
+    """Found and expected value of the first problem."""
     problem = error.errors(include_url=False)[0]
+    name, found = ".".join(map(str, problem["loc"])), problem["input"]
     if problem["type"] == "value_error":
         return problem["msg"].removeprefix("Value error, ")
-    if not problem["loc"]:
-        return f"{problem['input']!r:.80} is not a group of options; expected {', '.join(options.model_fields)}."
-    name = ".".join(map(str, problem["loc"]))
     if problem["type"] == "missing":
         return f"{_title(name)} is missing."
     if problem["type"] == "extra_forbidden":
         return f"{name} is not an option; expected one of {', '.join(options.model_fields)}."
     expected = problem["msg"].replace("Input should", "it should")
-    return f"{_title(name)} is {problem['input']!r}; {expected}."
+    return f"{_title(name) or 'The value'} is {found!r:.80}; {expected}."
 
 
 def _title(name: str) -> str:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
 from llm4gen_core.files import write_json
-from llm4gen_diffusers.families.patch_autoencoder import PatchAutoencoder
+from llm4gen_diffusers.families import PatchAutoencoder
 from llm4gen_diffusers.schedule import BETA_END, BETA_START, NoiseSchedule
 
 from .captions import WORDS
@@ -279,6 +279,6 @@ def write_untrained_unet(folder: Path, seed: int = 0) -> None:
             "text_encoder": ("transformers", "CLIPTextModel"),
             "tokenizer": ("transformers", "CLIPTokenizer"),
             "unet": ("diffusers", "UNet2DConditionModel"),
-            "vae": ("llm4gen_diffusers.families.patch_autoencoder", "PatchAutoencoder"),
+            "vae": ("llm4gen_diffusers.families.miniature", "PatchAutoencoder"),
         },
     )

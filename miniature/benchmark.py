@@ -37,7 +37,6 @@ class MiniatureJudge(ImageMetric):
     """
 
     name = "miniature"
-    title = "Requested content present"
     share = True
 
     @classmethod
@@ -106,7 +105,7 @@ BENCHMARK = Benchmark(
         Column("miniature", "Complex: requested content present", "complex"),
         Column("miniature", "Dense: requested content present", "dense"),
         Column("miniature", "Dense: requested words present", "dense", part="words"),
-        Column("miniature", "Dense: attribute binding", "dense", part="binding"),
+        Column("miniature", "Dense: binding among objects whose words are all present", "dense", part="binding"),
     ),
     shipped=prompts,
     official=_PRESET,

@@ -210,9 +210,11 @@ class Reproduction:
                 for part in ("unet", "scheduler"):
                     shutil.copytree(run_folder.export / part, self.base / part, dirs_exist_ok=True)
                 write_json(file, {"seconds": round(time.monotonic() - started), "machine": machine()})
-        model = self._open({})
-        self._images("base", 0, model, (*MAIN_SETS, *HELD_OUT_SETS, SINGLE.name), scale.prompts)
-        self._attention_maps("base", 0, model)
+        maps = attention_files(self.folder, "base", 0)
+        if not read_set(image_set(self.folder, "base", 0)) or not all(file.is_file() for file in maps):
+            model = self._open({})
+            self._images("base", 0, model, (*MAIN_SETS, *HELD_OUT_SETS, SINGLE.name), scale.prompts)
+            self._attention_maps("base", 0, model)
         words = {kind: self.base_words(name) for kind, name in SHORT_SETS.items()}
         if min(words.values()) < scale.words:
             found = ", ".join(f"{share:.3f} of the words of prompts of {kind}" for kind, share in words.items())

@@ -1,4 +1,4 @@
-"""Conditionings: CLIP encoding at equal lengths and with BREAK, and fusion entry by entry."""
+"""Conditionings: CLIP encoding with equal lengths and BREAK, and their fusion with LLM features."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .host import HostAdapter, release
 from .host_attention import mark
 
 Conditioning = list[list[Any]]
-"""The host's form: entries of [context [B, L, d_text], options]."""
+"""The host's format: entries [context [B, L, d_text], options]."""
 
 FUSED = "llm4gen_text_tokens"
-"""Option of a fused entry: how many of its tokens, the first ones, are CLIP's own."""
+"""Option of a fused entry: number of CLIP's own tokens, which come first."""
 
 _WIDTHS = {768: "SD1.5", 1024: "SD2", 1280: "the SDXL refiner", 2048: "SDXL", 4096: "SD3 or another large model"}
 
@@ -25,25 +25,25 @@ _WIDTHS = {768: "SD1.5", 1024: "SD2", 1280: "the SDXL refiner", 2048: "SDXL", 40
 def encode_clip(
     clip: comfy.sd.CLIP | None, text: str, paired_text: str = "", sizes: dict[str, int] | None = None
 ) -> Conditioning:
-    """The model's own text encoding, as the host's CLIP Text Encode.
+    """Encode a prompt with CLIP, as the host's CLIP Text Encode does.
 
     Args:
-        clip: from a checkpoint.
-        text: the prompt; every 75 tokens make a chunk of 77, and the word BREAK begins a new one.
-        paired_text: the prompt of the other side of guidance. The shorter of the two is continued with chunks
-            of the empty prompt, so that both sides are equally long and one batched UNet call serves them.
-        sizes: SDXL's size condition under the host's names (width, height, crop_w, crop_h, target_width,
-            target_height), in pixels. What is left out is that of an uncropped image of the size that is painted.
+        clip: CLIP of a checkpoint.
+        text: the prompt; every 75 tokens are a chunk of 77, and the word BREAK starts a new chunk.
+        paired_text: the prompt of the other side of guidance. The shorter of the two is padded with chunks of the
+            empty prompt, so that both sides are equally long and share one batched UNet call.
+        sizes: SDXL's size conditions under the host's names (width, height, crop_w, crop_h, target_width,
+            target_height), in pixels. Missing ones are those of an uncropped image of the generated size.
 
     Returns:
-        Entries with context [1, 77 k, d_text]; of SDXL with the pooled text and the sizes among their options.
+        Entries with context [1, 77 k, d_text]; for SDXL with the pooled text and the sizes in their options.
 
     Raises:
         LLM4GENError: there is no CLIP.
     """
     if clip is None:
         raise LLM4GENError(
-            "The CLIP input is empty: the checkpoint that it comes from holds no text encoder. Use a full checkpoint, "
+            "The CLIP input is empty, since its checkpoint has no text encoder; expected a CLIP. Use a full checkpoint, "
             "or Load CLIP with clip_l."
         )
     tokens, paired, empty = _tokenize(clip, text), _tokenize(clip, paired_text), clip.tokenize("")
@@ -53,7 +53,7 @@ def encode_clip(
 
 
 def _tokenize(clip: comfy.sd.CLIP, text: str) -> dict[str, list]:
-    """Chunks for each of the model's encoders, as the host makes them of each part of the prompt."""
+    """Chunks of the prompt for each of the model's encoders, with a new chunk at each BREAK."""
     tokens, *others = (clip.tokenize(part) for part in _parts(text))
     for other in others:
         for name, chunks in other.items():
@@ -62,12 +62,12 @@ def _tokenize(clip: comfy.sd.CLIP, text: str) -> dict[str, list]:
 
 
 def without_breaks(text: str) -> str:
-    """The prompt for a model of one long context, which has no chunks to begin: BREAK left out, weights kept."""
+    """Return the prompt without BREAK, for a model without chunks; weights are kept."""
     return " ".join(_parts(text))
 
 
 def _parts(text: str) -> list[str]:
-    """Parts of a prompt between its BREAKs, weights written out; the text itself, to the letter, if there is none."""
+    """Parts of a prompt between BREAKs, in the host's weight syntax; the unchanged text if there is no BREAK."""
     segments = comfy.sd1_clip.token_weights(comfy.sd1_clip.escape_important(text), 1.0)
     parts = split_at_break(segments)
     if parts == [segments]:
@@ -76,7 +76,7 @@ def _parts(text: str) -> list[str]:
 
 
 def _written(text: str, weight: float) -> str:
-    """A segment in the host's syntax, so that it is read as the one segment that it is."""
+    """A segment in the host's weight syntax, which parses to exactly this segment."""
     literal = comfy.sd1_clip.unescape_important(text).replace("(", r"\(").replace(")", r"\)")
     return f"({literal}:{weight})" if literal else ""
 
@@ -86,34 +86,34 @@ def fuse_conditioning(
 ) -> Conditioning:
     """Fuse every entry of a conditioning with the LLM's features.
 
-    The entry's own fields stay, and plain CLIP goes to ControlNet, which was trained with it.
+    The entry's other options are kept. ControlNet, which was trained with plain CLIP, still receives it.
 
     Args:
         adapter: the Cross-Adapter.
-        conditioning: CLIP's, entries [B, L_text, d_text].
-        features: of the same prompt, [B or 1, L_llm, d_llm].
-        strength: λ; 0 gives the conditioning back unchanged.
+        conditioning: CLIP's entries, with context [B, L_text, d_text].
+        features: LLM features of the same prompt, [B or 1, L_llm, d_llm].
+        strength: λ; 0 returns the conditioning unchanged.
 
     Returns:
-        Entries with context [B, L_text + L_llm, d_text]; [B, L_llm, d_text] of an ablation that replaces CLIP's
-        tokens, and [B, 2 L_text, d_text] of `clip_query`. Positive and negative side of equal lengths stay so.
+        Entries with context [B, L_text + L_llm, d_text]; [B, L_llm, d_text] for ablations that replace CLIP's tokens,
+        and [B, 2 L_text, d_text] for `clip_query`.
 
     Raises:
-        LLM4GENError: a width, a batch size or the LLM does not fit, or an entry is fused already.
+        LLM4GENError: a width, a batch size or the LLM does not match, or an entry is already fused.
     """
     for text, options in conditioning:
         _check_entry(adapter, text, options, features)
     if strength == 0:
         return conditioning
     fused = []
-    scaled = adapter.metadata.lambda_mode == "embedding"  # the other modes scale inside the UNet: see Patch Model
+    scaled = adapter.metadata.lambda_mode == "embedding"  # other modes scale inside the UNet: see Patch Model
     for text, options in conditioning:
         size = max(text.shape[0], features.hidden.shape[0])
         context, paired = _to_batch(text, size), _is_paired(text)
-        adapted = adapter.adapt(context[:, ::2] if paired else context, _to_batch(features.hidden, size))
+        adapted = adapter(context[:, ::2] if paired else context, _to_batch(features.hidden, size))
         if paired:
             adapted = adapted.repeat_interleave(2, dim=1)
-        own = text.shape[1] if adapter.module.config.context_layout[0] == "text" else 0
+        own = text.shape[1] if adapter.config.context_layout[0] == "text" else 0
         combined = adapter.module.combine(context, adapted.to(context.device), strength if scaled else 1.0)
         options = {"cross_attn_controlnet": text, **options, FUSED: own}
         if own:
@@ -124,10 +124,10 @@ def fuse_conditioning(
 
 
 def _is_paired(text: torch.Tensor) -> bool:
-    """Whether the tokens of a context [B, L, d_text] are there twice: once for the keys, once for the values.
+    """Whether the tokens of a context [B, L, d_text] are duplicated, for the keys and for the values.
 
-    NegPip encodes so, and takes the two apart again inside the UNet. The first token, which no weight reaches, is then
-    the same in both; CLIP itself never gives the first two alike.
+    NegPip encodes so, and separates the two inside the UNet. The first token, which weights do not affect, is then the
+    same in both; CLIP itself never returns two equal first tokens.
     """
     return text.shape[1] % 2 == 0 and torch.equal(text[:, 0], text[:, 1]) and bool(text.any())
 
@@ -137,11 +137,11 @@ def _to_batch(tensor: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _check_entry(adapter: HostAdapter, text: torch.Tensor, options: dict[str, Any], features: LLMFeatures) -> None:
-    config, metadata = adapter.module.config, adapter.metadata
+    config, metadata = adapter.config, adapter.metadata
     if text.shape[-1] != config.d_text:
         raise LLM4GENError(
             f"The conditioning is {text.shape[-1]} wide ({_model_of(text.shape[-1])}), but adapter {adapter.name} was "
-            f"trained for {config.d_text} ({_model_of(config.d_text)}). Checkpoint and adapter must be of one family."
+            f"trained for {config.d_text} ({_model_of(config.d_text)}). Use a checkpoint and an adapter of one family."
         )
     if features.hidden.shape[-1] != config.d_llm:
         wanted = metadata.llm.label if metadata.llm else f"an LLM of width {config.d_llm}"
@@ -153,7 +153,7 @@ def _check_entry(adapter: HostAdapter, text: torch.Tensor, options: dict[str, An
         if reason := metadata.llm.mismatch(features.spec):
             advice = "Load that LLM, or an adapter that was trained with this one."
         else:
-            reason = "they were made in another way (prefix, length or layer)"
+            reason = "they were encoded with other settings (prefix, length or layer)"
             advice = "Connect the adapter to the LLM Encode node too."
         raise LLM4GENError(
             f"The LLM features come from {features.spec.label}, but adapter {adapter.name} was trained with "
@@ -161,8 +161,8 @@ def _check_entry(adapter: HostAdapter, text: torch.Tensor, options: dict[str, An
         )
     if FUSED in options:
         raise LLM4GENError(
-            "The conditioning is fused already. Connect plain CLIP conditioning to Fuse; to blend two fused prompts, "
-            "use Conditioning (Combine) after it."
+            "The conditioning is already fused; expected plain CLIP conditioning. To blend two fused prompts, "
+            "use Conditioning (Combine) after Fuse."
         )
     batches = {text.shape[0], features.hidden.shape[0]} - {1}
     if len(batches) > 1:

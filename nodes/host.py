@@ -1,4 +1,4 @@
-"""The host's model folders and memory, as the pack uses them."""
+"""The host's model folders and memory management."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import comfy.model_patcher
 import comfy.ops
 import folder_paths
 import torch
+from torch import Tensor
 
-from ..llm4gen_core import AdapterMetadata, CrossAdapter, LLM4GENError, UNetPart, load_adapter
+from ..llm4gen_core import Adapter, LLM4GENError, load_adapter
 from ..llm4gen_core.weights import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES
 
 log = logging.getLogger("llm4gen")
@@ -24,7 +25,7 @@ LLM_FOLDERS = ("text_encoders", "llm")
 
 
 def register_folders() -> None:
-    """Make models/llm and models/llm4gen known to the host, beside what extra_model_paths.yaml gave for them."""
+    """Register models/llm and models/llm4gen with the host, in addition to the paths of extra_model_paths.yaml."""
     for name in ("llm", "llm4gen"):
         folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name))
         paths, suffixes = folder_paths.folder_names_and_paths[name]
@@ -32,12 +33,12 @@ def register_folders() -> None:
 
 
 def list_adapters() -> list[str]:
-    """Choices of the adapter list; if there are none, one line that says where they were looked for."""
+    """Choices of the adapter list; if there are none, one entry that names the searched folders."""
     return _list_files(ADAPTER_FOLDERS) or [_nothing_in("adapter", ADAPTER_FOLDERS)]
 
 
 def list_llms() -> list[str]:
-    """Choices of the LLM list: single files, and Hugging Face folders (ending in a slash) in place of their files."""
+    """Choices of the LLM list: single files, and Hugging Face folders (ending in a slash) instead of their files."""
     choices = set()
     for name in _list_files(LLM_FOLDERS):
         parent = name.rpartition("/")[0]
@@ -49,16 +50,16 @@ def list_llms() -> list[str]:
 
 
 def adapter_path(name: str) -> Path:
-    """Where a choice of `list_adapters` lies.
+    """Return the path of a choice of `list_adapters`.
 
     Raises:
-        LLM4GENError: it is not there; the message says where it was looked for.
+        LLM4GENError: it does not exist; the message names the searched folders.
     """
     return _require(ADAPTER_FOLDERS, name, "Adapter")
 
 
 def llm_path(name: str) -> Path:
-    """Where a choice of `list_llms` lies: a file or a folder. Raises as `adapter_path`."""
+    """Return the path of a choice of `list_llms`, a file or a folder. Raises as `adapter_path`."""
     folder = name.replace("\\", "/")
     if folder.endswith("/"):
         return _require(LLM_FOLDERS, f"{folder}config.json", "LLM").parent
@@ -66,17 +67,17 @@ def llm_path(name: str) -> Path:
 
 
 def adapter_fingerprint(name: str) -> str:
-    """What tells the adapter's file from one that was put in its place; empty if there is none."""
+    """Return a text that changes when the adapter's file is replaced; empty if there is no file."""
     return _fingerprint(adapter_path, name)
 
 
 def llm_fingerprint(name: str) -> str:
-    """The same of the LLM's file, or of the files in its folder."""
+    """Return a text that changes when the LLM's file, or a file in its folder, is replaced."""
     return _fingerprint(llm_path, name)
 
 
 def _fingerprint(find: Callable[[str], Path], name: str) -> str:
-    """Time of change and size, which cost no reading. A file that is missing is explained when it is loaded."""
+    """Modification time and size, so that nothing is read. Loading reports a missing file."""
     try:
         path = find(name)
         files = sorted(path.iterdir()) if path.is_dir() else [path]
@@ -106,7 +107,7 @@ def _find(folders: tuple[str, ...], name: str) -> Path | None:
 
 
 def _require(folders: tuple[str, ...], name: str, what: str) -> Path:
-    # Workflows travel between systems: a name saved on Windows has backslashes.
+    # Workflows move between systems: a name saved on Windows has backslashes.
     found = _find(folders, name.replace("\\", "/"))
     if found is None:
         raise LLM4GENError(
@@ -126,30 +127,30 @@ def _nothing_in(what: str, folders: tuple[str, ...]) -> str:
 
 
 def release(patcher: comfy.model_patcher.ModelPatcher) -> None:
-    """Move a model that has done its work off the compute device, unless the host was told to keep models there."""
+    """Move a model off the compute device after its use, unless the host is set to keep models there."""
     management = comfy.model_management
     if patcher.load_device == patcher.offload_device or management.vram_state == management.VRAMState.HIGH_VRAM:
         return
-    others = [loaded for loaded in management.current_loaded_models if not _holds(loaded.model, patcher)]
+    loaded_models = management.current_loaded_models
+    others = [other for other in loaded_models if other.model is None or other.model.model is not patcher.model]
     management.free_memory(1e30, patcher.load_device, keep_loaded=others)
 
 
-def _holds(loaded: comfy.model_patcher.ModelPatcher | None, patcher: comfy.model_patcher.ModelPatcher) -> bool:
-    return loaded is not None and loaded.model is patcher.model
+@dataclass(frozen=True, kw_only=True)
+class HostAdapter(Adapter):
+    """Adapter under the host's memory management. Calling it loads the module to the compute device.
 
-
-@dataclass(frozen=True)
-class HostAdapter:
-    """A Cross-Adapter under the host's memory management."""
+    Attributes:
+        patcher: the host's manager of the module.
+        name: choice of the adapter list.
+    """
 
     patcher: comfy.model_patcher.ModelPatcher
-    metadata: AdapterMetadata
-    unet_part: UNetPart | None
     name: str
 
     @classmethod
     def load(cls, name: str) -> HostAdapter:
-        """Read the adapter with that name in the adapter list. Raises LLM4GENError as `load_adapter`."""
+        """Read a choice of the adapter list. Raises LLM4GENError as `load_adapter`."""
         loaded = load_adapter(adapter_path(name), operations=comfy.ops.manual_cast)
         management = comfy.model_management
         # The host replaces the class at start-up, so it is looked up when used; 0.3.64 has only ModelPatcher.
@@ -159,28 +160,31 @@ class HostAdapter:
             load_device=management.text_encoder_device(),
             offload_device=management.text_encoder_offload_device(),
         )
-        metadata = loaded.metadata
-        if metadata.lambda_mode != "embedding" and loaded.config.context_layout[0] != "text":
+        if loaded.metadata.lambda_mode != "embedding" and loaded.config.context_layout[0] != "text":
             raise LLM4GENError(
-                f"Adapter {name} has the λ mode {metadata.lambda_mode!r} and the fusion {loaded.config.fusion!r}, "
-                "which leaves no CLIP tokens that it could stand beside. Train it with λ mode 'embedding'."
+                f"Adapter {name} has the λ mode {loaded.metadata.lambda_mode!r} and the fusion "
+                f"{loaded.config.fusion!r}, which replaces CLIP's tokens; that fusion needs λ mode 'embedding'. Train "
+                "it with that mode."
             )
-        adapter = cls(patcher, metadata, loaded.unet_part, name)
+        adapter = cls(**vars(loaded), patcher=patcher, name=name)
         log.info("Adapter %s: %s", name, adapter.description)
         return adapter
 
-    @property
-    def module(self) -> CrossAdapter:
-        return self.patcher.model
+    def __call__(self, text: Tensor, llm: Tensor, llm_mask: Tensor | None = None) -> Tensor:
+        """Return `CrossAdapter.forward` in float32, on the host's intermediate device."""
+        comfy.model_management.load_models_gpu([self.patcher])
+        device = self.patcher.load_device
+        adapted = self.module(text.to(device, torch.float32), llm.to(device, torch.float32), llm_mask)
+        return adapted.to(device=comfy.model_management.intermediate_device())
 
     @property
     def base(self) -> str:
-        """For people: the base family."""
-        return self.metadata.base_family or f"text width {self.module.config.d_text}"
+        """Base family, for people."""
+        return self.metadata.base_family or f"text width {self.config.d_text}"
 
     @property
     def unet_label(self) -> str:
-        """For people: what it holds of the UNet; empty if that is nothing."""
+        """Trained part of the UNet, for people; empty if there is none."""
         part = self.unet_part
         if part is None:
             return ""
@@ -189,12 +193,11 @@ class HostAdapter:
 
     @property
     def description(self) -> str:
-        """For people: what the adapter belongs to, and what else must be wired."""
-        config = self.module.config
-        llm = self.metadata.llm.label if self.metadata.llm else f"an LLM of width {config.d_llm}"
+        """Models that the adapter was trained with, and what else must be connected, for people."""
+        llm = self.metadata.llm.label if self.metadata.llm else f"an LLM of width {self.config.d_llm}"
         text = f"Adapter for {self.base} and {llm}"
-        if config.fusion != "cross_adapter":
-            text += f" · ablation {config.fusion}"
+        if self.config.fusion != "cross_adapter":
+            text += f" · ablation {self.config.fusion}"
         if self.unet_label:
             text += f" · with a {self.unet_label}: connect Patch Model too"
         if self.metadata.lambda_mode != "embedding":
@@ -203,10 +206,3 @@ class HostAdapter:
             zsnr = ", zsnr" if self.metadata.training.get("zero_terminal_snr") else ""
             text += f" · for a model that predicts velocity: connect ModelSamplingDiscrete (v_prediction{zsnr}) too"
         return text
-
-    def adapt(self, text: torch.Tensor, llm: torch.Tensor) -> torch.Tensor:
-        """What the adapter makes of both, in float32 on the host's intermediate device; see `CrossAdapter.forward`."""
-        comfy.model_management.load_models_gpu([self.patcher])
-        device = self.patcher.load_device
-        adapted = self.module(text.to(device, torch.float32), llm.to(device, torch.float32))
-        return adapted.to(device=comfy.model_management.intermediate_device())

@@ -22,8 +22,7 @@ from llm4gen_core import (
 from llm4gen_core.encoder import folder_spec, load_tokenizer
 from llm4gen_core.prompt_tokens import pad_id
 from llm4gen_diffusers.devices import DTYPES
-from llm4gen_diffusers.families import FAMILIES, Family
-from llm4gen_diffusers.families.base import PARTS
+from llm4gen_diffusers.families import FAMILIES, PARTS, Family
 
 from .parts import TrainedParts
 from .recipe import Recipe

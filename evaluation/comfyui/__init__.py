@@ -1,4 +1,4 @@
-"""Painting through a running ComfyUI server, with any workflow that ends in one image."""
+"""Generation through a running ComfyUI server, with any workflow that ends in one image."""
 
 from .pipeline import ComfyUIPipeline
 

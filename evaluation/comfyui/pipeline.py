@@ -1,4 +1,4 @@
-"""A running ComfyUI as a painter: a workflow in, one image out for each prompt and seed."""
+"""A running ComfyUI as a pipeline: a workflow in, one image out for each prompt and seed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llm4gen_core import LLM4GENError
 from llm4gen_diffusers.command_line import process_number
 
 from ..prompts import Prompt
-from .server import Entry, Server
+from .server import Outcome, Server
 from .workflow import Workflow
 
 _PRECISION = re.compile(r"fp\d|bf16|attention|upcast|fast|deterministic|cpu|directml|oneapi", re.IGNORECASE)
@@ -28,8 +28,8 @@ _LOOK = 1.0
 
 
 @dataclass
-class _Asked:
-    """An image that was asked for; `name` is that of its entry in the queue, "" before it has one."""
+class _Job:
+    """A requested image; `name` is that of its entry in the queue, "" before it has one."""
 
     prompt: Prompt
     seed: int
@@ -42,18 +42,11 @@ class _Asked:
 
 
 class ComfyUIPipeline:
-    """Paints with one workflow on one server.
-
-    Args:
-        server, workflow: see `connect`, which makes both.
-        timeout, ahead: see `connect`.
-    """
+    """Generates with one workflow on one server; see `connect`, which makes both."""
 
     def __init__(self, server: Server, workflow: Workflow, *, timeout: float, ahead: int) -> None:
-        self._server = server
-        self._workflow = workflow
-        self._timeout = timeout
-        self._ahead = ahead
+        self._server, self._workflow = server, workflow
+        self._timeout, self._ahead = timeout, ahead
         self._version = _version(server)
 
     @classmethod
@@ -62,64 +55,42 @@ class ComfyUIPipeline:
         server: str,
         workflow: Path,
         *,
-        prompt_inputs: Sequence[str] = (),
-        seed_inputs: Sequence[str] = (),
-        output_node: str | None = None,
-        negative: str | None = None,
-        negative_inputs: Sequence[str] = (),
-        weights: bool = False,
         timeout: float = 1800,
         ahead: int = 2,
         patience: float = 300,
+        **inputs: Any,
     ) -> ComfyUIPipeline:
         """Read a workflow, ask the server about its nodes, and find out where prompt and seed go.
 
         Prints one line that says so, in the first process.
 
         Args:
-            server: its address, such as "http://127.0.0.1:8188".
-            workflow: file, as Workflow > Export (API) writes it. One as Save writes it is converted where that is
-                certain, and refused elsewhere.
-            prompt_inputs: where the prompt goes, such as "6.text"; empty for what `find_texts` finds.
-            seed_inputs: where the seed goes, such as "3.seed"; empty for what `find_seeds` finds.
-            output_node: id of the node whose image counts; None if there is only one.
-            negative: prompt; None leaves the workflow its own.
-            negative_inputs: where it goes; empty for what is found.
-            weights: parentheses in prompts are weights, as in "(word:1.3)"; else they are literal, as they are for
-                every other painter.
+            server: address, such as "http://127.0.0.1:8188".
+            workflow: file as ComfyUI writes it by Workflow > Export (API).
             timeout: seconds that an entry may run; not counted while it waits behind others.
-            ahead: further entries that are in the queue while one is waited for, so that the server never idles.
+            ahead: further entries in the queue while one is waited for, so that the server never idles.
             patience: seconds for which a server that stops answering is waited for.
+            inputs: prompt_inputs, seed_inputs, output_node, negative, negative_inputs and weights of `Workflow`.
 
         Raises:
-            LLM4GENError: there is no server, the file is no workflow, a node is unknown to the server, or where
-                prompt, seed or image are is not clear.
+            LLM4GENError: there is no server, or see `Workflow`.
         """
         client = Server(server, patience)
         try:
             client.stats()
-            filled = Workflow(
-                Path(workflow),
-                client.node_info,
-                prompt_inputs=prompt_inputs,
-                seed_inputs=seed_inputs,
-                output_node=output_node,
-                negative=negative,
-                negative_inputs=negative_inputs,
-                weights=weights,
-            )
-            painter = cls(client, filled, timeout=timeout, ahead=ahead)
+            filled = Workflow(Path(workflow), client.node_info, **inputs)
+            pipeline = cls(client, filled, timeout=timeout, ahead=ahead)
         except BaseException:
             client.close()
             raise
         if process_number() == 0:
-            print(f"ComfyUI {painter._version} at {client.address}: {filled.summary}.")
-        return painter
+            print(f"ComfyUI {pipeline._version} at {client.address}: {filled.summary}.")
+        return pipeline
 
     def describe(self) -> dict[str, Any]:
-        """Everything that changes pixels, as far as the server tells it; JSON values.
+        """Everything that changes pixels, as far as the server says it; JSON values.
 
-        Models are known by their names alone: the server does not tell the hashes of its files.
+        Models are known only by their names: the server does not tell the hashes of its files.
         """
         return {
             **self._workflow.describe(),
@@ -128,7 +99,7 @@ class ComfyUIPipeline:
         }
 
     def made(self) -> dict[str, Any]:
-        """What the server runs on; JSON values. Another device or torch may change the last bits of a float."""
+        """Devices and versions of the server; JSON values. Others may change the last bits of a float."""
         stats = self._server.stats()
         return {
             "server": self._server.address,
@@ -138,10 +109,10 @@ class ComfyUIPipeline:
         }
 
     def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Generator[Image.Image, None, None]:
-        """One image for each prompt with its seed, each an entry of its own in the queue, in the order that is given.
+        """Generate one image for each prompt with its seed, each as an entry of the queue, in the given order.
 
-        While one is waited for, or looked at by whoever iterates, the next ones are in the queue already. What is
-        still there is taken out when the iteration ends early, by an error or by Ctrl-C.
+        The next entries are in the queue while an image is waited for or used. When the iteration ends early, by an
+        error or by Ctrl-C, those that are left are removed from the queue.
 
         Args:
             prompts, seeds: N of each.
@@ -153,84 +124,79 @@ class ComfyUIPipeline:
             LLM4GENError: the server refuses the workflow, a node fails, somebody interrupts it, an entry takes longer
                 than the timeout or vanishes twice from the queue, or the server does not come back.
         """
-        flight: deque[_Asked] = deque()
+        jobs: deque[_Job] = deque()
         try:
             for prompt, seed in zip(prompts, seeds, strict=True):
-                flight.append(_Asked(prompt, seed))
-                self._ask(flight[-1])
-                if len(flight) > self._ahead:
-                    yield self._take(flight)
-            while flight:
-                yield self._take(flight)
+                jobs.append(_Job(prompt, seed))
+                self._queue(jobs[-1])
+                if len(jobs) > self._ahead:
+                    yield self._take(jobs)
+            while jobs:
+                yield self._take(jobs)
         finally:
-            if flight:
-                self._server.cancel([asked.name for asked in flight])
+            if jobs:
+                self._server.cancel([job.name for job in jobs])
 
     def close(self) -> None:
         self._server.close()
 
-    def _ask(self, asked: _Asked) -> None:
-        asked.name = str(uuid.uuid4())  # before the server has it, so that whatever happens it can be cancelled
-        asked.times += 1
-        asked.started = None
-        self._server.queue(self._workflow.nodes(asked.prompt.text, asked.seed), asked.name)
+    def _queue(self, job: _Job) -> None:
+        job.name = str(uuid.uuid4())  # before the server has it, so that it can be cancelled whatever happens
+        job.times += 1
+        job.started = None
+        self._server.queue(self._workflow.nodes(job.prompt.text, job.seed), job.name)
 
-    def _take(self, flight: deque[_Asked]) -> Image.Image:
-        """Wait for the first image, and take it out of those that are asked for."""
-        entry = self._wait(flight)
-        asked = flight[0]
-        if entry.error is not None:
-            raise LLM4GENError(f"{asked} {entry.error}. The same command goes on there.")
-        if len(entry.files) != 1:
+    def _take(self, jobs: deque[_Job]) -> Image.Image:
+        """Wait for the image of the first job, and remove the job."""
+        outcome, job = self._wait(jobs), jobs[0]
+        if outcome.error is not None:
+            raise LLM4GENError(f"{job} {outcome.error}. The same command continues there.")
+        if len(outcome.files) != 1:
             raise LLM4GENError(
-                f"{asked}: the workflow gave {len(entry.files)} images; expected one. Let it paint a "
-                "batch of 1, and end in a single image."
+                f"{job}: the workflow gave {len(outcome.files)} images; expected one. Let it generate a batch of 1, "
+                "and end in a single image."
             )
-        image = self._server.image(entry.files[0])
-        flight.popleft()
+        image = self._server.image(outcome.files[0])
+        jobs.popleft()
         return image
 
-    def _wait(self, flight: deque[_Asked]) -> Entry:
-        """What became of the first of those that are asked for."""
-        asked = flight[0]
+    def _wait(self, jobs: deque[_Job]) -> Outcome:
+        job = jobs[0]
         pause, looked = 0.02, time.monotonic()
-        while (entry := self._server.finished(asked.name, self._workflow.end)) is None:
+        while (outcome := self._server.outcome(job.name, self._workflow.end)) is None:
             time.sleep(pause)
             pause = min(1.0, pause * 1.3)
             if time.monotonic() - looked < _LOOK:
                 continue
             looked = time.monotonic()
             running, queued = self._server.queued()
-            if asked.name in running and asked.started is None:
-                asked.started = looked
-            if asked.started is not None and looked - asked.started > self._timeout:
+            if job.name in running and job.started is None:
+                job.started = looked
+            if job.started is not None and looked - job.started > self._timeout:
                 raise LLM4GENError(
-                    f"{asked} is not ready after {self._timeout:g} s; look at ComfyUI's window. The same "
-                    "command goes on there."
+                    f"{job} is not ready after {self._timeout:g} s; look at ComfyUI's log. The same command continues "
+                    "there."
                 )
-            if asked.name not in running | queued:
-                self._ask_again(flight, running | queued)
-        return entry
+            if job.name not in running | queued:
+                self._queue_again(jobs, running | queued)
+        return outcome
 
-    def _ask_again(self, flight: deque[_Asked], there: set[str]) -> None:
-        """Queue once more what the server has lost: it was started again, or somebody cleared its queue."""
-        lost = [
-            asked
-            for asked in flight
-            if asked.name not in there and self._server.finished(asked.name, self._workflow.end) is None
-        ]
-        for asked in lost:
-            if asked.times > 1:
+    def _queue_again(self, jobs: deque[_Job], there: set[str]) -> None:
+        """Queue once more what the server has lost: it was restarted, or somebody cleared its queue."""
+        end = self._workflow.end
+        lost = [job for job in jobs if job.name not in there and self._server.outcome(job.name, end) is None]
+        for job in lost:
+            if job.times > 1:
                 raise LLM4GENError(
-                    f"{asked} vanished from ComfyUI's queue a second time: the server was started again, or somebody "
-                    "cleared its queue. The same command goes on there."
+                    f"{job} vanished from ComfyUI's queue a second time: the server was restarted, or somebody cleared "
+                    "its queue. The same command continues there."
                 )
             if (version := _version(self._server)) != self._version:
                 raise LLM4GENError(
-                    f"ComfyUI was started again as version {version} after {self._version}; images of both do not "
-                    "belong into one set."
+                    f"ComfyUI was restarted as version {version} after {self._version}; images of both do not belong "
+                    "in one set. Start the former version, or generate another set."
                 )
-            self._ask(asked)
+            self._queue(job)
 
 
 def _version(server: Server) -> str:
@@ -238,7 +204,7 @@ def _version(server: Server) -> str:
 
 
 def _switches(arguments: Sequence[str]) -> list[str]:
-    """Those of the server's command line that change pixels, with their values."""
+    """Select the switches of the server's command line that change pixels, with their values."""
     found: list[str] = []
     kept = False
     for argument in arguments:

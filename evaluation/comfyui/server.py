@@ -1,4 +1,4 @@
-"""A ComfyUI server's HTTP API, as versions 0.3.64 to 0.33 speak it."""
+"""Client of a ComfyUI server's HTTP API, versions 0.3.64 to 0.33."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ import httpx
 from PIL import Image
 
 from llm4gen_core import LLM4GENError
+from llm4gen_core.errors import first_line
 
 _ANSWER = 60.0
 """Seconds that one answer may take; a server that loads a model hardly answers."""
 _GATEWAY = (502, 503, 504)
-"""A proxy's answers for a server that is just not there."""
+"""Answers of a proxy in front of a server that is away."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What became of an entry of the queue.
+class Outcome:
+    """Outcome of an entry of the queue.
 
     Attributes:
-        files: the images, as /view wants them.
+        files: the images, as /view takes them.
         error: why there are none, a sentence without its subject; or None.
     """
 
@@ -38,11 +39,11 @@ class Server:
     """A client.
 
     Args:
-        address: such as "http://127.0.0.1:8188"; without a scheme it is http.
-        patience: seconds for which a server that does not answer is waited for, as while it starts again.
+        address: such as "http://127.0.0.1:8188"; the scheme is http if none is given.
+        patience: seconds for which a server that does not answer is waited for, for example while it restarts.
 
     Raises:
-        LLM4GENError: the address is none.
+        LLM4GENError: the address is not an http address.
     """
 
     def __init__(self, address: str, patience: float) -> None:
@@ -50,15 +51,16 @@ class Server:
         try:
             url = httpx.URL(address if "://" in address else f"http://{address}")
             if url.scheme not in ("http", "https") or not url.host:
-                raise httpx.InvalidURL("no http address")
+                raise httpx.InvalidURL("not an http address")
         except httpx.InvalidURL as error:
             raise LLM4GENError(
-                f"{address!r} is no address of a ComfyUI server ({error}); expected one such as http://127.0.0.1:8188."
+                f"{address!r} is not the address of a ComfyUI server ({error}); expected one such as "
+                "http://127.0.0.1:8188."
             ) from error
         self.address = str(url.copy_with(username=None, password=None)).rstrip("/")
         self._patience = patience
-        self._kinds: dict[str, Mapping[str, Any] | None] = {}
-        # A proxy of the environment is for the world outside, not for this machine.
+        self._infos: dict[str, Mapping[str, Any] | None] = {}
+        # A proxy named by the environment is not for this machine.
         outside = url.host not in ("localhost", "::1") and not url.host.startswith("127.")
         self._client = httpx.Client(base_url=url, timeout=_ANSWER, trust_env=outside)
 
@@ -66,10 +68,10 @@ class Server:
         self._client.close()
 
     def stats(self) -> dict[str, Any]:
-        """Versions and devices.
+        """Return versions and devices. One try, without patience.
 
         Raises:
-            LLM4GENError: no ComfyUI answers at the address. This asks once, without patience.
+            LLM4GENError: no ComfyUI answers at the address.
         """
         try:
             answer = self._client.get("/system_stats")
@@ -77,24 +79,26 @@ class Server:
             content["system"]["comfyui_version"]
         except httpx.TransportError as error:
             raise LLM4GENError(
-                f"No ComfyUI server answers at {self.address} ({_reason(error)}); start it (python main.py), or give "
-                "its address."
+                f"No ComfyUI server answers at {self.address} ({first_line(error)}); start it (python main.py), or "
+                "give its address."
             ) from error
         except httpx.HTTPStatusError as error:
             raise LLM4GENError(
                 f"The server at {self.address} answers {error.response.status_code} to /system_stats; expected a "
-                "ComfyUI of version 0.3.64 or newer, without a login before it."
+                "ComfyUI of version 0.3.64 or newer, without a login in front of it."
             ) from error
         except (ValueError, KeyError, TypeError) as error:
-            raise LLM4GENError(f"The server at {self.address} is no ComfyUI (its /system_stats is none).") from error
+            raise LLM4GENError(
+                f"The server at {self.address} is not a ComfyUI: its /system_stats names no version. Check the address."
+            ) from error
         return content
 
     def node_info(self, kind: str) -> Mapping[str, Any] | None:
-        """What /object_info says about a kind of nodes, or None."""
-        if kind not in self._kinds:
-            answer = self._ask("GET", f"/object_info/{quote(kind, safe='')}", refused=(404,))
-            self._kinds[kind] = None if answer.status_code == 404 else self._json(answer).get(kind)
-        return self._kinds[kind]
+        """Return what /object_info says about a node class; None if the server does not know it."""
+        if kind not in self._infos:
+            answer = self._request("GET", f"/object_info/{quote(kind, safe='')}", accepted=404)
+            self._infos[kind] = None if answer.status_code == 404 else self._json(answer).get(kind)
+        return self._infos[kind]
 
     def queue(self, nodes: Mapping[str, Any], name: str) -> None:
         """Put a workflow at the end of the queue.
@@ -104,7 +108,7 @@ class Server:
             name: of the entry, a UUID.
 
         Raises:
-            LLM4GENError: the server refuses it: which node, which input, and why.
+            LLM4GENError: the server refuses it; the message names the node, the input and the reason.
         """
         deadline = time.monotonic() + self._patience
         while True:
@@ -114,21 +118,21 @@ class Server:
             except httpx.TransportError as error:
                 self._wait(error, deadline)
                 if any(name in part for part in self.queued()) or self._history(name) is not None:
-                    return  # only the answer was lost; to ask again would paint it twice
+                    return  # only the answer was lost; to send it again would generate the image twice
         if answer.status_code == 400:
             raise LLM4GENError(_refusal(self._json(answer)))
         self._check(answer)
 
     def queued(self) -> tuple[set[str], set[str]]:
-        """Entries of everybody: those that run, and those that wait."""
-        content = self._json(self._ask("GET", "/queue"))
+        """Return the names of everybody's entries: those that run, and those that wait."""
+        content = self._json(self._request("GET", "/queue"))
         running, waiting = ({entry[1] for entry in content[f"queue_{part}"]} for part in ("running", "pending"))
         return running, waiting
 
-    def finished(self, name: str, node: str) -> Entry | None:
-        """What became of an entry, and the images of a node of it.
+    def outcome(self, name: str, node: str) -> Outcome | None:
+        """Return the outcome of an entry with the images of one of its nodes.
 
-        None while it waits or runs, and if the server knows nothing of it.
+        None while it waits or runs, and if the server does not know it.
         """
         entry = self._history(name)
         if entry is None:
@@ -136,48 +140,49 @@ class Server:
         status = entry.get("status") or {}
         for message, data in status.get("messages", []):
             if message == "execution_interrupted":
-                return Entry([], f"was interrupted in ComfyUI at node {data['node_id']} ({data['node_type']})")
+                return Outcome([], f"was interrupted in ComfyUI at node {data['node_id']} ({data['node_type']})")
             if message == "execution_error":
                 reason = " ".join(str(data["exception_message"]).split())
-                return Entry([], f"failed at node {data['node_id']} ({data['node_type']}): {reason}")
+                return Outcome([], f"failed at node {data['node_id']} ({data['node_type']}): {reason}")
         if status.get("status_str") == "error":
-            return Entry([], "failed, and ComfyUI does not say why; see its log")
-        return Entry(entry["outputs"].get(node, {}).get("images") or [])
+            return Outcome([], "failed, and ComfyUI does not say why; see its log")
+        return Outcome(entry["outputs"].get(node, {}).get("images") or [])
 
     def image(self, file: Mapping[str, str]) -> Image.Image:
-        """An image that an output node gave.
+        """Download an image of an output node.
 
         Raises:
-            LLM4GENError: the file is not there, or is no image.
+            LLM4GENError: the file is not there, or is not an image.
         """
         name = file["filename"]
         where = {"filename": name, "subfolder": file.get("subfolder", ""), "type": file.get("type", "output")}
-        answer = self._ask("GET", "/view", params=where, refused=(404,))
+        answer = self._request("GET", "/view", accepted=404, params=where)
         if answer.status_code == 404:
             raise LLM4GENError(
-                f"ComfyUI no longer has the image {name} that it has just made (its folder {where['type']} was "
-                "emptied); start the server again, so that it forgets it, and run the same command."
+                f"ComfyUI no longer has the image {name} that it has just generated (its folder {where['type']} was "
+                "emptied); restart the server, so that it forgets the image, and run the same command."
             )
         try:
             with Image.open(io.BytesIO(answer.content)) as opened:
                 image = opened.convert("RGB")
         except OSError as error:
-            raise LLM4GENError(f"ComfyUI's file {name} is no image ({error}).") from error
-        image.info = {}  # the workflow, which the server writes into its files
+            raise LLM4GENError(
+                f"ComfyUI's file {name} is not an image ({error}); look at the workflow's end."
+            ) from error
+        image.info = {}  # the server writes the workflow into its files
         return image
 
     def cancel(self, names: Iterable[str]) -> None:
-        """Take entries out of the queue, and stop the one of them that runs. A server that is gone is left alone."""
+        """Remove entries from the queue, and interrupt the one that runs. A server that is away is not waited for."""
         names = list(names)
         with suppress(httpx.HTTPError):
             self._client.post("/queue", json={"delete": names}, timeout=5)
             running = {entry[1] for entry in self._client.get("/queue", timeout=5).json()["queue_running"]}
-            for name in names:
-                if name in running:
-                    self._client.post("/interrupt", json={"prompt_id": name}, timeout=5)
+            for name in running.intersection(names):
+                self._client.post("/interrupt", json={"prompt_id": name}, timeout=5)
 
-    def _ask(self, method: str, path: str, refused: tuple[int, ...] = (), **options: Any) -> httpx.Response:
-        """An answer; a server that does not answer is waited for."""
+    def _request(self, method: str, path: str, accepted: int = 200, **options: Any) -> httpx.Response:
+        """Send a request until the server answers, with 200 or with the accepted status."""
         deadline = time.monotonic() + self._patience
         while True:
             try:
@@ -185,24 +190,24 @@ class Server:
             except httpx.TransportError as error:
                 self._wait(error, deadline)
                 continue
-            if answer.status_code not in refused:
+            if answer.status_code != accepted:
                 self._check(answer)
             return answer
 
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         answer = self._client.request(method, path, **options)
         if answer.status_code in _GATEWAY:
-            raise httpx.RemoteProtocolError(f"a proxy before it answers {answer.status_code}")
+            raise httpx.RemoteProtocolError(f"a proxy in front of it answers {answer.status_code}")
         return answer
 
     def _history(self, name: str) -> dict[str, Any] | None:
-        return self._json(self._ask("GET", f"/history/{name}")).get(name)
+        return self._json(self._request("GET", f"/history/{name}")).get(name)
 
     def _wait(self, error: httpx.TransportError, deadline: float) -> None:
         if time.monotonic() > deadline:
             raise LLM4GENError(
                 f"The ComfyUI server at {self.address} has not answered for {self._patience:g} s "
-                f"({_reason(error)}); start it again and run the same command: what has been painted is kept."
+                f"({first_line(error)}); restart it and run the same command: what has been generated is kept."
             ) from error
         time.sleep(min(1.0, self._patience / 10))
 
@@ -218,17 +223,13 @@ class Server:
             return answer.json()
         except ValueError as error:
             raise LLM4GENError(
-                f"The server at {self.address} answers {answer.request.url.path} with what is no JSON; expected a "
-                "ComfyUI without a login before it."
+                f"The server at {self.address} does not answer {answer.request.url.path} with JSON; expected a ComfyUI "
+                "without a login in front of it."
             ) from error
 
 
-def _reason(error: httpx.TransportError) -> str:
-    return str(error) or type(error).__name__
-
-
 def _refusal(content: Mapping[str, Any]) -> str:
-    """One sentence from the answer of /prompt: the first input that is wrong, or what is wrong with the whole."""
+    """Write one sentence from the answer of /prompt: the first wrong input, or what is wrong with the workflow."""
     for node, found in (content.get("node_errors") or {}).items():
         for error in found.get("errors", []):
             name = (error.get("extra_info") or {}).get("input_name")

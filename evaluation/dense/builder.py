@@ -1,19 +1,19 @@
-"""DensePrompts as the paper builds it: images, a description of each, and many prompts from each description.
+"""DensePrompts as the paper builds it: describe images, then write many prompts from each description.
 
 The paper ("DensePrompts Benchmark") takes 100 images, half of them real and half generated, lets GPT-4V describe them
-and GPT-4 expand the descriptions into more than 7,000 prompts of more than 40 words. It gives neither images nor the
-questions to the models; those are in `writing`. Filters and the removal of near-duplicates are ours.
+and GPT-4 expand the descriptions into more than 7,000 prompts of more than 40 words. It publishes neither the images
+nor its instructions to the models. The instructions below, the filters and the removal of near-duplicates are ours.
 
 A build is a folder:
 
-    build.json          what was asked for; another build does not go on in this folder
-    descriptions.jsonl  what was seen in each image
-    answers.jsonl       what the LLM answered, as it stands
-    prompts.jsonl       the set: made anew from the answers at the end of every sitting
-    rejected.jsonl      what was left out, and why
+    build.json          settings and models; a build with others does not continue in this folder
+    descriptions.jsonl  description of each image
+    answers.jsonl       answers of the LLM, unchanged
+    prompts.jsonl       the prompt set, made from the answers at the end of every run
+    rejected.jsonl      texts that were left out, with the reason
 
-A description or an answer is stored before the next one is asked for, under a key that says what it answers, and never
-asked for again. So a build can be killed at any moment: what is stored is whole, and nothing comes twice.
+Each description or answer is stored before the next request, under a key that is a hash of its request, and is never
+requested again. A build can be killed at any moment: what is stored is whole, and nothing is stored twice.
 """
 
 from __future__ import annotations
@@ -25,65 +25,88 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
+from tqdm import tqdm
 
 from llm4gen_core import LLM4GENError
-from llm4gen_core.files import JSONLines, write_json_lines, write_text
+from llm4gen_core.files import JSONLines, read_json, write_json, write_json_lines
+from llm4gen_diffusers.options import Options
 from llm4gen_diffusers.provenance import fingerprint
 
 from ..prompts import Prompt, write_prompts
-from .duplicates import NearDuplicates
-from .filters import reason_against
+from .chat_models import ChatModel, Request
+from .filters import NearDuplicates, is_useful, reason_against, split_answer
 from .image_folder import SourceImage
-from .writing import ASPECTS, DESCRIBE, EXPAND, Request, Writer, expansion_text, split_answer, template_hash
 
-SHORTEST_DESCRIPTION = 40
-"""Words; a description with fewer, or one that is a refusal, is of no use."""
+# A change of these texts is another build: their hash is stored, and is part of each answer's key.
+DESCRIBE = """\
+Describe this image in as much detail as you can, in one paragraph of 120 to 200 words. Name every object. For each, \
+say its color, shape, size, material or texture, and how many there are. Say where the objects are relative to each \
+other, what the background is, how the light falls, and in what style the picture is made (a photograph, an oil \
+painting, and so on). Write only what can be seen. Do not guess names of people, do not mention text in the image that \
+you cannot read, and do not begin with "The image".\
+"""
+
+EXPAND = """\
+Below is a description of a picture. Write {count} different prompts for a text-to-image model that are inspired by \
+it. Every prompt is one English paragraph of 45 to 90 words that describes one complete scene on its own: several \
+objects, each with its attributes, their spatial relations, the surroundings, the light and the style. Do not copy the \
+description: keep its kind of scene, but change {aspect}. The prompts must differ clearly from each other.
+Answer with the {count} prompts alone, one on each line, numbered "1." to "{count}.", without headings or remarks.
+
+Description:
+{description}\
+"""
+
+ASPECTS = {
+    "color": "above all the colors, and give every object a color of its own, so that no two share one",
+    "texture": "above all the materials and textures, and say of every object what it is made of or how it feels",
+    "count": "above all which objects there are and their numbers, and say exactly how many there are of each",
+    "spatial": "above all where things are, and place every object relative to another (left of, behind, on top of)",
+    "style": "above all the medium, the style, the light, the season, and the viewpoint",
+}
+"""What the prompts of one request vary; also the categories of the prompt set."""
+
+TEMPLATES = fingerprint([DESCRIBE, EXPAND, json.dumps(ASPECTS)])
 
 
-@dataclass(frozen=True)
-class BuildSettings:
-    """What a build asks for.
+class BuildSettings(Options):
+    """Settings of a build."""
 
-    Attributes:
-        prompts_per_image: wanted of the LLM, before filters; 70 and more make the paper's 7,000 of 100 images.
-        prompts_per_answer: that the LLM writes at once.
-        seed: of the sampling.
-        temperature: of the LLM; descriptions are always the likeliest ones.
-        similar: Jaccard similarity of word shingles that no two prompts reach, see `NearDuplicates`.
-    """
-
-    prompts_per_image: int = 80
-    prompts_per_answer: int = 8
-    seed: int = 1
-    temperature: float = 0.9
-    similar: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.prompts_per_image < 1 or not 1 <= self.prompts_per_answer <= 50:
-            raise LLM4GENError(
-                f"Build: {self.prompts_per_image} prompts an image, {self.prompts_per_answer} an answer; expected at "
-                "least 1, and 1 to 50."
-            )
-        if not 0.0 <= self.temperature <= 2.0 or not 0.5 <= self.similar <= 1.0:
-            raise LLM4GENError(
-                f"Build: temperature {self.temperature}, similarity {self.similar}; expected 0 to 2, and .5 to 1."
-            )
+    prompts_per_image: int = Field(
+        default=80,
+        ge=1,
+        json_schema_extra={"metavar": "N"},
+        description="prompts per image, before the filters; 70 make the paper's set",
+    )
+    prompts_per_answer: int = Field(
+        default=8, ge=1, le=50, json_schema_extra={"metavar": "N"}, description="prompts in one answer of the writer"
+    )
+    seed: int = Field(default=1, description="seed of the sampling")
+    temperature: float = Field(
+        default=0.9, ge=0, le=2, description="temperature of the writer; descriptions are decoded greedily"
+    )
+    similar: float = Field(
+        default=0.5,
+        ge=0.5,
+        le=1,
+        description="Jaccard similarity of word shingles from which a prompt is a near-duplicate",
+    )
 
 
 @dataclass
 class BuildReport:
-    """What came of a build.
+    """Counts of a build.
 
     Attributes:
-        images: that there are; `described` of them have a description that is of use.
+        images: number of images; `described` of them have a useful description.
         answers: of the LLM.
-        prompts: of the set.
+        prompts: in the prompt set.
         rejected: texts that were left out, by reason.
-        without_licence: names of images of which the list of licences says nothing.
+        without_licence: names of the images without a known licence.
     """
 
     images: int
@@ -94,9 +117,8 @@ class BuildReport:
     without_licence: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Task:
-    """A question whose answer is not stored."""
+class _Task(NamedTuple):
+    """A request to a model; its answer is stored under `key`, with `about` beside it."""
 
     key: str
     request: Callable[[], Request]
@@ -107,23 +129,20 @@ class Build:
     """A build in its folder.
 
     Args:
-        folder: for everything; need not exist.
+        folder: for all files; need not exist.
         images: to describe.
-        vision: describes.
-        writer: expands.
+        vision: vision-language model that describes them.
+        writer: LLM that writes the prompts.
         settings: of the build.
-        unsafe: words that no prompt may hold.
-
-    Raises:
-        LLM4GENError: the folder holds a build with other settings or models.
+        unsafe: words that no prompt may contain.
     """
 
     def __init__(
         self,
         folder: Path,
         images: Sequence[SourceImage],
-        vision: Writer,
-        writer: Writer,
+        vision: ChatModel,
+        writer: ChatModel,
         settings: BuildSettings,
         unsafe: frozenset[str],
     ) -> None:
@@ -132,143 +151,120 @@ class Build:
         self._descriptions = JSONLines(folder / "descriptions.jsonl", "Descriptions")
         self._answers = JSONLines(folder / "answers.jsonl", "Answers")
 
-    def run(self, parallel: int = 1, told: Callable[[str, int, int], None] = lambda *_: None) -> BuildReport:
-        """Ask what is not stored yet, and write the set.
+    def run(self, parallel: int = 1) -> BuildReport:
+        """Request what is not stored yet, and write the prompt set.
 
         Args:
-            parallel: questions at a time; more than one only for endpoints.
-            told: is called with "describe" or "expand", how many are done, and how many there are.
+            parallel: requests at a time; more than one only for endpoints.
 
         Raises:
-            LLM4GENError: a model gives no answer, another process is at this folder, or it holds another build.
+            LLM4GENError: a model does not answer, another process works in this folder, or it holds another build.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.folder / "build.lock", timeout=0):
-                self._settle()
-                self._ask("describe", self._vision, self._descriptions, list(self._description_tasks()), parallel, told)
-                self._ask("expand", self._writer, self._answers, list(self._expansion_tasks()), parallel, told)
+                self._check_settings()
+                descriptions = [self._description_task(image) for image in self.images]
+                self._request("describe", self._vision, self._descriptions, descriptions, parallel)
+                texts = _stored(self._descriptions)
+                expansions = [task for image in self.images for task in self._expansions(image, texts)]
+                self._request("expand", self._writer, self._answers, expansions, parallel)
                 return self._finish()
         except Timeout:
             raise LLM4GENError(
-                f"Another process builds in {self.folder}; wait for it, or take another folder."
+                f"Another process builds in {self.folder}; wait for it, or choose another folder."
             ) from None
 
-    def _settle(self) -> None:
-        """Write what is asked for, or check that it is what was asked for before. Images may be added."""
-        settings = self.settings
+    def _check_settings(self) -> None:
+        """Write the settings, or check that they are those of the folder. Images may be added."""
         wanted = {
             "vision": self._vision.describe,
             "writer": self._writer.describe,
-            "templates": template_hash(DESCRIBE, EXPAND, json.dumps(ASPECTS)),
-            "prompts_per_answer": settings.prompts_per_answer,
-            "seed": settings.seed,
-            "temperature": settings.temperature,
+            "templates": TEMPLATES,
+            "prompts_per_answer": self.settings.prompts_per_answer,
+            "seed": self.settings.seed,
+            "temperature": self.settings.temperature,
         }
         path = self.folder / "build.json"
         if not path.exists():
-            write_text(path, json.dumps(wanted, indent=1, ensure_ascii=False) + "\n")
+            write_json(path, wanted)
             return
-        try:
-            old = json.loads(path.read_text(encoding="utf-8"))
-            differing = sorted(key for key in {*old, *wanted} if old.get(key) != wanted.get(key))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise LLM4GENError(f"{path} is damaged ({error}); take another folder.") from error
-        if differing:
+        old = read_json(path, "Build", "choose another folder")
+        if differing := sorted(key for key in {*old, *wanted} if old.get(key) != wanted.get(key)):
             raise LLM4GENError(
-                f"{self.folder} holds a build with other {', '.join(differing)}; go on with the same, or take another "
+                f"{self.folder} holds a build with a different {', '.join(differing)}; use the same, or choose another "
                 "folder."
             )
 
-    def _description_tasks(self) -> Iterator[_Task]:
-        for image in self.images:
-            about = {"image": image.name, "sha256": image.sha256}
-            yield _Task(self._description_key(image), partial(self._description_request, image), about)
-
-    def _description_request(self, image: SourceImage) -> Request:
-        return Request(DESCRIBE, self.settings.seed, 500, 0.0, image.open())
-
-    @staticmethod
-    def _description_key(image: SourceImage) -> str:
-        return fingerprint([image.sha256, DESCRIBE])
-
-    def _expansion_tasks(self) -> Iterator[_Task]:
-        texts = _stored(self._descriptions)
-        for image in self.images:
-            description = texts[self._description_key(image)]["text"]
-            if is_useful(description):
-                for place, (aspect, count) in enumerate(self._portions()):
-                    yield self._expansion_task(image, description, place, aspect, count)
-
-    def _portions(self) -> Iterator[tuple[str, int]]:
-        """Aspect and number of prompts of every question about a description; aspects take turns."""
-        left, place, aspects = self.settings.prompts_per_image, 0, list(ASPECTS)
-        while left > 0:
-            count = min(left, self.settings.prompts_per_answer)
-            yield aspects[place % len(aspects)], count
-            left, place = left - count, place + 1
-
-    def _expansion_task(self, image: SourceImage, description: str, place: int, aspect: str, count: int) -> _Task:
-        text = expansion_text(description, aspect, count)
-        seed = self.settings.seed + place
+    def _description_task(self, image: SourceImage) -> _Task:
         return _Task(
-            fingerprint([text, seed]),
-            lambda: Request(text, seed, 160 * count, self.settings.temperature),
-            {"sha256": image.sha256, "aspect": aspect, "seed": seed},
+            fingerprint([image.sha256, DESCRIBE]),
+            lambda: Request(DESCRIBE, self.settings.seed, 500, 0.0, image.open()),
+            {"image": image.name, "sha256": image.sha256},
         )
 
-    def _ask(
-        self,
-        what: str,
-        model: Writer,
-        store: JSONLines,
-        tasks: list[_Task],
-        parallel: int,
-        told: Callable[[str, int, int], None],
-    ) -> None:
-        """Answer what is not stored, several at a time; every answer is on the disk before it counts."""
+    def _expansions(self, image: SourceImage, descriptions: dict[str, dict[str, Any]]) -> Iterator[_Task]:
+        """Requests for the prompts of an image, none if its description is useless; the aspects take turns."""
+        description = descriptions[self._description_task(image).key]["text"]
+        if not is_useful(description):
+            return
+        each, aspects = self.settings.prompts_per_answer, list(ASPECTS)
+        for place, first in enumerate(range(0, self.settings.prompts_per_image, each)):
+            count = min(each, self.settings.prompts_per_image - first)
+            aspect, seed = aspects[place % len(aspects)], self.settings.seed + place
+            text = EXPAND.format(count=count, aspect=ASPECTS[aspect], description=description)
+            request = partial(Request, text, seed, 160 * count, self.settings.temperature)
+            yield _Task(fingerprint([text, seed]), request, {"sha256": image.sha256, "aspect": aspect, "seed": seed})
+
+    def _request(self, what: str, model: ChatModel, store: JSONLines, tasks: Sequence[_Task], parallel: int) -> None:
+        """Answer the tasks that are not stored, several at a time; an answer is on the disk before it counts."""
         stored = _stored(store)
-        wanted = {task.key: task for task in tasks}  # two images may be described in the same words
+        wanted = {task.key: task for task in tasks}  # two images may have the same description
         waiting = iter([task for key, task in wanted.items() if key not in stored])
-        done = sum(key in stored for key in wanted)
-        told(what, done, len(wanted))
 
         def answer(task: _Task) -> None:
             text = model.write(task.request())
             store.append({"key": task.key, **task.about, "text": text})
 
         running: set[Future[None]] = set()
-        with ThreadPoolExecutor(max_workers=parallel) as pool:
+        done = sum(key in stored for key in wanted)
+        with (
+            tqdm(total=len(wanted), initial=done, unit=" answers", desc=what, mininterval=0.5) as bar,
+            ThreadPoolExecutor(max_workers=parallel) as pool,
+        ):
             while True:
+                # After a failure nothing new is submitted, while the requests that run are waited for and stored.
                 while len(running) < parallel and (task := next(waiting, None)):
                     running.add(pool.submit(answer, task))
                 if not running:
                     return
                 finished, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:
-                    future.result()  # where one fails, the others that run are still waited for and stored
-                    done += 1
-                    told(what, done, len(wanted))
+                    future.result()
+                    bar.update()
 
     def _finish(self) -> BuildReport:
-        """Filter what is stored, in the order of images and questions, and write the set."""
+        """Filter what is stored, in the order of images and requests, and write the prompt set."""
         report = BuildReport(len(self.images), without_licence=[one.name for one in self.images if not one.licence])
         descriptions, answers = _stored(self._descriptions), _stored(self._answers)
         known = NearDuplicates(self.settings.similar)
         prompts: list[Prompt] = []
         rejected: list[dict[str, Any]] = []
         for image in self.images:
-            description = descriptions[self._description_key(image)]["text"]
+            description = descriptions[self._description_task(image).key]["text"]
             if not is_useful(description):
                 rejected.append({"image": image.name, "reason": "useless description", "text": description})
                 continue
             report.described += 1
-            for place, (aspect, count) in enumerate(self._portions()):
-                row = answers[self._expansion_task(image, description, place, aspect, count).key]
+            for place, task in enumerate(self._expansions(image, descriptions), 1):
+                row, aspect = answers[task.key], task.about["aspect"]
                 report.answers += 1
                 for number, text in enumerate(split_answer(row["text"]), 1):
-                    name = f"{image.sha256[:10]}-{aspect}-{place + 1:02d}-{number:02d}"
-                    if reason := reason_against(text, self._unsafe) or self._twin(known, name, text):
+                    name = f"{image.sha256[:10]}-{aspect}-{place:02d}-{number:02d}"
+                    reason = reason_against(text, self._unsafe)
+                    if not reason and (twin := known.add(name, text)):
+                        reason = f"near-duplicate of {twin}"
+                    if reason:
                         rejected.append({"image": image.name, "id": name, "reason": reason, "text": text})
                     else:
                         about: dict[str, JsonValue] = {"provenance": self._provenance(image, row["seed"])}
@@ -279,15 +275,10 @@ class Build:
         if not prompts:
             raise LLM4GENError(
                 f"Build {self.folder}: no prompt is left of {report.answers:,} answers about {report.described:,} of "
-                f"{report.images:,} images; rejected.jsonl there says why."
+                f"{report.images:,} images; see the reasons in its rejected.jsonl."
             )
         write_prompts(self.folder / "prompts.jsonl", prompts)
         return report
-
-    @staticmethod
-    def _twin(known: NearDuplicates, name: str, text: str) -> str | None:
-        found = known.add(name, text)
-        return f"near-duplicate of {found}" if found else None
 
     def _provenance(self, image: SourceImage, seed: int) -> dict[str, JsonValue]:
         return {
@@ -298,18 +289,12 @@ class Build:
             "described_by": self._vision.describe,
             "written_by": self._writer.describe,
             "seed": seed,
-            "templates": template_hash(DESCRIBE, EXPAND, json.dumps(ASPECTS)),
+            "templates": TEMPLATES,
         }
 
 
-def is_useful(description: str) -> bool:
-    """Whether prompts can be made from a description: it is long enough and no refusal."""
-    reason = reason_against(" ".join(description.split()), ())
-    return len(description.split()) >= SHORTEST_DESCRIPTION and reason not in ("refusal", "not English")
-
-
 def _stored(store: JSONLines) -> dict[str, dict[str, Any]]:
-    """Rows by their key.
+    """Return the rows of a file by their key.
 
     Raises:
         LLM4GENError: a line is damaged.
@@ -321,6 +306,7 @@ def _stored(store: JSONLines) -> dict[str, dict[str, Any]]:
             found[row["key"]] = {**row, "text": str(row["text"])}
         except (ValueError, TypeError, LookupError) as error:
             raise LLM4GENError(
-                f"{store.path}, line {number}, is damaged; delete the line, and it is asked for again."
+                f"{store.path}, line {number}, is damaged; delete the line and run the command again, which requests "
+                "it anew."
             ) from error
     return found

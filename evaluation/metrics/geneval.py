@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -12,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torchvision.ops import nms
 
 from llm4gen_core import LLM4GENError
+from llm4gen_core.errors import first_problem
 
 from ..prompts import Prompt
-from .base import Context, ImageMetric, Scores
-from .clip_score import CLIP_L, ClipJudge
-from .detector import number_option
-from .instances import MASK2FORMER, MOST_PAIRS, Box, Instance, InstanceSegmenter
-from .judge_model import chosen_dtype, chosen_folder
+from .base import Context, ImageMetric, JudgeOptions, Scores
+from .clip import CLIP_L, ClipJudge
+from .detectors import MASK2FORMER, MOST_PAIRS, Box, Instance, InstanceSegmenter
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
@@ -28,28 +27,24 @@ BACKGROUND = "#999"
 POSITIONS = ("left of", "right of", "above", "below")
 
 
-class Wanted(BaseModel):
-    """An entry of "include": at least `count` objects of a class, of a colour, on a side of those of another entry."""
+class Unwanted(BaseModel):
+    """Entry of "exclude": fewer than `count` objects of a class."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
     name: str = Field(alias="class")
     count: int = Field(ge=1)
+
+
+class Wanted(Unwanted):
+    """Entry of "include": at least `count` objects of a class, of a colour, on a side of another entry's objects."""
+
     color: Literal[COLORS] | None = None  # type: ignore[valid-type]
     position: tuple[Literal[POSITIONS], int] | None = None  # type: ignore[valid-type]
 
 
-class Unwanted(BaseModel):
-    """An entry of "exclude": fewer than `count` objects of a class."""
-
-    model_config = ConfigDict(frozen=True, strict=True)
-
-    name: str = Field(alias="class")
-    count: int = Field(ge=1)
-
-
 class Row(BaseModel):
-    """What GenEval's `evaluation_metadata.jsonl` says of a prompt."""
+    """Row of GenEval's `evaluation_metadata.jsonl`, for one prompt."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -58,29 +53,32 @@ class Row(BaseModel):
     exclude: list[Unwanted] = Field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The numbers of GenEval's script.
+class Settings(JudgeOptions):
+    """Settings of GenEval's script.
 
     Attributes:
         threshold: confidence above which an object counts.
         counting_threshold: the same for prompts with the tag "counting".
-        position_threshold: share of both objects' sizes that their centres have to be apart to count as apart.
-        max_objects: of a class, the surest ones.
-        max_overlap: IoU from which the less sure of two objects of a class goes; 1 keeps all.
+        position_threshold: distance of two objects' centres, relative to the sum of their sizes, that counts as apart.
+        max_objects: number of objects of a class that count, the most confident ones.
+        max_overlap: IoU above which the less confident of two objects of a class is dropped; 1 keeps all.
     """
 
-    threshold: float = 0.3
-    counting_threshold: float = 0.9
-    position_threshold: float = 0.1
-    max_objects: int = 16
-    max_overlap: float = 1.0
+    model_config = ConfigDict(
+        populate_by_name=True, alias_generator=lambda name: name if name == "dtype" else f"geneval.{name}"
+    )
+
+    threshold: float = Field(default=0.3, ge=0, le=1)
+    counting_threshold: float = Field(default=0.9, ge=0, le=1)
+    position_threshold: float = Field(default=0.1, ge=0, le=1)
+    max_objects: int = Field(default=16, ge=1, le=MOST_PAIRS)
+    max_overlap: float = Field(default=1.0, ge=0, le=1)
 
 
 class ColorJudge:
-    """The colour of objects, by CLIP without training: the colour whose descriptions are most like the object.
+    """Zero-shot colour classification of objects by CLIP: the colour whose descriptions are most similar.
 
-    An object is cut out of its image with everything outside of its mask in the grey `BACKGROUND`. A colour is the mean
+    An object is cut out of its image, with everything outside its mask in the grey `BACKGROUND`. A colour is the mean
     of the embeddings of `TEMPLATES`.
     """
 
@@ -89,61 +87,50 @@ class ColorJudge:
         self._embeddings: dict[str, torch.Tensor] = {}
 
     def __call__(self, image: Image.Image, objects: Sequence[Instance], name: str) -> list[str]:
-        """One of `COLORS` for each object, all of them of the class `name`."""
+        """One of `COLORS` for each object; all objects are of the class `name`."""
         crops = [cut_out(image, one) for one in objects]
         likeness = self.clip.embed_images(crops) @ self._colors(name).T
         return [COLORS[place] for place in likeness.argmax(dim=1).tolist()]
 
     def _colors(self, name: str) -> torch.Tensor:
-        """Embeddings of all colours, one a row."""
+        """Embeddings [colours, d]."""
         if name not in self._embeddings:
             texts = [template.format(color=color, name=name) for color in COLORS for template in TEMPLATES]
-            vectors = self.clip.embed_texts(texts).vectors.unflatten(0, (len(COLORS), len(TEMPLATES)))
+            vectors = self.clip.embed_texts(texts)[0].unflatten(0, (len(COLORS), len(TEMPLATES)))
             self._embeddings[name] = F.normalize(vectors.mean(dim=1), dim=-1)
         return self._embeddings[name]
 
 
 class GenEval(ImageMetric):
-    """1 for an image that shows what its prompt asks for, else 0.
+    """1 for an image that shows what its prompt asks for, otherwise 0.
 
     `Prompt.about` is the prompt's row of GenEval's `evaluation_metadata.jsonl`, and `Prompt.category` its tag. The
     overall score is the mean of the six tags' means.
 
-    Rules, thresholds and templates are those of the authors' `evaluate_images.py`; what differs:
-    - The detector is Mask2Former with Swin-S, as there, but the weights are those that its authors trained with
-      detectron2 and gave away for non-commercial use, not mmdet's. Some confidences lie on the other side of a
-      threshold.
+    Rules, thresholds and templates are those of the authors' `evaluate_images.py`. What differs:
+    - The detector is Mask2Former with Swin-S, as there, but with the weights that its authors trained with detectron2
+      and released for non-commercial use, not mmdet's. Some confidences are on the other side of a threshold.
     - Images are scaled by transformers (with antialiasing; to multiples of 32 instead of padding).
     - CLIP is OpenAI's ViT-L/14, as there, but in float32 and not in half precision.
 
-    Scores beside "score": "reason" (why it is 0, else ""), and "objects": for each class that was found its objects as
-    [left, top, right, bottom, confidence].
+    Scores beside "score": "reason" (why the score is 0, otherwise ""), and "objects": for each class that was found its
+    objects as [left, top, right, bottom, confidence].
 
     Options: geneval.threshold, geneval.counting_threshold, geneval.position_threshold, geneval.max_objects and
-    geneval.max_overlap, see `Settings`; mask2former and clip, the folders of other judges.
+    geneval.max_overlap, see `Settings`; mask2former and clip, folders of other judges; dtype, precision of CLIP.
     """
 
     name = "geneval"
-    title = "GenEval (judges of transformers)"
-    share = True
     judges_needed = (MASK2FORMER, CLIP_L)
+    Options = Settings
 
     def __init__(self, segmenter: InstanceSegmenter, colors: ColorJudge, settings: Settings) -> None:
         self._segmenter, self._colors, self._settings = segmenter, colors, settings
 
     @classmethod
     def load(cls, context: Context) -> GenEval:
-        usual = Settings()
-        settings = Settings(
-            threshold=number_option(context, "geneval.threshold", usual.threshold, 0, 1),
-            counting_threshold=number_option(context, "geneval.counting_threshold", usual.counting_threshold, 0, 1),
-            position_threshold=number_option(context, "geneval.position_threshold", usual.position_threshold, 0, 1),
-            max_objects=int(number_option(context, "geneval.max_objects", usual.max_objects, 1, MOST_PAIRS)),
-            max_overlap=number_option(context, "geneval.max_overlap", usual.max_overlap, 0, 1),
-        )
-        segmenter = InstanceSegmenter(chosen_folder(context, MASK2FORMER), context.device)
-        clip = ClipJudge(chosen_folder(context, CLIP_L), context.device, chosen_dtype(context, on_gpu=torch.float32))
-        return cls(segmenter, ColorJudge(clip), settings)
+        segmenter = InstanceSegmenter(context.folder(MASK2FORMER), context.device)
+        return cls(segmenter, ColorJudge(ClipJudge.from_context(context, CLIP_L)), cls.options(context))
 
     @classmethod
     def applies(cls, prompt: Prompt) -> bool:
@@ -153,7 +140,7 @@ class GenEval(ImageMetric):
         return {
             "detector": self._segmenter.describe(),
             "clip": self._colors.clip.describe(),
-            "settings": asdict(self._settings),
+            "settings": self._settings.model_dump(exclude={"dtype"}),
             "colors": list(COLORS),
             "templates": list(TEMPLATES),
             "background": BACKGROUND,
@@ -168,44 +155,32 @@ class GenEval(ImageMetric):
         scores: list[Scores] = []
         for image, row, found in zip(images, rows, self._segmenter.segment(images, thresholds), strict=True):
             kept = {name: keep(ones, self._settings) for name, ones in found.items()}
-            reasons = check(
-                row,
-                kept,
-                partial(self._colors, image),
-                self._settings.position_threshold,
-            )
+            reasons = check(row, kept, partial(self._colors, image), self._settings.position_threshold)
             objects = {name: [[*one.box, round(one.score, 4)] for one in ones] for name, ones in kept.items()}
             scores.append({"score": float(not reasons), "reason": " ".join(reasons), "objects": objects})
         return scores
 
 
 def read_row(prompt: Prompt, names: set[str]) -> Row:
-    """What a prompt asks for.
-
-    Args:
-        prompt: with GenEval's row in `about`.
-        names: classes that the detector knows.
+    """Row of GenEval in a prompt's `about`.
 
     Raises:
-        LLM4GENError: the row is none of GenEval's, or names a class that is unknown.
+        LLM4GENError: `about` is not such a row, or asks for a class that is not among `names`.
     """
     try:
         row = Row.model_validate_json(json.dumps(prompt.about))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
         raise LLM4GENError(
-            f"Prompt {prompt.id!r}: its about is no row of GenEval ({where}: {first['msg']}); expected tag, include "
-            "and exclude as in evaluation_metadata.jsonl."
+            f"Prompt {prompt.id!r}: field `about` is not a GenEval metadata row ({first_problem(error)}); expected "
+            "tag, include and exclude as in evaluation_metadata.jsonl."
         ) from error
     for place, wanted in enumerate(row.include):
         if wanted.position is not None and not 0 <= wanted.position[1] < place:
             raise LLM4GENError(
-                f"Prompt {prompt.id!r}: entry {place} of include stands {wanted.position[0]} entry "
-                f"{wanted.position[1]}; expected an entry before it."
+                f"Prompt {prompt.id!r}: entry {place} of include is {wanted.position[0]} entry {wanted.position[1]}; "
+                "expected the number of an earlier entry."
             )
-    entries: list[Wanted | Unwanted] = [*row.include, *row.exclude]
-    if unknown := [entry.name for entry in entries if entry.name not in names]:
+    if unknown := [entry.name for entry in (*row.include, *row.exclude) if entry.name not in names]:
         raise LLM4GENError(
             f"Prompt {prompt.id!r} asks for the class {unknown[0]!r}; expected one of GenEval's 80, such as 'bench' or "
             "'computer keyboard'."
@@ -214,37 +189,34 @@ def read_row(prompt: Prompt, names: set[str]) -> Row:
 
 
 def keep(objects: Sequence[Instance], settings: Settings) -> list[Instance]:
-    """The surest objects of a class, without those that overlap a surer one.
+    """The most confident objects of a class, without those that overlap a more confident one.
 
     Args:
-        objects: of one class, above the threshold, the surest first.
+        objects: objects of one class above the threshold, in order of confidence.
     """
-    kept: list[Instance] = []
-    for one in objects[: settings.max_objects]:
-        if settings.max_overlap == 1 or all(_iou(one.box, other.box) < settings.max_overlap for other in kept):
-            kept.append(one)
-    return kept
+    objects = objects[: settings.max_objects]
+    # GenEval's boxes include their last pixel, so they are one pixel wider and higher.
+    boxes = torch.tensor([one.box for one in objects], dtype=torch.float64).reshape(-1, 4) + torch.tensor([0, 0, 1, 1])
+    scores = torch.tensor([one.score for one in objects], dtype=torch.float64)
+    return [objects[at] for at in sorted(nms(boxes, scores, settings.max_overlap).tolist())]
 
 
 def check(
     row: Row,
     found: Mapping[str, Sequence[Instance]],
     colors: Callable[[Sequence[Instance], str], list[str]],
-    position_threshold: float = Settings.position_threshold,
+    position_threshold: float = 0.1,
 ) -> list[str]:
-    """Why an image does not show what is asked for.
+    """Reasons why an image does not show what its prompt asks for; none if it does.
 
-    Colour and position are asked of the surest objects alone, as many as there should be; position only where number
-    and colour are right.
+    Colour and position are checked for the most confident objects alone, as many as there should be; position only if
+    number and colour are right.
 
     Args:
-        row: what is asked for.
-        found: objects by class, the surest first.
-        colors: gives the colour of each object of a class.
+        row: the request.
+        found: objects by class, in order of confidence.
+        colors: returns the colour of each object of a class.
         position_threshold: see `Settings`.
-
-    Returns:
-        Sentences; none for an image that is right.
     """
     reasons: list[str] = []
     groups: list[Sequence[Instance] | None] = []
@@ -269,9 +241,9 @@ def check(
 def _misplaced(
     name: str, objects: Sequence[Instance], side: str, targets: Sequence[Instance] | None, threshold: float
 ) -> str:
-    """What is wrong about where objects stand; every one has to be on that side of every target."""
+    """Reason why objects are misplaced, or ""; each must be on the given side of every target."""
     if targets is None:
-        return f"There is nothing that {name} could be {side}."
+        return f"There is no target that {name} could be {side}."
     for one in objects:
         for target in targets:
             if side not in (sides := relative_position(one.box, target.box, threshold)):
@@ -279,11 +251,11 @@ def _misplaced(
     return ""
 
 
-def relative_position(box: Box, target: Box, threshold: float = Settings.position_threshold) -> set[str]:
-    """On which sides of a target a box lies; up to two of `POSITIONS`, or none.
+def relative_position(box: Box, target: Box, threshold: float = 0.1) -> set[str]:
+    """Sides of a target on which a box is: up to two of `POSITIONS`, or none.
 
-    With the way d from the target's centre to the box's, each component is shortened towards 0 by `threshold` times the
-    sum of both boxes' extents; a side counts if its component, divided by the length of d, is more than 1/2.
+    With d the vector from the target's centre to the box's, each component is shortened towards 0 by `threshold` times
+    the sum of both boxes' extents; a side counts if its component, divided by the length of d, is more than 1/2.
     """
     way = [(box[axis] + box[axis + 2] - target[axis] - target[axis + 2]) / 2 for axis in (0, 1)]
     extents = [box[axis + 2] - box[axis] + target[axis + 2] - target[axis] for axis in (0, 1)]
@@ -296,17 +268,7 @@ def relative_position(box: Box, target: Box, threshold: float = Settings.positio
 
 
 def cut_out(image: Image.Image, one: Instance) -> Image.Image:
-    """An object alone, on grey."""
+    """Crop of an object, with everything outside its mask in grey."""
     mask = Image.fromarray(one.mask.numpy().astype("uint8") * 255)
     left, top, right, bottom = (round(edge) for edge in one.box)
     return Image.composite(image, Image.new("RGB", image.size, BACKGROUND), mask).crop((left, top, right, bottom))
-
-
-def _iou(first: Box, second: Box) -> float:
-    """Intersection over union, in GenEval's way: of boxes that are one pixel wider and higher."""
-
-    def area(left: float, top: float, right: float, bottom: float) -> float:
-        return max(right - left + 1, 0.0) * max(bottom - top + 1, 0.0)
-
-    common = area(*(max(first[at], second[at]) for at in (0, 1)), *(min(first[at], second[at]) for at in (2, 3)))
-    return common / (area(*first) + area(*second) - common)

@@ -1,107 +1,110 @@
-"""Loading judges: from which folder, how precisely they compute, and what is said of a model that is another one."""
+"""Judge models of transformers: where they are, how they are loaded, and in which precision they run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import transformers
 from safetensors import SafetensorError
 
 from llm4gen_core import LLM4GENError
-from llm4gen_diffusers.devices import DTYPES
+from llm4gen_core.errors import first_line
 from llm4gen_diffusers.provenance import content_hash
 
-from ..judges import Judge, judge_folder
-from .base import Context
+from .base import Context, Judge
 
-Loaded = TypeVar("Loaded")
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-_UNREADABLE = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError, SafetensorError)
+CONFIG, WEIGHTS = "config.json", "model.safetensors|pytorch_model.bin"
+SHARDED_WEIGHTS = "model.safetensors|model.safetensors.index.json|pytorch_model.bin|pytorch_model.bin.index.json"
+PREPROCESSOR = "preprocessor_config.json|processor_config.json"
+"""Files of a judge's folder, see `Judge.files`."""
 
-
-def chosen_folder(context: Context, judge: Judge) -> Path:
-    """The folder of a judge, or of the one that takes its place: option FOLDER=OTHER, both below the folder of judges.
-
-    Raises:
-        LLM4GENError: see `judge_folder`.
-    """
-    return judge_folder(context.judges, replace(judge, folder=context.options.get(judge.folder, judge.folder)))
+_UNREADABLE = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError)
 
 
-def chosen_dtype(context: Context, on_gpu: torch.dtype) -> torch.dtype:
-    """The precision: float32 on a CPU; else what the option "dtype" says, or `on_gpu`.
+def load_part(loader: Any, folder: Path, what: str, **options: Any) -> Any:
+    """Load a part of a judge model with `loader.from_pretrained(folder, **options)`; `what` names it in errors.
 
     Raises:
-        LLM4GENError: the option is no precision, or half precision is asked of a CPU.
-    """
-    on_cpu = torch.device(context.device).type == "cpu"
-    name = context.options.get("dtype")
-    if name is None:
-        return torch.float32 if on_cpu else on_gpu
-    if name not in DTYPES or (on_cpu and name != "float32"):
-        expected = "float32, as the judge runs on a CPU" if on_cpu else f"one of {', '.join(DTYPES)}"
-        raise LLM4GENError(f"Option dtype={name} cannot be used; expected {expected}.")
-    return DTYPES[name]
-
-
-def read_part(folder: Path, what: str, load: Callable[[], Loaded]) -> Loaded:
-    """What `load` reads from a judge's folder.
-
-    Raises:
-        LLM4GENError: it cannot be read.
+        LLM4GENError: the part cannot be read, or needs a package that is not installed.
     """
     try:
-        return load()
-    except _UNREADABLE as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return loader.from_pretrained(folder, local_files_only=True, **options)
+    except ImportError as error:
         raise LLM4GENError(
-            f"Judge {folder}: its {what} cannot be read ({reason}); download the folder again."
+            f"Judge {folder}: its {what} needs a package that is not installed ({first_line(error)}). Install the "
+            "package, or name another judge with the metric's options."
+        ) from error
+    except _UNREADABLE as error:
+        raise LLM4GENError(
+            f"Judge {folder}: its {what} cannot be read ({first_line(error)}); download the folder again."
         ) from error
 
 
-def load_model(loader: Any, folder: Path, dtype: torch.dtype, device: str, kind: str | None = None) -> Any:
-    """A model with all of its weights, for inference.
+class JudgeModel:
+    """Model of transformers in a folder, with all of its weights, for inference.
 
-    transformers fills what a checkpoint lacks with random numbers and says so in a warning. A judge that does this
-    judges at random, so it is refused.
+    transformers initialises weights that a checkpoint lacks at random and only warns. Such a judge is refused.
 
     Args:
-        loader: class of transformers that has `from_pretrained`.
-        kind: `model_type` that its configuration has to have; None for any that `loader` takes.
+        folder: folder with weights, and tokenizer and preprocessor where the model has them.
+        device: torch device name.
+        dtype: precision of the weights.
+
+    Attributes:
+        loader: class of transformers with `from_pretrained`.
+        kind: required `model_type` of the configuration; None accepts any that `loader` does.
+        gpu_dtype: precision on a GPU if no option names one.
 
     Raises:
-        LLM4GENError: the folder holds another kind of model, or weights are missing or cannot be read.
+        LLM4GENError: the folder holds another kind of model, or a part is missing or cannot be read.
     """
-    config = read_part(
-        folder, "config.json", lambda: transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    )
-    if kind is not None and config.model_type != kind:
-        raise LLM4GENError(
-            f"Judge {folder} is a model of type {config.model_type!r}; expected one of type {kind!r}. Put the right "
-            "one there, or name its folder by the metric's options."
-        )
-    model, info = read_part(
-        folder,
-        "weights",
-        lambda: loader.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True),
-    )
-    if missing := sorted(info["missing_keys"]):
-        raise LLM4GENError(
-            f"Judge {folder} lacks {len(missing)} of its weights, {missing[0]} among them, and would judge at random; "
-            f"expected a whole {type(model).__name__}. Download the folder again."
-        )
-    return model.to(device).eval().requires_grad_(False)
 
+    loader: ClassVar[Any]
+    kind: ClassVar[str | None] = None
+    gpu_dtype: ClassVar[torch.dtype] = torch.float32
 
-def description(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """What `describe` says of every judge that is a model of transformers."""
-    return {
-        "judge": folder.name,
-        "hash": content_hash(folder),
-        "dtype": str(dtype).removeprefix("torch."),
-        "transformers": transformers.__version__,
-    }
+    def __init__(self, folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        self.folder, self.device, self.dtype = folder, device, dtype
+        config = load_part(transformers.AutoConfig, folder, "config.json")
+        if self.kind is not None and config.model_type != self.kind:
+            raise LLM4GENError(
+                f"Judge {folder} is a model of type {config.model_type!r}; expected type {self.kind!r}. Put the right "
+                "model there, or name its folder with the metric's options."
+            )
+        model, info = load_part(self.loader, folder, "weights", dtype=dtype, output_loading_info=True)
+        if missing := sorted(info["missing_keys"]):
+            raise LLM4GENError(
+                f"Judge {folder} lacks {len(missing)} of its weights, {missing[0]} among them, which would be random; "
+                f"expected a complete {type(model).__name__}. Download the folder again."
+            )
+        self._model = model.to(device).eval().requires_grad_(False)
+
+    @classmethod
+    def from_context(cls, context: Context, judge: Judge) -> Self:
+        """Load the judge in its chosen folder, on the context's device, in the chosen precision."""
+        return cls(context.folder(judge), context.device, context.dtype(cls.gpu_dtype))
+
+    def _tokenizer_and_images(self) -> tuple[Any, Any]:
+        """Tokenizer and image processor of the folder.
+
+        Pillow resizes the images, as in the judges' own code: torchvision's resize gives slightly different pixels, and
+        scores would depend on whether it is installed.
+        """
+        return (
+            load_part(transformers.AutoTokenizer, self.folder, "tokenizer"),
+            load_part(transformers.AutoImageProcessor, self.folder, "preprocessor", backend="pil"),
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that changes what the model says, as JSON values."""
+        return {
+            "judge": self.folder.name,
+            "hash": content_hash(self.folder),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "transformers": transformers.__version__,
+        }

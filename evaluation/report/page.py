@@ -29,7 +29,7 @@ from ..statistics import Difference, Estimate
 
 ONE_SEED = "† One training seed: the interval is over prompts alone."
 BARS = "Brackets and bars: 95 % intervals; the bars of a column share one scale."
-MAPS = "The maps of a word share one scale over all rows: the brightest color is its highest value in any of them."
+MAPS = "The maps of a word share one scale over all rows: brightest is its highest value in any of them."
 
 
 @dataclass(frozen=True)
@@ -200,18 +200,13 @@ class Page:
             raise LLM4GENError(
                 f"Plot {caption!r} has points at x = 0 or below; expected x above 0 on a logarithmic axis."
             )
-        ends = {name: list(dict.fromkeys([points[0], points[-1]])) for name, points in series.items()}
-        described = [
-            f"{name}: {' to '.join(f'{plain(y)} at {plain(x)}' for x, y in two)}" for name, two in ends.items()
-        ]
-        described += [f"{name}: {plain(level)}" for name, level in (references or {}).items()]
         values = {name: dict(points) for name, points in series.items()}
         steps = sorted({x for points in series.values() for x, _ in points})
         rows = [[plain(x), *(plain(values[name].get(x)) for name in series)] for x in steps]
         notes = ["Shaded: 95 % intervals.", *self._seed_note([y for points in series.values() for _, y in points])]
         plot = {
             "svg": Markup(_draw(series, x_label, y_label, log_x, references or {}, f"plot-{len(self.blocks)}-")),
-            "alt": f"Plot of {y_label} over {x_label}. {'; '.join(described)}.",
+            "alt": f"Plot of {y_label} over {x_label}: {', '.join([*series, *(references or {})])}",
             "caption": caption,
             "notes": notes,
             "numbers": Table([x_label, *series], rows),
@@ -240,14 +235,11 @@ class Page:
             LLM4GENError: a row has another number of images than there are titles, or one is not uint8 [H, W, 3].
         """
         _check_rows(titles, [images for _, images in rows])
-        widths = [image.shape[1] * scale for image in rows[0][1]] if rows else [0] * len(titles)
         grid = [
             (label, [_png(image, f"{label}: {title}", scale) for image, title in zip(images, titles, strict=True)])
             for label, images in rows
         ]
-        titles_and_widths = list(zip(titles, widths, strict=True))
-        block = {"kind": "grid", "rows": grid, "titles": titles_and_widths, "caption": caption, "notes": notes}
-        self.blocks.append(block)
+        self.blocks.append({"kind": "grid", "rows": grid, "titles": titles, "caption": caption, "notes": notes})
 
     def maps(
         self,
@@ -382,11 +374,6 @@ def p_value(p: float, name: str = "p") -> str:
 def literal(text: str) -> str:
     """Return text without what `Page.text` reads as markup."""
     return text.replace("*", "∗").replace("`", "'").replace("[", "(").replace("]", ")")
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """Return the Markdown of a `Table`."""
-    return Table(columns, rows).markdown()
 
 
 def _check_rows(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -1,13 +1,12 @@
-"""`python -m evaluation vote`: make a study, have people vote on it, and see what they said."""
+"""`python -m evaluation vote`: create a user study, serve its page, and evaluate the votes."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 EXAMPLE = """\
-a study from beginning to end:
+a whole study:
   python -m evaluation vote create study --images sets/llm4gen-sdxl sets/sdxl
   python -m evaluation vote serve study      then open http://127.0.0.1:8090/
   python -m evaluation vote results study
@@ -21,9 +20,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     create = commands.add_parser(
         "create",
-        help="choose the pairs, once",
-        description="Choose pairs of images of the same prompt and seed from the sets of two or more models, and write "
-        "them into STUDY/study.json. The same command chooses the same pairs.",
+        help="choose the pairs of images",
+        description="Choose pairs of images of the same prompt and seed from the image sets of two or more models, and "
+        "write them to STUDY/study.json. The same command chooses the same pairs.",
     )
     _add_study(create)
     create.add_argument(
@@ -31,38 +30,38 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="[NAME=]SET",
-        help="folders that `generate` has made; each two of them are compared, and preferences are told for the one "
-        "that is named first. NAME= for another name of the model than the set has",
+        help="folders of `generate`; every two of them are compared, and preferences are for the one that is named "
+        "first. NAME= renames the model",
     )
     create.add_argument(
         "--pairs",
         type=int,
         default=50,
         metavar="N",
-        help="of each two models, every category by its share (default: %(default)s, or as many as there are)",
+        help="for every two models, each category by its share (default: %(default)s, or as many as there are)",
     )
-    create.add_argument("--seed", type=int, default=0, help="of pairs, order and sides (default: %(default)s)")
+    create.add_argument("--seed", type=int, default=0, help="for pairs, order and sides (default: %(default)s)")
     create.add_argument(
         "--repeat",
         type=float,
         default=0.1,
         metavar="SHARE",
-        help="of the pairs that each rater sees twice, with sides swapped, to see whether raters agree with "
-        "themselves; 0 to 0.5 (default: %(default)s)",
+        help="share of the pairs that each rater sees twice, with sides swapped, to measure consistency; 0 to 0.5 "
+        "(default: %(default)s)",
     )
     create.add_argument(
         "--questions",
         nargs="+",
         choices=("quality", "alignment"),
         default=["quality", "alignment"],
-        help="asked of every pair, in this order (default: both)",
+        help="about every pair, in this order (default: both)",
     )
     create.set_defaults(run=_create)
     serve = commands.add_parser(
         "serve",
-        help="open the page for votes",
-        description="Serve the page where people vote, until Ctrl-C. Votes go to STUDY/votes.jsonl, each at once; who "
-        "comes back under the same name goes on where they were. The page never says which model an image is from.",
+        help="serve the page to vote on",
+        description="Serve the page to vote on, until Ctrl-C. Each vote is written to STUDY/votes.jsonl at once; a "
+        "rater who returns under the same name continues. The page never reveals the models of the images.",
     )
     _add_study(serve)
     serve.add_argument(
@@ -71,23 +70,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     serve.add_argument(
         "--host",
         default="127.0.0.1",
-        help="address to listen on; 0.0.0.0 lets other machines and phones in, without passwords or encryption "
-        "(default: %(default)s, this machine alone)",
+        help="address to listen on; 0.0.0.0 admits other machines and phones, without passwords or encryption "
+        "(default: %(default)s, only this machine)",
     )
     serve.set_defaults(run=_serve)
     results = commands.add_parser(
         "results",
-        help="what the votes say",
-        description="Print preferences with intervals, agreement between raters and consistency of each, and write "
-        "them to STUDY/results.json and STUDY/results.html. Works while people vote, but look at the end: whoever "
-        "stops when the numbers please finds differences that are none.",
+        help="evaluate the votes",
+        description="Print preferences with intervals, agreement between raters and their consistency, and write them "
+        "to STUDY/results.json and STUDY/results.html. Works while people vote, but decide beforehand when to stop: "
+        "stopping at a pleasing number finds differences that do not exist.",
     )
     _add_study(results)
     _add_names(results)
     results.set_defaults(run=_results)
     export = commands.add_parser(
         "export",
-        help="pairs and votes as JSONL",
+        help="write pairs and votes as JSONL",
         description="Write a row for each pair: prompt, image files with their models and hashes, and every vote with "
         "sides, seconds and time.",
     )
@@ -102,7 +101,7 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_names(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--names", action="store_true", help='call raters by their names, not "rater 1" and so on')
+    parser.add_argument("--names", action="store_true", help='name the raters, instead of "rater 1" and so on')
 
 
 def _create(args: argparse.Namespace) -> None:
@@ -119,7 +118,7 @@ def _create(args: argparse.Namespace) -> None:
         name = name if named else images.settings.name
         if name in sets:
             raise LLM4GENError(
-                f"Two sets are of a model named {name!r} ({sets[name].path}, {images.path}); tell them apart by "
+                f"Two image sets have the model name {name!r} ({sets[name].path}, {images.path}); rename one: "
                 "--images NAME=SET OTHER=SET."
             )
         sets[name] = images
@@ -135,11 +134,11 @@ def _create(args: argparse.Namespace) -> None:
     categories = len({pair.category for pair in study.pairs})
     each = len(study.pairs) // len(study.comparisons)
     print(
-        f"{'Made' if new else 'Was there already'}: {len(study.pairs)} pairs ({each} of each two of "
+        f"{'Created' if new else 'Exists already'}: {len(study.pairs)} pairs ({each} of every two of "
         f"{', '.join(sets)}; {len({pair.prompt for pair in study.pairs})} prompts in {categories} categories)."
     )
     if each < args.pairs:
-        print(f"{args.pairs} were asked for; the sets have no more prompts and seeds in common.")
+        print(f"{args.pairs} were requested; the sets have no more prompts and seeds in common.")
     print(f"Next: python -m evaluation vote serve {args.study}")
 
 
@@ -152,10 +151,9 @@ def _serve(args: argparse.Namespace) -> None:
 
 def _results(args: argparse.Namespace) -> None:
     from llm4gen_core import LLM4GENError
-    from llm4gen_core.files import write_text
+    from llm4gen_core.files import write_json
 
-    from .results import results
-    from .results_page import page, printed
+    from .results import page, results
     from .study import StudyFolder
     from .votes import read_votes
 
@@ -164,19 +162,19 @@ def _results(args: argparse.Namespace) -> None:
     votes = list(read_votes(study, folder.votes))
     if not votes:
         raise LLM4GENError(
-            f"{folder.votes.path} holds no vote yet; open the page with `python -m evaluation vote serve {args.study}`."
+            f"{folder.votes.path} has no votes yet; serve the page with `python -m evaluation vote serve {args.study}`."
         )
     found = results(study, votes, names=args.names)
-    print(printed(found))
-    data, shown = folder.path / "results.json", folder.path / "results.html"
-    write_text(data, json.dumps(found.as_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    page(found).write(shown)
-    print(f"wrote {data} and {shown}")
+    shown = page(found)
+    print(shown.markdown())
+    write_json(folder.path / "results.json", found.as_json())
+    shown.write(folder.path / "results.html")
+    print(f"wrote {folder.path / 'results.json'} and {folder.path / 'results.html'}")
 
 
 def _export(args: argparse.Namespace) -> None:
-    from .export import export
     from .study import StudyFolder
+    from .votes import export
 
     votes = export(StudyFolder(args.study), Path(args.output), names=args.names)
     print(f"wrote {args.output} with {votes} votes")

@@ -1,12 +1,11 @@
-"""The server of the vote page. What it sends never says which model an image is from."""
+"""Server of the vote page. Nothing that it sends reveals the model of an image."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import json
-import signal
+import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -18,20 +17,17 @@ from PIL import Image
 from pydantic import ValidationError
 
 from llm4gen_core import LLM4GENError
+from llm4gen_core.errors import first_problem
 
 from .study import PairImage, Study, StudyFolder
 from .votes import Ballot, VoteFile, rater_name
 
 PAGE = Path(__file__).parent / "page"
-FILES = {
-    "/": ("vote.html", "text/html"),
-    "/vote.css": ("vote.css", "text/css"),
-    "/vote.js": ("vote.js", "text/javascript"),
-}
-"""Addresses of the page's own files; there are no others, and no address becomes a path."""
+FILES = {"/": "vote.html", "/vote.css": "vote.css", "/vote.js": "vote.js"}
+"""The page's own files by address. There are no others, and no address is turned into a path."""
 
 HEADERS = {
-    # The browser itself refuses whatever would come from, or go, elsewhere.
+    # The browser refuses anything from or to elsewhere.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -40,7 +36,7 @@ HEADERS = {
 
 
 class VoteServer:
-    """Answers for one study.
+    """Serves one study.
 
     Args:
         folder: of the study.
@@ -64,22 +60,23 @@ class VoteServer:
         self._writing = asyncio.Lock()
 
     def app(self) -> web.Application:
-        """The application; votes are written by it alone."""
-        app = web.Application(middlewares=[_with_headers], client_max_size=1 << 16)
-        for address, (name, kind) in FILES.items():
-            app.router.add_get(address, _file(PAGE / name, kind))
+        """Return the application, the only writer of votes."""
+        app = web.Application(client_max_size=1 << 16)
+        app.on_response_prepare.append(_add_headers)
+        for address, name in FILES.items():
+            app.router.add_get(address, _file(PAGE / name))
         app.router.add_post("/api/session", self._session)
         app.router.add_post("/api/votes", self._vote)
         app.router.add_get("/images/{image:[0-9a-f]{16}}.png", self._image)
         return app
 
     async def _session(self, request: web.Request) -> web.Response:
-        """Everything that a rater is to see, and what has been answered."""
+        """Send the rater's schedule and choices so far."""
         try:
             content = await _json(request)
             typed = content.get("rater") if isinstance(content, dict) else None
             if not isinstance(typed, str):
-                raise LLM4GENError('The request has no name; expected {"rater": "..."}.')
+                raise LLM4GENError('The request names no rater; expected {"rater": "..."}.')
             rater = rater_name(typed)
         except LLM4GENError as error:
             return _answer({"error": str(error)}, 400)
@@ -108,12 +105,14 @@ class VoteServer:
         )
 
     async def _vote(self, request: web.Request) -> web.Response:
-        """Write a vote; the answer comes when it is on the disk."""
+        """Write a vote; it is acknowledged when it is on the disk."""
         try:
-            ballot = _ballot(await _json(request))
-            if ballot.study != self.study.id:  # no fault of the vote: the page keeps it until its study is back
-                return _answer({"error": "The server has another study now than when this page was loaded."}, 409)
+            ballot = Ballot.model_validate(await _json(request))
+            if ballot.study != self.study.id:  # the vote is right: the page keeps it until its study is served again
+                return _answer({"error": "The server serves another study than when this page was loaded."}, 409)
             vote = self.votes.check(ballot)
+        except ValidationError as error:
+            return _answer({"error": f"The vote is not valid ({first_problem(error)}); reload the page."}, 400)
         except LLM4GENError as error:
             return _answer({"error": str(error)}, 400)
         try:
@@ -131,14 +130,14 @@ class VoteServer:
         try:
             content = await asyncio.to_thread(self._stripped, image)
         except (LLM4GENError, OSError) as error:
-            # The sentence names the file, and with it the model: it is for the one who runs the study.
+            # The message names the file and so the model: it is only for the terminal.
             print(error, flush=True)
-            return _answer({"error": "This image cannot be read any more; tell whoever runs the study."}, 500)
-        # The bytes of an address never change: it is made from their hash.
+            return _answer({"error": "This image cannot be read; tell the person who runs the study."}, 500)
+        # An address is a hash of its bytes, so they never change.
         return web.Response(body=content, content_type="image/png", headers={"Cache-Control": "private, max-age=86400"})
 
     def _stripped(self, image: PairImage) -> bytes:
-        """The pixels and nothing else: text chunks of PNG files hold the model's name and settings."""
+        """Encode only the pixels: text chunks of PNG files hold the model's name and settings."""
         with Image.open(io.BytesIO(self.folder.read(self.study, image))) as opened:
             pixels = opened.convert("RGB")
         pixels.info.clear()
@@ -156,52 +155,41 @@ def serve(folder: StudyFolder, host: str, port: int) -> None:
         port: 0 takes a free one.
 
     Raises:
-        LLM4GENError: the study is damaged or served already, or the port is taken.
+        LLM4GENError: the study is damaged or served already, or the port is in use.
     """
     lock = FileLock(folder.path / "serve.lock")
-    folder.study  # noqa: B018  a folder without one gets a sentence, and no lock file
+    folder.study  # noqa: B018  without a study there must be no lock file
     try:
         with lock.acquire(timeout=0):
-            asyncio.run(_serve(folder, host, port))
+            server = VoteServer(folder)
+            listening = _listen(host, port)
+            shown = f"[{host}]" if ":" in host else host
+            bound = listening.getsockname()[1]
+            print(f"Vote at http://{shown}:{bound}/ (stop with Ctrl-C; every vote is on the disk at once)", flush=True)
+            if host not in ("127.0.0.1", "localhost", "::1"):
+                print("Anyone who reaches this machine can vote, under any name, and nothing is encrypted.", flush=True)
+            web.run_app(server.app(), sock=listening, print=None, access_log=None, shutdown_timeout=2)
+            print(
+                f"{len(server.votes)} votes of {len(server.votes.raters)} raters are in {folder.votes.path}.",
+                flush=True,
+            )
     except Timeout:
         raise LLM4GENError(
-            f"Study {folder.path} is served by another process already; open its page, or end that process first."
+            f"Study {folder.path} is served by another process already; open its page, or stop that process first."
         ) from None
 
 
-async def _serve(folder: StudyFolder, host: str, port: int) -> None:
-    server = VoteServer(folder)
-    runner = web.AppRunner(server.app(), access_log=None, shutdown_timeout=2)
-    await runner.setup()
+def _listen(host: str, port: int) -> socket.socket:
     try:
-        site = web.TCPSite(runner, host, port)
-        try:
-            await site.start()
-        except OSError as error:
-            raise LLM4GENError(
-                f"{host}:{port} cannot be listened on ({error.strerror}); choose another --port or --host."
-            ) from error
-        bound = runner.addresses[0][1]
-        shown = f"[{host}]" if ":" in host else host
-        print(f"Vote at http://{shown}:{bound}/ (Ctrl-C ends it; every vote is on the disk at once)", flush=True)
-        if host not in ("127.0.0.1", "localhost", "::1"):
-            print("Whoever reaches this machine can vote, under any name, and nothing is encrypted.", flush=True)
-        await _until_signal()
-    finally:
-        await runner.cleanup()
-    print(f"{len(server.votes)} votes of {len(server.votes.raters)} raters are in {folder.votes.path}.", flush=True)
-
-
-async def _until_signal() -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C is a KeyboardInterrupt there
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await stop.wait()
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise LLM4GENError(
+            f"Cannot listen on {host}:{port} ({error.strerror}); choose another --port or --host."
+        ) from error
 
 
 async def _json(request: web.Request) -> Any:
-    # Pages of other sites cannot send this type without being asked whether they may, which is answered by no.
+    # Pages of other sites may send this type only after a preflight request, which is refused.
     if request.content_type != "application/json":
         raise LLM4GENError(f"The request is {request.content_type}; expected application/json.")
     try:
@@ -210,40 +198,16 @@ async def _json(request: web.Request) -> Any:
         raise LLM4GENError(f"The request is not JSON ({error}).") from error
 
 
-def _ballot(content: Any) -> Ballot:
-    try:
-        return Ballot.model_validate(content)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        where = ".".join(map(str, problem["loc"])) or "it"
-        raise LLM4GENError(
-            f"The vote is not valid ({where}: {problem['msg']}); expected id, study, rater, task, question, choice and "
-            "seconds."
-        ) from error
-
-
 def _answer(content: dict[str, Any], status: int = 200) -> web.Response:
     return web.json_response(content, status=status, headers={"Cache-Control": "no-store"})
 
 
-def _file(path: Path, kind: str) -> Callable[[web.Request], Awaitable[web.Response]]:
-    body = path.read_bytes()
-
-    async def handle(request: web.Request) -> web.Response:
-        headers = {"Cache-Control": "no-cache"}
-        return web.Response(body=body, content_type=kind, charset="utf-8", headers=headers)
+def _file(path: Path) -> Callable[[web.Request], Awaitable[web.FileResponse]]:
+    async def handle(request: web.Request) -> web.FileResponse:
+        return web.FileResponse(path, headers={"Cache-Control": "no-cache"})
 
     return handle
 
 
-@web.middleware
-async def _with_headers(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    try:
-        response = await handler(request)
-    except web.HTTPException as error:
-        error.headers.update(HEADERS)
-        raise
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
     response.headers.update(HEADERS)
-    return response

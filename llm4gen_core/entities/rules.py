@@ -1,8 +1,8 @@
-"""Attribute-entity pairs without a trained pipeline: word lists, endings and a single walk over the caption.
+"""Attribute-entity pairs without a trained pipeline, by word lists, endings and a single pass over the caption.
 
-An honest fallback. It knows what captions of images look like and nothing of English beyond: a word that is in no list
-and has no telling ending is taken for a noun, and a phrase is attached to the nearest noun that can take it. Every
-caption is read once from left to right with a bounded look ahead, so the time is linear in its length.
+A fallback for captions of images: a word that is in no list and has no known ending counts as a noun, and a phrase is
+attached to the nearest suitable noun. Captions are read once from left to right with a bounded lookahead, so that the
+time is linear in their length.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from functools import lru_cache
 
 from . import EntityPair, Span, lexicon
 
-# Kinds of words. A sentence is a string of these letters, which makes looking ahead cheap.
+# Kinds of words. A sentence is a string of these letters, which makes lookahead cheap.
 DETERMINER, ADVERB, NEGATION, COPULA, VERB = "D", "R", "X", "B", "V"
 PREPOSITION, RELATIVE, PRONOUN, POSSESSIVE = "P", "W", "U", "S"
 CONJUNCTION, COMMA, STOP = "C", "K", "."
 ADJECTIVE = "A"
-EITHER = "M"  # adjective or noun, as its place says: "orange", "leather", "square"
-LIKELY = "L"  # in no list, but ends like an adjective: "crumbly"
+EITHER = "M"  # adjective or noun, depending on the position: "orange", "leather", "square"
+LIKELY = "L"  # in no list, but with the ending of an adjective: "crumbly"
 PARTICIPLE = "E"  # "painted"
 GERUND = "G"  # "running"
 NOUN = "N"
@@ -29,7 +29,7 @@ _DESCRIBING = ADJECTIVE + EITHER + LIKELY + PARTICIPLE
 _CONTINUING = _DESCRIBING + NOUN
 
 _TOKEN = re.compile(r"['’][sS]?(?!\w)|[^\W_]+(?:[-'’&](?![sS]\b)[^\W_]+)*|\n+|[^\s\w]|_")
-_LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]")
+
 _ADJECTIVE_ENDING = re.compile(
     r".{2,}(?:ish|ous|ful|less|ic|ical|al|ive|able|ible|ian|ant|ent|esque|like|lit|[^aeiou]y|ey)$"
 )
@@ -38,20 +38,18 @@ _ADVERB_STEM = re.compile(r"i$|ed$|ing$|ous$|ful$|al$|ive$|ent$|ant$|less$")
 _NOUN_ENDING = re.compile(r".*(?:ment|ology|ography|ity|ety|ency|ancy|ery|ary|ory|phy|metry|onomy)$")
 _PLURAL = re.compile(r".+[^su'i]s$|.+ies$|(?:wo)?men$|children$|people$")
 _PUNCTUATION = {",": COMMA, "&": CONJUNCTION, "+": CONJUNCTION, "'": POSSESSIVE, "’": POSSESSIVE}
-
-
 _STATES_AND_MAKING = lexicon.STATES | lexicon.MAKING
 
 
 def _listed() -> dict[str, str]:
-    """Kind of every word of the lists; what comes later overrules."""
+    """Kind of every word of the lists; later lists take precedence."""
     kinds = {}
     for kind, words in (
         (NOUN, lexicon.NOUNS),
         (VERB, lexicon.VERBS),
         (ADJECTIVE, lexicon.ADJECTIVES),
-        (PARTICIPLE, lexicon.STATES | lexicon.MAKING),
-        (EITHER, lexicon.COLORS | lexicon.MATERIALS | lexicon.PATTERNS | lexicon.ADJECTIVE_OR_NOUN),
+        (PARTICIPLE, _STATES_AND_MAKING),
+        (EITHER, lexicon.DESCRIPTIVE_NOUNS | lexicon.ADJECTIVE_OR_NOUN),
         (DETERMINER, lexicon.DETERMINERS),
         (ADVERB, lexicon.ADVERBS),
         (PREPOSITION, lexicon.PREPOSITIONS),
@@ -70,13 +68,13 @@ _KINDS = _listed()
 
 @lru_cache(maxsize=1 << 16)
 def _kind(word: str) -> str:
-    """Kind of a word in lower case, whatever stands beside it."""
+    """Kind of a lower-case word, regardless of its neighbours."""
     known = _KINDS.get(word)
     if known is not None:
         return known
-    if not _LATIN.search(word):
+    if not lexicon.LATIN.search(word):
         return DETERMINER if word.isdigit() else _PUNCTUATION.get(word, STOP)
-    if "-" in word:  # "dark-red", "red-haired"; "teddy-bear" is a noun where none follows
+    if "-" in word:  # "dark-red", "red-haired"; "teddy-bear" is a noun if none follows
         last = _kind(word.rsplit("-", 1)[1])
         return ADJECTIVE if last in (ADJECTIVE, EITHER, PARTICIPLE) or _HYPHENATED.search(word) else LIKELY
     if word in ("'s", "’s"):
@@ -101,17 +99,16 @@ def _kind(word: str) -> str:
 
 @dataclass
 class _Phrase:
-    """Adjectives, with a noun behind them or without.
+    """Adjectives with or without a noun.
 
     Attributes:
-        start, end: words of the sentence.
+        end: index of the first word after the phrase.
         determined: has an article, a numeral or the like.
-        absent: "no", "not".
+        absent: has "no" or "neither".
         attributes, nouns: indices of words; the last noun is the head.
         entity: index of the first word of the entity's name.
     """
 
-    start: int
     end: int
     determined: bool = False
     absent: bool = False
@@ -121,7 +118,7 @@ class _Phrase:
 
 
 class _Words:
-    """The words of a caption: `spans`, `text` in lower case, and `kinds`, a letter for each."""
+    """Words of a caption: their `spans`, lower-case `text`, and `kinds`, one letter each."""
 
     def __init__(self, caption: str) -> None:
         self.caption = caption
@@ -146,6 +143,10 @@ class _Words:
         capitals = sum(caption[start].isupper() for start, _ in self.spans)
         self.titled = capitals * 2 > len(self.spans)
 
+    def span(self, first: int, last: int) -> Span:
+        start, end = self.spans[first][0], self.spans[last][1]
+        return Span(start, end, self.caption[start:end])
+
     def kind(self, index: int) -> str:
         return self.kinds[index] if index < len(self.kinds) else STOP
 
@@ -156,7 +157,7 @@ class _Words:
         return _PLURAL.match(self.text[index]) is not None
 
     def named(self, attribute: int, noun: int) -> bool:
-        """ "the White House": both with capitals where other words have none."""
+        """Whether two words are a name, as in "the White House": both have capitals and most other words do not."""
         if self.titled or attribute == 0:
             return False
         first, second = self.spans[attribute][0], self.spans[noun][0]
@@ -164,13 +165,13 @@ class _Words:
 
 
 def _describes(words: _Words, index: int, participles: str = PARTICIPLE) -> bool:
-    """Whether word `index` is an adjective; a participle is one only before more of its phrase."""
+    """Whether word `index` is an adjective; a participle is one only if its phrase continues."""
     kind = words.kind(index)
     return kind in (ADJECTIVE, EITHER, LIKELY) or (kind in participles and words.kind(index + 1) in _CONTINUING)
 
 
 def _after(words: _Words, index: int, skipped: str) -> int:
-    """Index of the first word from `index` on that is of none of the `skipped` kinds; looks only a few words ahead."""
+    """Index of the first word from `index` on whose kind is not in `skipped`, at most four words ahead."""
     end = index + 4
     while index < end and words.kind(index) in skipped:
         index += 1
@@ -178,14 +179,15 @@ def _after(words: _Words, index: int, skipped: str) -> int:
 
 
 def _read_phrase(words: _Words, start: int, predicate: bool, negated: bool, gerunds: bool) -> _Phrase:
-    """The phrase that begins at word `start`; its end is `start` if there is none.
+    """Read the phrase that begins at word `start`; its end is `start` if there is none.
 
     Args:
-        predicate: it is said of something: "the ball is | red and green cubes lie there".
-        negated: "not" stands before it.
-        gerunds: a word in -ing can describe without an article: "with | flickering bulbs", but not "wearing boots".
+        predicate: the phrase follows a copula: "the ball is | red and green cubes lie there".
+        negated: the phrase follows "not".
+        gerunds: a word in -ing can be an attribute without an article: "with | flickering bulbs", but not
+            "wearing boots".
     """
-    phrase = _Phrase(start, start)
+    phrase = _Phrase(start)
     index, indefinite, joined, before_join = start, False, -1, 0
     while True:
         kind = words.kind(index)
@@ -247,7 +249,7 @@ def _read_phrase(words: _Words, start: int, predicate: bool, negated: bool, geru
 
 
 def _is_attribute(words: _Words, index: int, phrase: _Phrase, predicate: bool, joined: int) -> bool:
-    """Whether a word that describes or names does the former, as its place says."""
+    """Whether a word that can be an attribute or a noun is an attribute at its position."""
     kind = words.kind(index)
     if kind == ADJECTIVE or (predicate and not phrase.determined):
         return True
@@ -265,37 +267,37 @@ def _is_attribute(words: _Words, index: int, phrase: _Phrase, predicate: bool, j
 
 
 def _is_unknown_adjective(words: _Words, index: int) -> bool:
-    """ "the dog is svelte": a noun of that number and place would have an article."""
+    """Whether a word is an adjective that no list has, as in "the dog is svelte": a noun would have an article."""
     known = words.text[index] in lexicon.NOUNS or words.plural(index)
     return not known and words.kind(index + 1) not in _CONTINUING
 
 
 def _split_compound(words: _Words, phrase: _Phrase) -> None:
-    """Move materials, colours and patterns before the head from the nouns to the attributes."""
+    """Move materials, colours and patterns before the head noun to the attributes."""
     described = [i for i in phrase.nouns[:-1] if words.kinds[i] == EITHER]
     phrase.attributes += described
     phrase.entity = described[-1] + 1 if described else phrase.nouns[0]
 
 
 class _Reader:
-    """Walks over the phrases of a caption and binds attributes to entities.
+    """Reader of a caption's phrases, which binds attributes to entities.
 
-    An entity is (first word, last word) here, an attribute a word, and both are indices.
+    An entity is (index of its first word, index of its last word), an attribute is the index of a word.
 
     Attributes:
-        pairs: what was found; a dict, as it keeps order and no duplicates.
-        heads: the coordinated nouns that the next copula speaks of.
+        pairs: pairs found so far; a dict, for their order and without duplicates.
+        heads: coordinated nouns that are the subject of the next copula.
         last: the entity read last.
-        described: what an adjective, participle or preposition would describe now.
-        relative: what "that" or "which" stands for, until its verb.
-        participle: one that waits for its complement.
-        preposition: the last one; `governor` is the kind of word before it.
-        before: kind of the word or phrase before.
-        predicate: a copula came, and no entity since.
-        negated, absent: "not" or "without" came; `alternative`: and "or" since.
-        verb_seen: the heads have their verb; what follows "and" begins a clause.
-        object: the last entity hangs on a preposition or a verb.
-        qualifier: the last entity was the attribute itself: "with stripes".
+        described: entities that the next adjective, participle or preposition describes.
+        relative: antecedents of "that" or "which", until its verb.
+        participle: participle that may have a complement.
+        preposition: the last preposition; `governor` is the kind of the word before it.
+        before: kind of the previous word or phrase.
+        predicate: a copula was read, and no entity since.
+        negated, absent: "not" or "without" was read; `alternative`: and "or" since.
+        verb_seen: the verb of the heads was read; "and" begins a new clause.
+        object: the last entity depends on a preposition or a verb.
+        qualifier: the last entity was itself the attribute: "with stripes".
     """
 
     def __init__(self, words: _Words) -> None:
@@ -323,7 +325,10 @@ class _Reader:
                 gerunds = self.before == PREPOSITION and self.preposition in ("with", "of")
                 phrase = _read_phrase(words, index, said, said and self.negated, gerunds)
             if phrase is not None and phrase.end > index:
-                self._phrase(phrase)
+                if phrase.nouns:
+                    self._noun_phrase(phrase)
+                else:
+                    self._adjectives(phrase)
                 index = phrase.end
             else:
                 self._word(index, kind)
@@ -332,9 +337,9 @@ class _Reader:
         return list(self.pairs)
 
     def _is_verb(self, index: int, kind: str) -> bool:
-        """A participle or a bare noun directly behind a noun phrase or a copula says what goes on."""
+        """Whether a participle or a noun without article is a verb: directly after a noun phrase or a copula."""
         if kind == PARTICIPLE:
-            if self.before == COMMA:  # "a barn, covered in ivy" and not "a barn, covered wagons"
+            if self.before == COMMA:  # "a barn, covered in ivy", but not "a barn, covered wagons"
                 return self.words.kind(index + 1) not in _CONTINUING
             known = self.words.text[index] in _STATES_AND_MAKING
             return self.before in (NOUN, PRONOUN) or (
@@ -351,32 +356,26 @@ class _Reader:
                 self.pairs[attribute, entity] = None
 
     def _end_participle(self) -> None:
-        """A participle without a complement that is the attribute is one itself, if it tells a state."""
+        """Bind a participle without complement that describes a state."""
         if self.participle is not None and self.words.text[self.participle] in lexicon.STATES and not self.negated:
             self._bind(self.participle, self.described)
         self.participle = None
 
-    def _phrase(self, phrase: _Phrase) -> None:
-        if phrase.nouns:
-            self._noun_phrase(phrase)
-        else:
-            self._adjectives(phrase)
-
     def _adjectives(self, phrase: _Phrase) -> None:
-        """ "is red", "painted green", "a room full of ..."; "a room, full" may begin something else."""
+        """Bind adjectives without a noun: "is red", "painted green", "a room full of ...", but not "a room, full"."""
         self.qualifier = False
         if self.before == PREPOSITION:
             self._preposition_object(phrase.attributes)
         elif self.before in (COPULA, PARTICIPLE, NOUN, ADVERB, NEGATION) or (
             self.predicate and self.before == CONJUNCTION
         ):
-            for attribute in phrase.attributes:  # none that is negated
+            for attribute in phrase.attributes:  # without the negated ones
                 self._bind(attribute, self.described)
             self.participle = None
         self.before = ADJECTIVE
 
     def _preposition_object(self, candidates: list[int]) -> bool:
-        """Bind what follows "made of", "of", "in" or "with", if it is a material, a colour or a pattern."""
+        """Bind materials, colours and patterns after "made of", "of", "in" or "with"; return whether there were any."""
         words = self.words
         made = self.participle is not None and words.text[self.participle] in lexicon.MAKING
         attached = made or self.governor in (NOUN, COPULA, POSSESSIVE)
@@ -386,10 +385,8 @@ class _Reader:
             allowed = lexicon.MATERIALS if made or not contents else allowed
         elif self.preposition == "from" and made:
             allowed = lexicon.MATERIALS
-        elif self.preposition == "in" and (attached or self.governor == ADJECTIVE):
-            allowed = lexicon.COLORS | lexicon.MATERIALS | lexicon.PATTERNS
-        elif self.preposition == "with" and (attached or self.governor == ADJECTIVE):
-            allowed = lexicon.COLORS | lexicon.MATERIALS | lexicon.PATTERNS if made else lexicon.PATTERNS
+        elif self.preposition in ("in", "with") and (attached or self.governor == ADJECTIVE):
+            allowed = lexicon.DESCRIPTIVE_NOUNS if made or self.preposition == "in" else lexicon.PATTERNS
         found = [i for i in candidates if words.text[i] in allowed]
         if found and not self.absent and not self.negated:
             for attribute in found:
@@ -414,7 +411,7 @@ class _Reader:
         if not absent:
             for attribute in phrase.attributes:
                 self._bind(attribute, [entity])
-        if self.qualifier:  # "a cat with stripes" is still about the cat
+        if self.qualifier:  # what follows "a cat with stripes" still describes the cat
             self.before = NOUN
             return
         self._place(entity, phrase.determined)
@@ -422,7 +419,7 @@ class _Reader:
         self.before, self.predicate = NOUN, False
 
     def _place(self, entity: tuple[int, int], determined: bool) -> None:
-        """Tell the nouns that a later copula can speak of from the objects of prepositions and verbs."""
+        """Update the nouns that can be the subject of a later copula, which objects are not."""
         joined = self.before in (CONJUNCTION, COMMA)
         if joined and self.object and not determined:  # "with long hair and green eyes"
             return
@@ -503,21 +500,12 @@ class _Reader:
 
 
 class RulesBackend:
-    """See `entities.Backend`."""
+    """Parser by rules; see `entities.Backend`."""
 
     name = f"rules/{lexicon.VERSION}"
     spec = "rules"
 
     def pipe(self, prompts: Iterable[str]) -> Iterator[list[EntityPair]]:
         for prompt in prompts:
-            yield _parse(prompt)
-
-
-def _parse(prompt: str) -> list[EntityPair]:
-    words = _Words(prompt)
-
-    def span(first: int, last: int) -> Span:
-        start, end = words.spans[first][0], words.spans[last][1]
-        return Span(start, end, prompt[start:end])
-
-    return [EntityPair(span(a, a), span(*entity)) for a, entity in sorted(_Reader(words).read())]
+            words = _Words(prompt)
+            yield [EntityPair(words.span(a, a), words.span(*entity)) for a, entity in sorted(_Reader(words).read())]

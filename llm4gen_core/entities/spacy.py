@@ -1,7 +1,7 @@
-"""Attribute-entity pairs from spaCy's dependency parse (labels of the English pipelines, the CLEAR style).
+"""Attribute-entity pairs from spaCy's dependency parse (labels of the English pipelines, CLEAR style).
 
-What a pair is follows Rassin et al. (arXiv 2306.08877), and goes on where it stops: attributes behind the noun and in
-clauses, negation, names, hyphens, and spans of characters in place of words.
+Follows Rassin et al. (arXiv 2306.08877), extended by attributes after the noun and in clauses, negation, names,
+hyphens, and spans of characters instead of words.
 """
 
 from __future__ import annotations
@@ -11,38 +11,37 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..errors import LLM4GENError
+from ..errors import LLM4GENError, first_line
 from . import EntityPair, Span, lexicon
 
 if TYPE_CHECKING:
     from spacy.tokens import Doc, Token
 
 PIPELINES = ("en_core_web_trf", "en_core_web_lg", "en_core_web_md", "en_core_web_sm")
-"""In the order in which "auto" takes them."""
+"""Pipelines in the order in which "auto" prefers them."""
 
 HOW_TO_INSTALL = "`python -m spacy download en_core_web_sm`"
 LONGEST = 20_000
-"""Characters that are parsed; no text encoder reads as far."""
+"""Characters that are parsed; text encoders read far fewer."""
 
 _UNUSED = ("ner", "lemmatizer", "attribute_ruler")
-_LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]")
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _NOUNS = ("NN", "NNS", "NNP", "NNPS")
 _PARTICIPLES = ("VBN", "VBD", "VBG")
 _DESCRIBING = ("JJ", "JJR", "JJS", "VBN", "VBD", "VBG", "AFX")
-_DESCRIBED = lexicon.COLORS | lexicon.MATERIALS | lexicon.PATTERNS
 
 _log = logging.getLogger(__name__)
 
 
 class SpacyBackend:
-    """A trained pipeline and the rules over its parses; see `entities.Backend`.
+    """Parser by a trained pipeline and rules over its parses; see `entities.Backend`.
 
     Args:
         package: name of an installed pipeline, or the folder of one.
 
     Raises:
-        LLM4GENError: spaCy or the pipeline is not installed or cannot be loaded, or it has no tagger or parser.
+        LLM4GENError: spaCy or the pipeline is not installed, cannot be loaded, or has no English tagger and parser.
     """
 
     def __init__(self, package: str) -> None:
@@ -57,7 +56,7 @@ class SpacyBackend:
             self._pipeline: Any = spacy.load(package, exclude=list(_UNUSED))
         except (OSError, ImportError, ValueError, AttributeError, TypeError, KeyError) as error:
             raise LLM4GENError(
-                f"spaCy pipeline {package!r} cannot be loaded ({_first_line(error)}); install one with "
+                f"spaCy pipeline {package!r} cannot be loaded ({first_line(error)}); install one with "
                 f"{HOW_TO_INSTALL}, or use 'rules', which needs none."
             ) from error
         meta = self._pipeline.meta
@@ -73,14 +72,14 @@ class SpacyBackend:
         self.spec = f"spacy:{package}"
 
     def pipe(self, prompts: Iterable[str]) -> Iterator[list[EntityPair]]:
-        # spaCy cannot hash half of a surrogate pair; the replacement is as long.
+        # spaCy cannot hash half of a surrogate pair; the replacement has the same length.
         texts = ((_SURROGATE.sub("\ufffd", prompt[:LONGEST]), prompt) for prompt in prompts)
         for doc, prompt in self._pipeline.pipe(texts, as_tuples=True, batch_size=256):
             yield pairs_of_parse(doc, prompt)
 
 
 def find() -> SpacyBackend | None:
-    """The best installed pipeline that can be loaded, or None."""
+    """Load the best installed pipeline; None if there is none that can be loaded."""
     try:
         from spacy.util import is_package
     except ImportError:
@@ -94,25 +93,21 @@ def find() -> SpacyBackend | None:
     return None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def pairs_of_parse(doc: Doc, caption: str) -> list[EntityPair]:
-    """The pairs of a parsed caption.
+    """Return the pairs of a parsed caption.
 
     Args:
-        doc: tagged and parsed; token offsets are those of the caption.
-        caption: the text that spans are cut from.
+        doc: tagged and parsed text with the caption's character offsets.
+        caption: the text of the spans.
     """
     return _Parse(doc).pairs(caption)
 
 
 def _surface_units(doc: Doc) -> list[tuple[int, int]]:
-    """For every token the first and last token of the unit that it is part of, told by the surface alone.
+    """First and last token of the unit of each token, regardless of the parse.
 
-    A hyphenated word is one unit however the tokenizer splits it, and so are a shade with its colour, an attribute of
-    two words and a name of two words.
+    Units are hyphenated words, which tokenizers may split, shades with their colour, and attributes and names of two
+    words.
     """
     units: list[list[int]] = []
     for token in doc:
@@ -124,7 +119,7 @@ def _surface_units(doc: Doc) -> list[tuple[int, int]]:
 
 
 def _hyphenated(doc: Doc, index: int) -> bool:
-    """Whether token `index` is a hyphen within a word or the part behind one."""
+    """Whether token `index` is a hyphen within a word or the part after one."""
     hyphen = index if doc[index].text == "-" else index - 1
     if not 0 < hyphen < len(doc) - 1 or doc[hyphen].text != "-":
         return False
@@ -142,11 +137,11 @@ def _one_thing(doc: Doc, unit: list[int], token: Token) -> bool:
 
 
 class _Parse:
-    """Rules over one parse. An attribute and an entity are tokens; what is cut out for them is their unit.
+    """Rules over one parse. Attributes and entities are tokens; their spans are those of the tokens' units.
 
     Attributes:
         units: see `_surface_units`.
-        found: (attribute, entity), each an index of a token.
+        found: pairs (attribute, entity) of token indices.
     """
 
     def __init__(self, doc: Doc) -> None:
@@ -172,7 +167,7 @@ class _Parse:
         return Span(start, end, caption[start:end])
 
     def _entity(self, index: int) -> tuple[int, int]:
-        """The noun with the compounds before it that are part of its name."""
+        """First and last token of a noun with the preceding compounds that are part of its name."""
         start, end = self.units[index]
         while start > 0:
             before = self.doc[start - 1]
@@ -182,14 +177,14 @@ class _Parse:
         return start, end
 
     def _bind(self, attribute: Token, described: Iterable[Token]) -> None:
-        if attribute.lower_ in lexicon.NOT_ATTRIBUTES or not _LATIN.search(attribute.text):
+        if attribute.lower_ in lexicon.NOT_ATTRIBUTES or not lexicon.LATIN.search(attribute.text):
             return
         for entity in described:
-            if entity.lower_ not in lexicon.NOT_ENTITIES and _LATIN.search(entity.text):
+            if entity.lower_ not in lexicon.NOT_ENTITIES and lexicon.LATIN.search(entity.text):
                 self.found.add((attribute.i, entity.i))
 
     def _noun(self, noun: Token) -> None:
-        """What stands with a noun: adjectives, compounds, participles, prepositions and relative clauses."""
+        """Bind a noun's adjectives, compounds, participles, prepositions and relative clauses."""
         if _absent(noun):
             return
         for child in noun.children:
@@ -208,16 +203,16 @@ class _Parse:
                     self._predicate(verb, [noun], child)
 
     def _describes(self, token: Token) -> bool:
-        """Whether a noun is a material, a colour or a pattern; with a capital it is a name."""
+        """Whether a noun is a material, a colour or a pattern; with a capital letter it is a name."""
         start, end = self.units[token.i]
         unit = (self.doc[start].lower_, self.doc[end].lower_)
         if unit in lexicon.NAMES:
             return False
         proper = token.tag_ in ("NNP", "NNPS") and token.text[:1].isupper() and not token.text.isupper()
-        return unit in lexicon.COMPOUND_ATTRIBUTES or (token.lower_ in _DESCRIBED and not proper)
+        return unit in lexicon.COMPOUND_ATTRIBUTES or (token.lower_ in lexicon.DESCRIPTIVE_NOUNS and not proper)
 
     def _clause(self, verb: Token) -> None:
-        """A clause with a subject of its own, or that of the verb it is coordinated with."""
+        """Bind the predicate of a clause with its own subject, or that of the verb that it is coordinated with."""
         first = verb
         for _ in range(lexicon.MOST_JOINED):
             if first.dep_ != "conj" or any(_is_subject(t) for t in first.children):
@@ -229,7 +224,7 @@ class _Parse:
             self._predicate(verb, described, first)
 
     def _predicate(self, verb: Token, described: list[Token], first: Token) -> None:
-        """ "is red", "looks old", "is painted green"; `first` is the verb that has the subject."""
+        """Bind "is red", "looks old" or "is painted green"; `first` is the verb with the subject."""
         if verb.lower_ in lexicon.COPULAS:
             for child in verb.children:
                 if child.dep_ in ("acomp", "attr", "oprd") and not _determined(child):
@@ -242,9 +237,9 @@ class _Parse:
                 self._said(verb, described)
 
     def _said(self, token: Token, described: list[Token], negated: bool = False, depth: int = 0) -> None:
-        """Bind what is said of entities, behind them or in a clause, and whatever is coordinated with it.
+        """Bind an attribute after its entities or in a predicate, and those coordinated with it.
 
-        "not red or blue" negates both, "not red but blue" the first.
+        "not red or blue" negates both attributes, "not red but blue" the first.
         """
         negated = negated or _negated(token)
         if not negated:
@@ -260,7 +255,7 @@ class _Parse:
                 self._said(child, described, denied, depth + 1)
 
     def _participle(self, verb: Token, described: list[Token]) -> None:
-        """ "painted green", "made of wood": the complement is the attribute; in "broken" the state itself."""
+        """Bind the complement of a participle ("painted green", "made of wood"), or a state itself ("broken")."""
         bound = False
         for child in verb.children:
             if child.i < verb.i:
@@ -278,16 +273,14 @@ class _Parse:
             self._bind(verb, described)
 
     def _preposition(self, preposition: Token, described: list[Token], made: bool) -> bool:
-        """Bind "(made) of wood", "in red", "with stripes"; returns whether there was something to bind."""
+        """Bind "(made) of wood", "in red" or "with stripes"; return whether anything was bound."""
         word = preposition.lower_
         allowed: frozenset[str] = frozenset()
         contents = any(t.lower_ in lexicon.QUANTITIES for t in described)
         if word in (("of", "from", "out") if made else () if contents else ("of",)):
             allowed = lexicon.MATERIALS
-        elif word == "in":
-            allowed = _DESCRIBED
-        elif word == "with":
-            allowed = _DESCRIBED if made else lexicon.PATTERNS
+        elif word in ("in", "with"):
+            allowed = lexicon.DESCRIPTIVE_NOUNS if made or word == "in" else lexicon.PATTERNS
         bound = False
         for child in preposition.children:
             if child.dep_ == "prep" and word == "out":  # "out of"
@@ -309,7 +302,7 @@ def _is_subject(token: Token) -> bool:
 
 
 def _joined(token: Token) -> list[Token]:
-    """A token and what is coordinated with it, without what is negated."""
+    """A token and those coordinated with it, without the negated ones."""
     result = []
     waiting = [(token, _negated(token))]
     for _ in range(lexicon.MOST_JOINED):
@@ -323,13 +316,13 @@ def _joined(token: Token) -> list[Token]:
 
 
 def _conjuncts(token: Token, negated: bool) -> list[tuple[Token, bool]]:
-    """What is coordinated with a token, each with whether it is negated: "not red or blue", "not red but blue"."""
+    """Tokens coordinated with a token, each with whether it is negated: "not red or blue", "not red but blue"."""
     negated = negated and not any(child.lower_ == "but" for child in token.children)
     return [(child, negated or _negated(child)) for child in token.children if child.dep_ == "conj"]
 
 
 def _negated(token: Token) -> bool:
-    """ "not" before a word, or with a verb; in "red but not blue" parsers hang it on either."""
+    """Whether a word follows "not", or a verb has it as a child; parses of "red but not blue" attach it to either."""
     verb = token.tag_.startswith("V") or token.lower_ in lexicon.COPULAS
     if any(child.dep_ == "neg" and (verb or child.i < token.i) for child in token.children):
         return True
@@ -341,7 +334,7 @@ def _determined(token: Token) -> bool:
 
 
 def _absent(noun: Token) -> bool:
-    """Whether a noun is named to say that it is not there: "no cars or trucks", "without stripes"."""
+    """Whether a noun is said to be absent: "no cars or trucks", "without stripes"."""
     for _ in range(lexicon.MOST_JOINED):
         if _negated(noun) or any(child.dep_ == "det" and child.lower_ in ("no", "neither") for child in noun.children):
             return True

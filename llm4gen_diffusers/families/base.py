@@ -1,9 +1,8 @@
-"""The interface behind which base models differ, and what they have in common."""
+"""Interface of the families of base models, and what they have in common."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -18,28 +17,25 @@ from torch import Tensor, nn
 from llm4gen_core import LLM4GENError
 from llm4gen_core.lambda_modes import LLMTokens
 
-from ..clip_text import CHUNK_LENGTH, clip_ids, clip_tokens
-from .folder import folder_part, open_folder, schedule_beside, subfolder, text_parts
-from .parts import Base, Part
-from .single_file import open_checkpoint, unet_file, vae_file
-
-PathLike = str | os.PathLike[str]
+from ..options import PathLike
+from .parts import Base, FolderPart, Part, open_folder, schedule_beside, subfolder, text_parts
+from .single_file import UNetFile, VAEFile, open_checkpoint
 
 _ENCODED_PIXELS = 2**20
-"""Of the images that the VAE encodes at once: four of 512x512. Beyond, it needs more memory and is no faster."""
+"""Pixels that the VAE encodes at once, such as four images of 512x512. More takes more memory and is no faster."""
 
 PARTS = ("unet", "vae", "text")
-"""What `Family.load` can load, each by itself."""
+"""Parts that `Family.load_parts` can load, each by itself."""
 
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """What the text encoders say of B prompts.
+    """Outputs of the text encoders for B prompts.
 
     Attributes:
         hidden: c_t [B, L k, d_text] in float32, for k chunks of `Family.clip_length` L.
         pooled: [B, d_pooled] in float32; None in families that have none.
-        llm: the LLM's tokens in a fused context whose λ belongs into the attention; None where all count alike.
+        llm: the LLM's tokens in a fused context whose λ applies inside the attention; None where all count alike.
     """
 
     hidden: Tensor
@@ -48,26 +44,26 @@ class TextFeatures:
 
 
 class Family(ABC):
-    """A base model: its UNet, VAE and text encoders, and how they are called. Made by `load` or `open`.
+    """A base model: its UNet, VAE and text encoders, and how they are called. Made by `open`.
 
-    The modules are the caller's to move, train and wrap; what is called here casts its inputs to their precision and
-    gives float32. Gradients flow through the UNet and the text encoders, the VAE computes without.
+    The caller moves, trains and wraps the modules; the methods cast their inputs to the modules' precision and return
+    float32. Gradients flow through the UNet and the text encoders; the VAE computes without.
 
     Attributes:
-        unet, vae, text_encoders, tokenizers: there as far as they were loaded.
-        base: where they come from.
+        unet, vae, text_encoders, tokenizers: set by `load_parts`, each if it was loaded.
+        base: files of the parts, and the noise schedule.
     """
 
     name: ClassVar[str]
     """Key of `llm4gen_core.adapter_file.FAMILIES`."""
     title: ClassVar[str]
-    """Name for people."""
+    """Name in messages."""
     pipeline: ClassVar[str]
-    """Of diffusers, as model_index.json names it."""
+    """Pipeline class of diffusers, as in model_index.json."""
     text_classes: ClassVar[tuple[type[nn.Module], ...]]
     vae_class: ClassVar[type[nn.Module]] = AutoencoderKL
     is_deterministic: ClassVar[bool] = False
-    """Whether an image has one latent; otherwise latents are drawn from the VAE's distribution."""
+    """Whether an image has one latent; otherwise latents are sampled from the VAE's distribution."""
     vae_in_half: ClassVar[bool] = True
     """Whether the VAE stays within float16's range."""
 
@@ -80,28 +76,6 @@ class Family(ABC):
         self.base = base
 
     @classmethod
-    def load(
-        cls,
-        base: PathLike,
-        *,
-        unet: PathLike | None = None,
-        vae: PathLike | None = None,
-        clip: PathLike | None = None,
-        tokenizer: PathLike | None = None,
-        unet_dtype: torch.dtype = torch.float32,
-        vae_dtype: torch.dtype = torch.float32,
-        text_dtype: torch.dtype = torch.float32,
-        parts: Collection[str] = PARTS,
-    ) -> Family:
-        """`open`, then `load_parts`.
-
-        What is missing or does not fit together is found from configuration files and headers, before any large file
-        is read.
-        """
-        family = cls.open(base, unet=unet, vae=vae, clip=clip, tokenizer=tokenizer)
-        return family.load_parts(parts, unet_dtype=unet_dtype, vae_dtype=vae_dtype, text_dtype=text_dtype)
-
-    @classmethod
     def open(
         cls,
         base: PathLike,
@@ -111,22 +85,22 @@ class Family(ABC):
         clip: PathLike | None = None,
         tokenizer: PathLike | None = None,
     ) -> Family:
-        """Find and check everything on this machine, without reading weights; nothing is downloaded.
+        """Find and check all files on this machine, without reading weights; nothing is downloaded.
 
         Args:
             base: diffusers folder, or checkpoint file as ComfyUI loads it.
-            unet: in place of the base's: a diffusers UNet folder, a folder that holds one as `unet`, or a file. A
-                folder `scheduler` beside `unet` says what it was trained with, and takes the place of the base's.
-            vae: the same for the VAE.
-            clip: in place of the base's text encoders: a transformers folder, or one that holds them as
-                `text_encoder` and, in SDXL, `text_encoder_2`.
+            unet: UNet in place of the base's: a diffusers UNet folder, a folder that holds one as `unet`, or a file. A
+                folder `scheduler` beside `unet` says what it was trained with, and replaces the base's.
+            vae: VAE in place of the base's, in the same forms.
+            clip: text encoders in place of the base's: a transformers folder, or one that holds them as
+                `text_encoder` and, for SDXL, `text_encoder_2`.
             tokenizer: folder with CLIP's vocab.json and merges.txt; needed for a checkpoint outside of a ComfyUI.
 
         Returns:
-            What tells sizes and schedule, and nothing that computes.
+            The family with sizes and schedule; `load_parts` adds the modules.
 
         Raises:
-            LLM4GENError: a configuration is missing or broken, or two of them do not belong together.
+            LLM4GENError: a configuration is missing or broken, or two of them do not fit each other.
         """
         opened = cls._open(Path(base), None if tokenizer is None else Path(tokenizer))
         if unet is not None:
@@ -152,7 +126,7 @@ class Family(ABC):
         """Load weights onto the CPU, in evaluation mode and frozen.
 
         Args:
-            parts: of `PARTS`; "text" is text encoders and tokenizers.
+            parts: some of `PARTS`; "text" is the text encoders and tokenizers.
             unet_dtype, vae_dtype, text_dtype: precision of the weights.
 
         Returns:
@@ -177,7 +151,7 @@ class Family(ABC):
         return self
 
     def change_schedule(self, prediction: str, zero_terminal_snr: bool) -> None:
-        """From now on compute with what a run has made of the base's schedule; see `NoiseSchedule.trained_with`."""
+        """Replace the base's noise schedule by that of a training; see `NoiseSchedule.trained_with`."""
         schedule = self.base.schedule.trained_with(prediction, zero_terminal_snr)
         self.base = dataclasses.replace(self.base, schedule=schedule)
 
@@ -188,7 +162,7 @@ class Family(ABC):
 
     @property
     def prediction_type(self) -> str:
-        """What the UNet predicts, "epsilon" or "v_prediction"."""
+        """Output of the UNet, "epsilon" or "v_prediction"."""
         return self.base.schedule.prediction_type
 
     @property
@@ -197,22 +171,17 @@ class Family(ABC):
         return self.base.unet.config["cross_attention_dim"]
 
     @property
-    def clip_length(self) -> int:
-        """Tokens of a chunk, start and end among them: as many as CLIP has positions for, 77 in SD1.5 and SDXL."""
-        return _positions(self.base.text[0])
-
-    @property
     def latent_channels(self) -> int:
         return self.base.unet.config["in_channels"]
 
     @property
     def vae_kind(self) -> type[nn.Module]:
-        """The class of this base's VAE, which need not be loaded."""
+        """Class of this base's VAE, which need not be loaded."""
         return self.vae_class
 
     @property
     def pixels_per_latent(self) -> int:
-        """Pixels on a side of what one latent stands for."""
+        """Pixels on a side of the square that one latent stands for."""
         return 2 ** (len(self.base.vae.config["block_out_channels"]) - 1)
 
     @property
@@ -221,46 +190,49 @@ class Family(ABC):
         return self.base.unet.config["sample_size"] * self.pixels_per_latent
 
     def to(self, device: torch.device | str) -> Family:
-        """Move all modules that are loaded."""
-        for part in ("unet", "vae"):
-            if hasattr(self, part):
-                getattr(self, part).to(device)
-        for encoder in getattr(self, "text_encoders", ()):
-            encoder.to(device)
+        """Move all loaded modules."""
+        for module in (getattr(self, "unet", None), getattr(self, "vae", None), *getattr(self, "text_encoders", ())):
+            if module is not None:
+                module.to(device)
         return self
+
+    @property
+    @abstractmethod
+    def clip_length(self) -> int:
+        """Tokens of a chunk, start and end included: as many as CLIP has positions for, 77 in SD1.5 and SDXL."""
 
     @abstractmethod
     def encode_text(self, prompts: Sequence[str], chunks: int | None = None) -> TextFeatures:
-        """What the text encoders say of prompts, differentiable with respect to their parameters.
+        """Encode prompts, differentiable with respect to the text encoders' parameters.
 
         Args:
             prompts: B texts, taken literally.
-            chunks: k chunks of `clip_length` tokens: what exceeds them is cut, and empty ones are added. None, as
+            chunks: k chunks of `clip_length` tokens: a longer prompt is cut, and empty chunks are added. None, as
                 ComfyUI, for as many as the longest prompt needs.
 
         Returns:
             hidden [B, L k, d_text], and pooled of the first chunk.
         """
 
+    @abstractmethod
+    def text_offsets(self, prompt: str, chunks: int | None = None) -> list[tuple[int, int]]:
+        """Characters of the prompt that each of its L k positions in `encode_text(...).hidden` stands for.
+
+        Returns:
+            (start, end) for each position; (0, 0) for start, end and padding.
+        """
+
+    @abstractmethod
+    def text_chunks(self, prompt: str) -> int:
+        """Number of chunks of CLIP tokens that a prompt needs."""
+
     def unused_text_parameters(self) -> set[str]:
         """Parameters that `encode_text` does not depend on, as "<index of the text encoder>.<name>"."""
         return set()
 
-    def text_offsets(self, prompt: str, chunks: int | None = None) -> list[tuple[int, int]]:
-        """Which characters of the prompt each of its L k positions in `encode_text(...).hidden` stands for.
-
-        Returns:
-            (start, end) a position; (0, 0) for start, end and padding.
-        """
-        return clip_tokens(self.tokenizers[0], prompt, self.clip_length, chunks).offsets
-
-    def text_chunks(self, prompt: str) -> int:
-        """How many chunks of CLIP tokens a prompt needs."""
-        return len(clip_tokens(self.tokenizers[0], prompt, self.clip_length).ids)
-
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """The VAE's normal distribution of latents, in the scale that the UNet works in.
+        """Encode images to the VAE's normal distribution of latents, scaled as the UNet reads them.
 
         Args:
             pixels: [B, 3, H, W] from -1 to 1; H and W are multiples of `pixels_per_latent`.
@@ -278,7 +250,7 @@ class Family(ABC):
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Images from latents [B, C, h, w], one by one: the VAE's activations are the peak of the whole run.
+        """Decode latents [B, C, h, w] one by one: the VAE's activations are the memory peak of sampling.
 
         Returns:
             [B, 3, h p, w p] from 0 to 1 in float32.
@@ -299,7 +271,7 @@ class Family(ABC):
         sizes: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
-        """What the UNet says of noisy latents: noise or velocity, by `prediction_type`.
+        """Call the UNet on noisy latents; it predicts noise or velocity, see `prediction_type`.
 
         Args:
             latents: x_t [B, C, h, w].
@@ -328,13 +300,8 @@ class Family(ABC):
     def _added_conditions(
         self, latents: Tensor, pooled: Tensor | None, sizes: Tensor | None
     ) -> dict[str, Tensor] | None:
-        """diffusers' `added_cond_kwargs`, where the family has any."""
+        """diffusers' `added_cond_kwargs`; None for a family without."""
         return None
-
-    def _clip_ids(self, index: int, prompts: Sequence[str], chunks: int | None, pad_id: int | None) -> Tensor:
-        """Ids [B, k, L] for a text encoder, on its device."""
-        ids = clip_ids(self.tokenizers[index], prompts, self.clip_length, chunks, pad_id)
-        return ids.to(next(self.text_encoders[index].parameters()).device)
 
     @classmethod
     def _open(cls, base: Path, tokenizer: Path | None) -> Base:
@@ -345,17 +312,17 @@ class Family(ABC):
     @classmethod
     def _other_unet(cls, path: Path) -> Part:
         if path.is_file():
-            return unet_file(path, cls.name)
-        return folder_part(UNet2DConditionModel, subfolder(path, "unet"), "UNet")
+            return UNetFile(path, cls.name)
+        return FolderPart(UNet2DConditionModel, subfolder(path, "unet"), "UNet")
 
     @classmethod
     def _other_vae(cls, path: Path) -> Part:
         if path.is_file():
-            return vae_file(path, cls.name)
-        return folder_part(cls.vae_class, subfolder(path, "vae"), "VAE")
+            return VAEFile(path, cls.name)
+        return FolderPart(cls.vae_class, subfolder(path, "vae"), "VAE")
 
     def _check(self) -> None:
-        """Raise LLM4GENError unless the parts are of this family and of each other's sizes."""
+        """Raise LLM4GENError unless the parts are of this family and their sizes fit each other."""
         unet, vae, text = self.base.unet, self.base.vae, self.base.text
         config = unet.config
         channels = vae.config.get("latent_channels")
@@ -373,12 +340,6 @@ class Family(ABC):
                 f"UNet {unet.path} reads a text context of width {width}, but the CLIP of {text[0].path} writes "
                 f"{d_text}; use a UNet of the same family as the base."
             )
-        lengths = [_positions(part) for part in text]
-        if len(set(lengths)) > 1 or lengths[0] < 3:
-            raise LLM4GENError(
-                f"CLIP {text[0].path} has positions for {' and '.join(map(str, lengths))} tokens; expected at least 3 "
-                f"(start, text, end), and equally many in all text encoders. Use those of {self.title}."
-            )
         if vae.config.get("latents_mean") is not None:
             raise LLM4GENError(
                 f"VAE {vae.path} scales every channel by itself (latents_mean), as Playground 2.5 does; expected the "
@@ -387,7 +348,7 @@ class Family(ABC):
         self._check_conditions()
 
     def _check_conditions(self) -> None:
-        """The part of `_check` that concerns conditions beside the text."""
+        """Check the conditions beside the text; part of `_check`."""
         kind = self.base.unet.config.get("addition_embed_type")
         if kind is not None:
             raise LLM4GENError(
@@ -395,17 +356,7 @@ class Family(ABC):
             )
 
 
-def _positions(text: Part) -> int:
-    """Tokens that a text encoder reads at once."""
-    return text.config.get("max_position_embeddings", CHUNK_LENGTH)
-
-
-def join_chunks(hidden: Tensor, prompts: int) -> Tensor:
-    """[B k, L, d] to [B, L k, d] in float32."""
-    return hidden.float().reshape(prompts, -1, hidden.shape[-1])
-
-
 def _cast(tensor: Tensor, module: nn.Module) -> Tensor:
-    """In the precision and on the device of a module, which may be wrapped for training in parallel."""
+    """Move a tensor to the precision and device of a module, which may be wrapped for training in parallel."""
     first = next(parameter for parameter in module.parameters() if parameter.is_floating_point())
     return tensor.to(first.device, first.dtype)

@@ -1,7 +1,7 @@
 """The miniature: a complete text-to-image system that trains on a CPU.
 
-Its text side and its UNet are SD1.5's in small. In the place of a VAE it has a deterministic autoencoder: a small one
-that is trained, or one without weights, whose latents are the pixels of a small square.
+Its text encoder and UNet are small ones of SD1.5's kind. In place of a VAE it has a deterministic autoencoder: a small
+one that is trained, or one without weights whose latents are squares of pixels.
 """
 
 from __future__ import annotations
@@ -13,19 +13,58 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, EncoderOutput
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from llm4gen_core import LLM4GENError
+from llm4gen_core.files import read_json
 
-from .folder import folder_part, read_json, subfolder
-from .parts import Base, Part
-from .patch_autoencoder import PatchAutoencoder
-from .sd15 import SD15
+from .parts import Base, FolderPart, Part, subfolder
+from .stable_diffusion import SD15
+
+
+class PatchAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as diffusers derives its own
+    """A deterministic autoencoder of squares of pixels, with the interface of diffusers' AutoencoderDC.
+
+    Args:
+        factor: f, pixels on a side of a square.
+        latent_channels: C.
+        width: channels of the hidden layers.
+    """
+
+    @register_to_config
+    def __init__(self, factor: int = 8, latent_channels: int = 16, width: int = 256) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, width, factor, factor),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 1),
+            nn.SiLU(),
+            nn.Conv2d(width, latent_channels, 1),
+        )
+        self.decoder = nn.Sequential(
+            nn.Conv2d(latent_channels, width, 1),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 1),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 1),
+            nn.SiLU(),
+            nn.ConvTranspose2d(width, 3, factor, factor),
+        )
+
+    def encode(self, pixels: Tensor) -> EncoderOutput:
+        """Encode pixels [B, 3, H, W] from -1 to 1 to latents [B, C, H / f, W / f]."""
+        return EncoderOutput(latent=self.encoder(pixels))
+
+    def decode(self, latents: Tensor) -> DecoderOutput:
+        """Decode latents [B, C, h, w] to pixels [B, 3, h f, w f]."""
+        return DecoderOutput(sample=self.decoder(latents))
 
 
 class PixelUnshuffle(nn.Module):
-    """Images to latents and back without loss: every square of pixels is one latent.
+    """A lossless autoencoder without weights: every square of pixels is one latent.
 
     Args:
         factor: f, pixels on a side of a square.
@@ -85,17 +124,20 @@ class Miniature(SD15):
         return _vae(subfolder(path, "vae"))
 
 
+class _PixelUnshufflePart(FolderPart):
+    """A `PixelUnshuffle`, which has a configuration and no weights."""
+
+    def check(self) -> None:
+        pass
+
+    def load(self, dtype: torch.dtype) -> nn.Module:
+        return PixelUnshuffle(self.config["factor"]).eval()
+
+
 def _vae_class(config: Mapping[str, Any]) -> type[nn.Module]:
-    lossless = config.get("_class_name") == PixelUnshuffle.__name__
-    return PixelUnshuffle if lossless else PatchAutoencoder
+    return PixelUnshuffle if config.get("_class_name") == PixelUnshuffle.__name__ else PatchAutoencoder
 
 
 def _vae(folder: Path) -> Part:
-    """Of either class; `PixelUnshuffle` has no weights, its configuration is all of it."""
     kind = _vae_class(read_json(folder / "config.json", "VAE"))
-    part = folder_part(kind, folder, "VAE")
-    if kind is PatchAutoencoder:
-        return part
-    return dataclasses.replace(
-        part, check=lambda: None, load=lambda dtype: PixelUnshuffle(part.config["factor"]).eval()
-    )
+    return (_PixelUnshufflePart if kind is PixelUnshuffle else FolderPart)(kind, folder, "VAE")

@@ -1,13 +1,13 @@
-"""Weights of a single file, as ComfyUI loads them: a checkpoint of SD1.5 or SDXL, or a UNet or VAE by itself.
+"""Weights in a single file, as ComfyUI loads them: a checkpoint of SD1.5 or SDXL, or a UNet or VAE by itself.
 
-Such a file has Stability's names for its tensors and no configuration. diffusers translates the names; the
-configurations come from `inferred`. What a file is can be told from its header alone.
+Such a file names its tensors as Stability AI's code does and holds no configuration. diffusers converts the names; the
+configurations are inferred here from names and shapes, never downloaded. The header alone says what a file is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,105 +24,107 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from llm4gen_core import LLM4GENError
+from llm4gen_core.errors import LLM4GENError, first_line
 from llm4gen_core.weights import SAFETENSORS_SUFFIXES, load_pickle, load_tensors, read_header
 
 from ..schedule import NoiseSchedule
-from .folder import first_sentence, load_tokenizer
-from .inferred import Shapes, clip_g_config, clip_l_config, unet_config, vae_config
-from .parts import Base, Part
+from .parts import Base, Part, load_tokenizer
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP_L = {"sd15": "cond_stage_model.transformer.", "sdxl": "conditioner.embedders.0.transformer."}
 CLIP_G = "conditioner.embedders.1.model."
 _UNUSED = ("position_ids", "logit_scale", "text_projection.weight")
-"""Endings of what checkpoints hold of CLIP beside the weights that are used."""
+"""Endings of the CLIP tensors in checkpoints that are not used."""
 REPOSITORY = Path(__file__).parents[2]
+
+SCALING_FACTORS = {"sd15": 0.18215, "sdxl": 0.13025}
+SAMPLE_SIZES = {"sd15": 64, "sdxl": 128}
+"""Latents on a side of the images that the family was trained on."""
+HEADS = 8
+"""Attention heads of SD1.5's UNet at every width; SDXL has heads of 64 channels instead, as have both CLIPs."""
+HEAD_WIDTH = 64
+TIME_EMBEDDING = 256
+"""Width of the embedding of each of SDXL's six size conditions."""
+
+
+class Shapes(dict[str, tuple[int, ...]]):
+    """Shapes of tensors by name; a missing one raises LLM4GENError."""
+
+    def __init__(self, where: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__(shapes)
+        self.where = where
+
+    def __missing__(self, name: str) -> tuple[int, ...]:
+        raise LLM4GENError(f"{self.where} lacks the tensor {name}; the file is incomplete. Download it again.")
+
+    @classmethod
+    def read(cls, path: Path, what: str) -> Shapes:
+        """Read the shapes of all tensors in a file, without the tensors."""
+        if path.suffix.lower() in SAFETENSORS_SUFFIXES:
+            return cls(f"{what} {path}", {name: info.shape for name, info in read_header(path, what)[0].items()})
+        tensors = load_pickle(path, what, device="meta")
+        return cls(f"{what} {path}", {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+
+    def under(self, prefix: str) -> Shapes:
+        """Shapes of the tensors under a prefix, without the prefix."""
+        return Shapes(self.where, {n.removeprefix(prefix): shape for n, shape in self.items() if n.startswith(prefix)})
+
+    def holds(self, part: str) -> bool:
+        """Whether any name contains `part`."""
+        return any(part in name for name in self)
 
 
 def checkpoint_family(path: Path) -> str:
-    """Which family a checkpoint belongs to, from its header: "sd15" or "sdxl".
+    """Return the family of a checkpoint, "sd15" or "sdxl", from its header.
 
     Raises:
         LLM4GENError: it cannot be read, or is another model or a part of one.
     """
-    return _tell_family(path, _shapes(path, "Base"))
+    return _find_family(path, Shapes.read(path, "Base"))
 
 
 def open_checkpoint(path: Path, family: str, tokenizer: Path | None) -> Base:
-    """A checkpoint; its header is read, its tensors are not.
+    """Open a checkpoint; its header is read, its tensors are not.
 
     Args:
         path: `.safetensors` or `.ckpt`.
-        family: that it must belong to.
+        family: family that it must belong to.
         tokenizer: folder with CLIP's vocab.json and merges.txt, which a checkpoint lacks; None for the one of the
             ComfyUI that this clone is installed in.
 
     Raises:
         LLM4GENError: it cannot be read, is another model, or there is no tokenizer.
     """
-    shapes = _shapes(path, "Base")
-    found = _tell_family(path, shapes)
+    shapes = Shapes.read(path, "Base")
+    found = _find_family(path, shapes)
     if found != family:
         raise LLM4GENError(f"Base {path} is a checkpoint of {found}; expected {family}.")
     is_sdxl = family == "sdxl"
-    # As ComfyUI reads them, which knows these markers in SDXL alone.
+    # ComfyUI knows these markers in SDXL alone.
+    velocity = is_sdxl and "v_pred" in shapes
     schedule = NoiseSchedule.stable_diffusion(
-        "v_prediction" if is_sdxl and "v_pred" in shapes else "epsilon",
-        zero_terminal_snr=is_sdxl and "v_pred" in shapes and "ztsnr" in shapes,
+        "v_prediction" if velocity else "epsilon", zero_terminal_snr=velocity and "ztsnr" in shapes
     )
-    clip_l = clip_l_config(shapes.under(CLIP_L[family]))
-    text = [_part(path, lambda: clip_l, partial(_load_clip_l, path, CLIP_L[family], clip_l))]
+    text: list[Part] = [_ClipL(path, CLIP_L[family], clip_l_config(shapes.under(CLIP_L[family])))]
     if is_sdxl:
-        clip_g = clip_g_config(shapes.under(CLIP_G))
-        text.append(_part(path, lambda: clip_g, partial(_load_clip_g, path, clip_g)))
+        text.append(_ClipG(path, CLIP_G, clip_g_config(shapes.under(CLIP_G))))
     return Base(
         path=path,
         schedule=schedule,
-        unet=unet_file(path, family),
-        vae=vae_file(path, family),
+        unet=UNetFile(path, family),
+        vae=VAEFile(path, family),
         text=tuple(text),
         load_tokenizers=lambda: (load_tokenizer(tokenizer or _host_tokenizer(path)),) * len(text),
     )
 
 
-def unet_file(path: Path, family: str) -> Part:
-    """The UNet of a checkpoint, or one in a file of its own, as ComfyUI's *Load Diffusion Model* reads it."""
-    return _part(path, lambda: unet_config(_unet_shapes(path)[1], family), partial(_load_unet, path, family))
+# Which model a file holds
 
 
-def vae_file(path: Path, family: str) -> Part:
-    """The VAE of a checkpoint, or one in a file of its own, as ComfyUI's *Load VAE* reads it."""
-    return _part(path, lambda: vae_config(_vae_shapes(path)[1], family), partial(_load_vae, path, family))
-
-
-def _part(path: Path, read_config: Callable[[], dict[str, Any]], load: Callable[[torch.dtype], nn.Module]) -> Part:
-    # The header, which was read to know what the file is, says whether it is whole.
-    return Part(path, read_config, check=lambda: None, load=load)
-
-
-# What is in the file
-
-
-def _shapes(path: Path, what: str) -> Shapes:
-    if path.suffix.lower() in SAFETENSORS_SUFFIXES:
-        return Shapes(f"{what} {path}", {name: info.shape for name, info in read_header(path, what)[0].items()})
-    tensors = load_pickle(path, what, device="meta")
-    return Shapes(f"{what} {path}", {name: tuple(tensor.shape) for name, tensor in tensors.items()})
-
-
-def _read(path: Path, prefix: str) -> dict[str, Tensor]:
-    """The tensors under a prefix, without it. A checkpoint may hold gigabytes of others, such as an average."""
-    if path.suffix.lower() in SAFETENSORS_SUFFIXES:
-        with safe_open(str(path), framework="pt") as file:
-            return {name.removeprefix(prefix): file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}
-    return {n.removeprefix(prefix): tensor for n, tensor in load_tensors(path).items() if n.startswith(prefix)}
-
-
-def _tell_family(path: Path, shapes: Shapes) -> str:
+def _find_family(path: Path, shapes: Shapes) -> str:
     unet = shapes.under(UNET)
     if "input_blocks.0.0.weight" not in unet:
-        raise LLM4GENError(f"Base {path} is {_stranger(shapes)}; expected a checkpoint of SD1.5 or SDXL.")
+        raise LLM4GENError(f"Base {path} is {_other_model(shapes)}; expected a checkpoint of SD1.5 or SDXL.")
     context = next((shape[1] for name, shape in unet.items() if name.endswith("attn2.to_k.weight")), None)
     if unet["input_blocks.0.0.weight"][1] != 4:
         raise LLM4GENError(
@@ -144,28 +146,24 @@ def _tell_family(path: Path, shapes: Shapes) -> str:
         if not any(name.startswith(prefix) for name in shapes):
             raise LLM4GENError(
                 f"Base {path} has no {what} (no tensors {prefix}*); expected a whole checkpoint of {family}. A UNet by "
-                "itself can take the place of that of a base, but is none."
+                "itself can replace that of a base, but is not a base."
             )
     return family
 
 
-def _stranger(shapes: Shapes) -> str:
-    """What a file is that is no Stable Diffusion with a UNet."""
-
-    def has(part: str) -> bool:
-        return any(part in name for name in shapes)
-
-    if has("joint_blocks."):
-        return "SD3"
-    if has("double_blocks.") or has("single_blocks."):
-        return "Flux or a relative of it"
-    if has("input_blocks."):
-        return "a UNet by itself"
-    if has("down_blocks."):
-        return "a single model out of a diffusers folder"
-    if has("lora_"):
-        return "a LoRA"
-    return f"not a checkpoint of Stable Diffusion (it holds {', '.join(sorted(shapes)[:2]) or 'no tensors'}, ...)"
+def _other_model(shapes: Shapes) -> str:
+    """Name a file that is not a Stable Diffusion with a UNet."""
+    known = {
+        "joint_blocks.": "SD3",
+        "double_blocks.": "Flux or a relative of it",
+        "single_blocks.": "Flux or a relative of it",
+        "input_blocks.": "a UNet by itself",
+        "down_blocks.": "a single model out of a diffusers folder",
+        "lora_": "a LoRA",
+    }
+    names = ", ".join(sorted(shapes)[:2]) or "no tensors"
+    unknown = f"not a checkpoint of Stable Diffusion (it holds {names}, ...)"
+    return next((what for part, what in known.items() if shapes.holds(part)), unknown)
 
 
 def _host_tokenizer(checkpoint: Path) -> Path:
@@ -178,74 +176,116 @@ def _host_tokenizer(checkpoint: Path) -> Path:
     )
 
 
-def _unet_shapes(path: Path) -> tuple[str, Shapes]:
-    """(prefix of its names, shapes without it)."""
-    shapes = _shapes(path, "UNet")
-    prefix = UNET if any(name.startswith(UNET) for name in shapes) else ""
-    shapes = shapes.under(prefix)
-    if "input_blocks.0.0.weight" not in shapes:
-        advice = " Give the folder that it is in." if any(name.startswith("down_blocks.") for name in shapes) else ""
-        raise LLM4GENError(
-            f"UNet {path} is {_stranger(shapes)}; expected the UNet of SD1.5 or SDXL as ComfyUI stores it, or a "
-            f"diffusers folder.{advice}"
-        )
-    return prefix, shapes
+# Models in a file
 
 
-def _vae_shapes(path: Path) -> tuple[str, Shapes]:
-    shapes = _shapes(path, "VAE")
-    prefix = VAE if any(name.startswith(VAE) for name in shapes) else ""
-    shapes = shapes.under(prefix)
-    if "encoder.down.0.block.0.conv2.weight" not in shapes or "decoder.conv_in.weight" not in shapes:
-        raise LLM4GENError(
-            f"VAE {path} is not a VAE of SD1.5 or SDXL as ComfyUI stores it (it holds "
-            f"{', '.join(sorted(shapes)[:2]) or 'no tensors'}, ...); give such a file, or a diffusers folder."
-        )
-    return prefix, shapes
+class _FilePart(Part):
+    def check(self) -> None:
+        """Do nothing: the header, read to find out what the file is, has said whether it is complete."""
 
 
-# Models
+class UNetFile(_FilePart):
+    """UNet of a checkpoint, or in a file of its own, as ComfyUI's *Load Diffusion Model* reads it."""
+
+    def __init__(self, path: Path, family: str) -> None:
+        super().__init__(path)
+        self.family = family
+
+    def _read_config(self) -> Mapping[str, Any]:
+        return unet_config(self._shapes()[1], self.family)
+
+    def load(self, dtype: torch.dtype) -> nn.Module:
+        prefix, shapes = self._shapes()
+        tensors = {UNET + name: tensor for name, tensor in _read(self.path, prefix).items() if name in shapes}
+        state = convert_ldm_unet_checkpoint(tensors, self.config)
+        if len(state) != len(tensors):
+            raise LLM4GENError(
+                f"UNet {self.path} holds {len(tensors)} tensors, of which {len(state)} belong to a UNet of "
+                f"{self.family}; expected such a UNet and nothing else under its names."
+            )
+        return _fill(self.path, "UNet", lambda: UNet2DConditionModel(**self.config), state, dtype)
+
+    def _shapes(self) -> tuple[str, Shapes]:
+        """(prefix of the UNet's tensors, their shapes without it)."""
+        shapes = Shapes.read(self.path, "UNet")
+        prefix = UNET if any(name.startswith(UNET) for name in shapes) else ""
+        shapes = shapes.under(prefix)
+        if "input_blocks.0.0.weight" not in shapes:
+            advice = " Give the folder that it is in." if any(n.startswith("down_blocks.") for n in shapes) else ""
+            raise LLM4GENError(
+                f"UNet {self.path} is {_other_model(shapes)}; expected the UNet of SD1.5 or SDXL as ComfyUI stores it, "
+                f"or a diffusers folder.{advice}"
+            )
+        return prefix, shapes
 
 
-def _load_unet(path: Path, family: str, dtype: torch.dtype) -> nn.Module:
-    prefix, shapes = _unet_shapes(path)
-    config = unet_config(shapes, family)
-    tensors = {UNET + name: tensor for name, tensor in _read(path, prefix).items() if name in shapes}
-    state = convert_ldm_unet_checkpoint(tensors, config)
-    if len(state) != len(tensors):
-        raise LLM4GENError(
-            f"UNet {path} holds {len(tensors)} tensors, of which {len(state)} belong to a UNet of {family}; expected "
-            "such a UNet and nothing else under its names."
-        )
-    return _filled(path, "UNet", lambda: UNet2DConditionModel(**config), state, dtype)
+class VAEFile(_FilePart):
+    """VAE of a checkpoint, or in a file of its own, as ComfyUI's *Load VAE* reads it."""
+
+    def __init__(self, path: Path, family: str) -> None:
+        super().__init__(path)
+        self.family = family
+
+    def _read_config(self) -> Mapping[str, Any]:
+        return vae_config(self._shapes()[1], self.family)
+
+    def load(self, dtype: torch.dtype) -> nn.Module:
+        prefix, _ = self._shapes()
+        tensors = {VAE + name: tensor for name, tensor in _read(self.path, prefix).items()}
+        state = convert_ldm_vae_checkpoint(tensors, self.config)
+        return _fill(self.path, "VAE", lambda: AutoencoderKL(**self.config), state, dtype)
+
+    def _shapes(self) -> tuple[str, Shapes]:
+        shapes = Shapes.read(self.path, "VAE")
+        prefix = VAE if any(name.startswith(VAE) for name in shapes) else ""
+        shapes = shapes.under(prefix)
+        if "encoder.down.0.block.0.conv2.weight" not in shapes or "decoder.conv_in.weight" not in shapes:
+            raise LLM4GENError(
+                f"VAE {self.path} is not a VAE of SD1.5 or SDXL as ComfyUI stores it (it holds "
+                f"{', '.join(sorted(shapes)[:2]) or 'no tensors'}, ...); give such a file, or a diffusers folder."
+            )
+        return prefix, shapes
 
 
-def _load_vae(path: Path, family: str, dtype: torch.dtype) -> nn.Module:
-    prefix, shapes = _vae_shapes(path)
-    config = vae_config(shapes, family)
-    tensors = {VAE + name: tensor for name, tensor in _read(path, prefix).items()}
-    state = convert_ldm_vae_checkpoint(tensors, config)
-    return _filled(path, "VAE", lambda: AutoencoderKL(**config), state, dtype)
+class _ClipL(_FilePart):
+    def __init__(self, path: Path, prefix: str, config: dict[str, Any]) -> None:
+        super().__init__(path)
+        self.prefix, self._known = prefix, config
+
+    def _read_config(self) -> Mapping[str, Any]:
+        return self._known
+
+    def load(self, dtype: torch.dtype) -> nn.Module:
+        tensors = _read(self.path, self.prefix)
+        state = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in tensors.items()}
+        return self._fill(CLIPTextModel, state, dtype)
+
+    def _fill(self, kind: type[nn.Module], state: dict[str, Tensor], dtype: torch.dtype) -> nn.Module:
+        return _fill(self.path, "Text encoder", lambda: kind(CLIPTextConfig(**self.config)), state, dtype)
 
 
-def _load_clip_l(path: Path, prefix: str, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
-    state = {f"text_model.{n.removeprefix('text_model.')}": tensor for n, tensor in _read(path, prefix).items()}
-    return _filled(path, "Text encoder", lambda: CLIPTextModel(CLIPTextConfig(**config)), state, dtype)
+class _ClipG(_ClipL):
+    def load(self, dtype: torch.dtype) -> nn.Module:
+        tensors = _read(self.path, self.prefix)
+        if "text_projection.weight" in tensors:  # some tools store it as a linear layer does
+            tensors["text_projection"] = tensors.pop("text_projection.weight").T.contiguous()
+        model = None  # diffusers asks it only where there is no projection, and then the file is incomplete
+        state = convert_open_clip_checkpoint(model, tensors, prefix="") if "text_projection" in tensors else {}
+        return self._fill(CLIPTextModelWithProjection, state, dtype)
 
 
-def _load_clip_g(path: Path, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
-    tensors = _read(path, CLIP_G)
-    if "text_projection.weight" in tensors:  # some tools store it as a linear layer does
-        tensors["text_projection"] = tensors.pop("text_projection.weight").T
-    model = None  # only asked where there is no projection, and then the file is incomplete
-    state = convert_open_clip_checkpoint(model, tensors, prefix="") if "text_projection" in tensors else {}
-    return _filled(path, "Text encoder", lambda: CLIPTextModelWithProjection(CLIPTextConfig(**config)), state, dtype)
+def _read(path: Path, prefix: str) -> dict[str, Tensor]:
+    """Read the tensors under a prefix, without it. A checkpoint may hold gigabytes of others, such as an EMA."""
+    if path.suffix.lower() in SAFETENSORS_SUFFIXES:
+        with safe_open(str(path), framework="pt") as file:
+            return {name.removeprefix(prefix): file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}
+    return {n.removeprefix(prefix): tensor for n, tensor in load_tensors(path).items() if n.startswith(prefix)}
 
 
-def _filled(
+def _fill(
     path: Path, what: str, make: Callable[[], nn.Module], state: dict[str, Tensor], dtype: torch.dtype
 ) -> nn.Module:
-    """A model with the tensors of a file in place of random ones, which are never made."""
+    """Make a model with the tensors of a file in place of random ones, which are never allocated."""
     with init_empty_weights(include_buffers=False):
         model = make()
     own = set(model.state_dict())
@@ -257,14 +297,133 @@ def _filled(
             f"{what} {path} lacks {len(missing)} of its weights ({missing[0]}, ...); the file is incomplete. Download "
             "it again."
         )
-    strange = sorted(n for n in set(state) - own if not n.endswith(_UNUSED))
-    if strange:
+    unknown = sorted(n for n in set(state) - own if not n.endswith(_UNUSED))
+    if unknown:
         raise LLM4GENError(
-            f"{what} {path} has {len(strange)} tensors that belong to none of its layers ({strange[0]}, ...), as "
+            f"{what} {path} has {len(unknown)} tensors that belong to none of its layers ({unknown[0]}, ...), as "
             "quantised files with scales have; expected plain weights in float16, bfloat16 or float32."
         )
     try:
         model.load_state_dict({name: state[name].to(dtype) for name in own}, assign=True)
     except RuntimeError as error:
-        raise LLM4GENError(f"{what} {path} has tensors of unexpected shapes ({first_sentence(error)}).") from error
+        raise LLM4GENError(f"{what} {path} has tensors of unexpected shapes ({first_line(error)}).") from error
     return model.eval().requires_grad_(False)
+
+
+# Configurations
+
+
+def unet_config(shapes: Shapes, family: str) -> dict[str, Any]:
+    """Infer the configuration of UNet2DConditionModel.
+
+    All levels must have equally many blocks, and the blocks of a level must be alike.
+    """
+    levels: list[list[tuple[int, int]]] = [[]]  # (channels, transformer blocks) of each residual block
+    for block in (f"input_blocks.{number}." for number in range(1, _count(shapes, "input_blocks."))):
+        if f"{block}0.op.weight" in shapes:
+            levels.append([])
+        else:
+            levels[-1].append((shapes[f"{block}0.out_layers.3.weight"][0], _depth(shapes, f"{block}1.")))
+    output = [_depth(shapes, f"output_blocks.{n}.1.") for n in range(_count(shapes, "output_blocks."))]
+    middle = _depth(shapes, "middle_block.1.")
+    layers = len(levels[0])
+    alike = all(len(level) == layers and len(set(level)) == 1 for level in levels)
+    channels, depths = zip(*(level[0] for level in levels), strict=True) if alike else ((), ())
+    expected = [depth for depth in reversed(depths) for _ in range(layers + 1)]
+    if not alike or output != expected or not middle or (depths[-1] and depths[-1] != middle):
+        raise LLM4GENError(
+            f"{shapes.where} has {len(levels)} levels whose blocks are not alike, as pruned models such as SSD-1B "
+            "have; expected SD1.5, SDXL or a fine-tune of them. Use it as a diffusers folder, which says how it is "
+            "built."
+        )
+    to_k = next(shape for name, shape in shapes.items() if name.endswith("attn2.to_k.weight"))
+    projection = next(shape for name, shape in shapes.items() if name.endswith(".1.proj_in.weight"))
+    config: dict[str, Any] = {
+        "sample_size": SAMPLE_SIZES[family],
+        "in_channels": shapes["input_blocks.0.0.weight"][1],
+        "out_channels": shapes["out.2.weight"][0],
+        "block_out_channels": list(channels),
+        "down_block_types": ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths],
+        "up_block_types": ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(depths)],
+        "layers_per_block": layers,
+        # the last entry counts for the middle block as well
+        "transformer_layers_per_block": [depth or 1 for depth in depths[:-1]] + [middle],
+        "cross_attention_dim": to_k[1],
+        "use_linear_projection": len(projection) == 2,
+        # diffusers' name for the number of heads
+        "attention_head_dim": [c // HEAD_WIDTH for c in channels] if family == "sdxl" else HEADS,
+    }
+    if "label_emb.0.0.weight" in shapes:
+        config |= {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": TIME_EMBEDDING,
+            "projection_class_embeddings_input_dim": shapes["label_emb.0.0.weight"][1],
+        }
+    return config
+
+
+def vae_config(shapes: Shapes, family: str) -> dict[str, Any]:
+    """Infer the configuration of AutoencoderKL."""
+    levels = _count(shapes, "encoder.down.")
+    return {
+        "in_channels": shapes["encoder.conv_in.weight"][1],
+        "out_channels": shapes["decoder.conv_out.weight"][0],
+        "block_out_channels": [shapes[f"encoder.down.{level}.block.0.conv2.weight"][0] for level in range(levels)],
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "layers_per_block": _count(shapes, "encoder.down.0.block."),
+        "latent_channels": shapes["decoder.conv_in.weight"][1],
+        "scaling_factor": SCALING_FACTORS[family],
+    }
+
+
+def clip_l_config(shapes: Shapes) -> dict[str, Any]:
+    """Infer the configuration of CLIPTextModel from transformers' names, which may lack `text_model.`."""
+    prefix = "text_model." if any(name.startswith("text_model.") for name in shapes) else ""
+    return _clip_config(
+        embedding=shapes[f"{prefix}embeddings.token_embedding.weight"],
+        positions=shapes[f"{prefix}embeddings.position_embedding.weight"][0],
+        layers=_count(shapes, f"{prefix}encoder.layers."),
+        hidden=shapes[f"{prefix}encoder.layers.0.mlp.fc1.weight"][0],
+        activation="quick_gelu",
+    )
+
+
+def clip_g_config(shapes: Shapes) -> dict[str, Any]:
+    """Infer the configuration of CLIPTextModelWithProjection from OpenCLIP's names."""
+    return _clip_config(
+        embedding=shapes["token_embedding.weight"],
+        positions=shapes["positional_embedding"][0],
+        layers=_count(shapes, "transformer.resblocks."),
+        hidden=shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
+        activation="gelu",
+    )
+
+
+def _clip_config(
+    embedding: tuple[int, ...], positions: int, layers: int, hidden: int, activation: str
+) -> dict[str, Any]:
+    vocabulary, width = embedding
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // HEAD_WIDTH,
+        "max_position_embeddings": positions,
+        "hidden_act": activation,
+        "projection_dim": width,  # square in both CLIPs
+        "bos_token_id": vocabulary - 2,
+        "eos_token_id": vocabulary - 1,
+        "pad_token_id": vocabulary - 1,
+    }
+
+
+def _count(names: Iterable[str], prefix: str) -> int:
+    """Number of different numbers that follow `prefix` in names."""
+    pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
+    return len({found[1] for name in names if (found := pattern.match(name))})
+
+
+def _depth(shapes: Shapes, block: str) -> int:
+    return _count(shapes, f"{block}transformer_blocks.")

@@ -1,4 +1,4 @@
-"""The vote page in a real Chromium: what people do on it, and what stands in the file of votes afterwards."""
+"""The vote page in a real Chromium, and the votes that are stored."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def study(root, pairs, **options):
 
 
 class Voter:
-    """A person at the page.
+    """A rater at the page.
 
     Attributes:
         errors: of the page.
@@ -98,7 +98,7 @@ def said(folder, rater, task, question):
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """For tests that leave the server alone, each with a name of its own. Six pairs, texts of 5 to 100 words."""
+    """A server for tests that do not stop it, each with its own rater. Six pairs, texts of 5 to 100 words."""
     with ServedStudy(study(tmp_path_factory.mktemp("vote"), 6, repeat=0).path) as server:
         yield server
 
@@ -108,8 +108,8 @@ def phone():
     return {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
 
-def test_twenty_pairs_by_keyboard_with_a_reload_in_the_middle(browser, tmp_path):
-    """Every key, a correction, a reload, the end: each answer is in the file once, and no answer names a model."""
+def test_twenty_pairs_by_keyboard_with_a_reload(browser, tmp_path):
+    """Every key, a correction, a reload, the end: each vote is stored once, and no response names a model."""
     folder = study(tmp_path, 20, repeat=0)
     tasks = tasks_of(folder, "ada")
     chosen = [("left", "right", "tie")[(number * 7 // 3) % 3] for number in range(40)]
@@ -130,7 +130,7 @@ def test_twenty_pairs_by_keyboard_with_a_reload_in_the_middle(browser, tmp_path)
                 expect(ada.page.locator(".answers .chosen")).to_have_attribute("data-choice", chosen[29])
                 ada.press("Enter", 30)
             ada.press(KEYS[choice][step % 2], step + 1 if step < 39 else None)
-        expect(ada.page.locator("#end")).to_contain_text("answered for all 20 pairs")
+        expect(ada.page.locator("#end")).to_contain_text("answered all questions on 20 pairs")
         expect(ada.page.locator("#end")).to_contain_text("All of your answers are saved")
         assert ada.errors == []
         for url, headers, body in ada.told:
@@ -148,8 +148,8 @@ def test_twenty_pairs_by_keyboard_with_a_reload_in_the_middle(browser, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_killed_server_costs_nothing(browser, tmp_path):
-    """Votes go on without it, some are left when the page is closed; they are sent, once, when both are back."""
+def test_a_killed_server_loses_no_vote(browser, tmp_path):
+    """Voting continues without a server; votes that are left when the page is closed are sent once, later."""
     folder = study(tmp_path, 6, repeat=0)
     tasks = tasks_of(folder, "ada")
     with ServedStudy(folder.path) as server:
@@ -206,8 +206,8 @@ def test_a_vote_whose_answer_was_lost_is_not_written_twice(browser, served):
     cleo.context.close()
 
 
-def test_nothing_can_be_chosen_before_both_images_are_there(browser, served):
-    """A person must not vote on what they have not seen; an image that failed is loaded again."""
+def test_no_choice_before_both_images_are_visible(browser, served):
+    """Votes need visible images; an image that failed is loaded again."""
     folder = StudyFolder(served.folder)
     task = tasks_of(folder, "dora")[0]
     dora = Voter(browser, served, "Dora")
@@ -229,8 +229,8 @@ def test_nothing_can_be_chosen_before_both_images_are_there(browser, served):
 
 
 @pytest.mark.parametrize("size", [(1440, 900), (1024, 700), (820, 1180), (390, 844), (844, 390)], ids=str)
-def test_images_are_equal_and_stay_where_they_are(browser, served, size):
-    """From pair to pair and question to question, whatever the text; nothing is cut off or lies outside."""
+def test_images_have_equal_sizes_and_fixed_places(browser, served, size):
+    """Over all pairs and questions, for any text; nothing is cut off or outside of the window."""
     eve = Voter(browser, served, f"Eve {size}", viewport={"width": size[0], "height": size[1]})
     eve.begin()
     places = set()
@@ -252,7 +252,7 @@ def test_images_are_equal_and_stay_where_they_are(browser, served, size):
     eve.context.close()
 
 
-def test_a_phone_with_fingers(browser, served, phone):
+def test_on_a_phone(browser, served, phone):
     """Both images and the answers are on one screen; images, answers and Back can be tapped."""
     folder = StudyFolder(served.folder)
     first = tasks_of(folder, "fay")[0]
@@ -277,7 +277,7 @@ def test_a_phone_with_fingers(browser, served, phone):
     assert said(folder, "fay", first, "quality") == "right" and said(folder, "fay", first, "alignment") == "left"
 
 
-def test_names_that_a_screen_reader_reads_and_focus(browser, served):
+def test_accessible_names_and_focus(browser, served):
     gil = Voter(browser, served, "Gil")
     expect(gil.page.get_by_label("Your name")).to_be_focused()
     gil.begin()
@@ -305,7 +305,7 @@ def test_names_that_a_screen_reader_reads_and_focus(browser, served):
     assert [vote.choice for vote in votes_of(StudyFolder(served.folder), "gil")] == ["right", "left", "tie"]
 
 
-def test_two_people_at_once_and_one_of_them_elsewhere_again(browser, tmp_path, phone):
+def test_two_raters_at_once_and_one_resumes_on_another_device(browser, tmp_path, phone):
     folder = study(tmp_path, 4, repeat=0.5)
     with ServedStudy(folder.path) as server:
         ada, bob = Voter(browser, server, "Ada"), Voter(browser, server, "Bob")
@@ -328,7 +328,7 @@ def test_two_people_at_once_and_one_of_them_elsewhere_again(browser, tmp_path, p
         bob.page.get_by_role("button", name="I am not Bob").click()
         bob.page.get_by_label("Your name").fill("\u200b")
         bob.page.keyboard.press("Enter")
-        expect(bob.page.locator("#name-error")).to_contain_text("expected 1 to 60 letters")
+        expect(bob.page.locator("#name-error")).to_contain_text("expected 1 to 60 printable")
         bob.context.close()
     rows = list(read_votes(folder.study, folder.votes))
     assert Counter(row.rater for row in rows) == {"ada": 12, "bob": 4} and len({row.key for row in rows}) == 16
@@ -336,7 +336,7 @@ def test_two_people_at_once_and_one_of_them_elsewhere_again(browser, tmp_path, p
 
 @pytest.mark.slow
 def test_votes_for_a_study_wait_until_it_is_served_again(browser, tmp_path):
-    """The owner stops one study and serves another on the same port while somebody still has the page open."""
+    """Another study is served on the same port while a rater still has the page open."""
     one, other = study(tmp_path / "one", 3, repeat=0), study(tmp_path / "other", 2, repeat=0, seed=9)
     server = ServedStudy(one.path)
     with server:
@@ -346,7 +346,7 @@ def test_votes_for_a_study_wait_until_it_is_served_again(browser, tmp_path):
         server.folder = other.path
         server.start()
         ada.press("1", 1)
-        expect(ada.page.get_by_role("alert").filter(has_text="The server has another study now")).to_be_visible()
+        expect(ada.page.get_by_role("alert").filter(has_text="The server serves another study")).to_be_visible()
         server.stop(signal.SIGTERM)
         server.folder = one.path
         server.start()

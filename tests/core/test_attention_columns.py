@@ -136,8 +136,8 @@ def test_compiles_without_a_break() -> None:
 @pytest.mark.parametrize(
     ("query", "key", "columns", "bias", "message"),
     [
-        ((2, 3, 4, 8), (2, 3, 5, 7), [0], None, "do not fit"),
-        ((2, 3, 4, 8), (2, 5, 8), [0], None, "do not fit"),
+        ((2, 3, 4, 8), (2, 3, 5, 7), [0], None, "do not match"),
+        ((2, 3, 4, 8), (2, 5, 8), [0], None, "do not match"),
         ((2, 3, 4, 8), (2, 3, 5, 8), [[0]], None, "Columns"),
         ((2, 3, 4, 8), (2, 3, 5, 8), [0.5], None, "Columns"),
         ((2, 3, 4, 8), (2, 3, 5, 8), [0], (3, 5), "bias"),

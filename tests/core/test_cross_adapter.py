@@ -246,7 +246,7 @@ def test_combine_keeps_the_precision_of_clip(fusion: str, make_adapter: MakeAdap
 def test_combine_refuses_tokens_of_other_prompts_or_widths(
     fusion: str, adapted: tuple[int, ...], make_adapter: MakeAdapter
 ) -> None:
-    with pytest.raises(LLM4GENError, match=r"\[2, 7, 16\].*batch size and width must be equal"):
+    with pytest.raises(LLM4GENError, match=r"\[2, 7, 16\].*expected equal batch sizes and widths"):
         make_adapter(fusion=fusion).combine(torch.zeros(2, 7, 16), torch.zeros(adapted))
 
 
@@ -348,7 +348,7 @@ def test_fuse_keeps_the_precision_of_clip() -> None:
 
 @pytest.mark.parametrize("adapted", [(3, 5, 8), (2, 5, 9)])
 def test_fuse_refuses_what_cannot_be_concatenated(adapted: tuple[int, ...]) -> None:
-    with pytest.raises(LLM4GENError, match=r"\[2, 7, 8\].*batch size and width must be equal"):
+    with pytest.raises(LLM4GENError, match=r"\[2, 7, 8\].*expected equal batch sizes and widths"):
         fuse(torch.zeros(2, 7, 8), torch.zeros(adapted))
 
 
@@ -357,16 +357,16 @@ def test_fuse_refuses_what_cannot_be_concatenated(adapted: tuple[int, ...]) -> N
 def test_config_refuses_what_is_no_size(name: str, value: object) -> None:
     with pytest.raises(LLM4GENError) as caught:
         CrossAdapterConfig(**{"d_text": 16, "d_llm": 24, "heads": 4, name: value})
-    assert f"{name} is {value!r}; expected a whole number of at least 1" in str(caught.value)
+    assert f"{name} is {value!r}; expected an integer of at least 1" in str(caught.value)
 
 
 def test_config_refuses_heads_that_do_not_divide() -> None:
-    with pytest.raises(LLM4GENError, match="d_text 60 cannot be split into 8 heads; choose"):
+    with pytest.raises(LLM4GENError, match="d_text 60 is not divisible by 8 heads; choose"):
         CrossAdapterConfig(60, 96, 8)
 
 
 def test_config_refuses_an_unknown_fusion() -> None:
-    with pytest.raises(LLM4GENError, match="fusion 'sum' is not known; this version knows cross_adapter.*Update"):
+    with pytest.raises(LLM4GENError, match="fusion 'sum' is unknown; expected one of cross_adapter.*Update"):
         CrossAdapterConfig(64, 96, 8, "sum")
 
 

@@ -1,12 +1,13 @@
-"""The fallback parser: how often it is right, and that nothing breaks it."""
+"""The fallback parser: its accuracy, and that it accepts any text."""
 
 from __future__ import annotations
 
 import json
 import random
 import sys
-import time
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 from gold_captions import HELD_OUT_ADJECTIVES, GoldCaption, gold_captions, score, table
@@ -21,6 +22,25 @@ NATURAL = Path(__file__).resolve().parents[1] / "data" / "entities_natural.jsonl
 
 def found(caption: str) -> list[str]:
     return [f"{pair.attribute.text} > {pair.entity.text}" for pair in parse_entities(caption, "rules")]
+
+
+def steps(captions: list[str]) -> int:
+    """Number of lines of Python that the parser executes. Load on the machine does not change it, as it does time."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        for caption in captions:
+            parse_entities(caption, "rules")
+    finally:
+        sys.settrace(before)
+    return count
 
 
 # How often it is right
@@ -152,19 +172,10 @@ def test_any_text_is_parsed_to_spans_of_itself() -> None:
      "a cat with ", "cat and cat and are red and red and ", "painted ", "running ", "of ", "is ",
      "dog's ", "no red cats or "],
 )  # fmt: skip
-def test_time_is_linear_in_the_length(unit: str) -> None:
-    """Eight times the text may take eight times as long, with much room for a busy machine; not sixty-four times."""
-
-    def seconds(characters: int) -> float:
-        caption = unit * (characters // len(unit))
-        best = float("inf")
-        for _ in range(3):
-            started = time.perf_counter()
-            parse_entities(caption, "rules")
-            best = min(best, time.perf_counter() - started)
-        return best
-
-    assert seconds(40_000) < 30 * max(seconds(5_000), 1e-3)
+def test_work_is_linear_in_the_length(unit: str) -> None:
+    """Twice the text takes about twice as many steps."""
+    short, long = (steps([unit * (characters // len(unit))]) for characters in (3000, 6000))
+    assert long < 2.3 * short
 
 
 def test_an_endless_coordination_ends() -> None:
@@ -172,14 +183,10 @@ def test_an_endless_coordination_ends() -> None:
     assert len(parse_entities(caption, "rules")) < 501 * 20
 
 
-def test_it_is_fast_enough(gold: list[GoldCaption]) -> None:
-    """3,000 captions a second on a free core; a third of it is asked for here, as the machine may be busy."""
-    backend = load_backend("rules")
+def test_work_for_captions_is_small(gold: list[GoldCaption]) -> None:
+    """Seen are 58 steps a word, which allow several thousand captions a second on one core."""
     captions = [caption.text for caption in gold]
-    started = time.perf_counter()
-    for _ in backend.pipe(captions):
-        pass
-    assert len(captions) / (time.perf_counter() - started) > 1000
+    assert steps(captions) < 90 * sum(len(caption.split()) for caption in captions)
 
 
 def test_the_version_is_in_the_name() -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from llm4gen_core import LLM4GENError, attention_columns, entity_guidance_loss
-from llm4gen_core.entities import EntityPair, Span, covers, token_indices
-from llm4gen_core.entities.positions import ContextSegment
+from llm4gen_core.entities import EntityPair, Span
+from llm4gen_core.entities.positions import ContextSegment, covers, token_indices
 from llm4gen_core.entity_guidance import (
     MAX_PAIRS,
     GuidanceOptions,
@@ -103,7 +103,7 @@ def test_the_public_loss_is_the_mean_over_layers() -> None:
 
 
 def test_no_layers_is_an_error() -> None:
-    with pytest.raises(LLM4GENError, match="selects none"):
+    with pytest.raises(LLM4GENError, match="Let GuidanceOptions.layers select"):
         entity_guidance_loss([], guidance_targets(PAIRS), OPTIONS)
 
 

@@ -1,4 +1,8 @@
-"""`LLMEncoder` against transformers' own models with the same weights, for every kind of language model."""
+"""`LLMEncoder` against transformers' own models with the same weights, for several architectures.
+
+A prompt that is encoded without padding, or in another batch, passes through kernels of another shape. Rounding then
+differs by up to 2e-6 of the hidden states' norm, more or less with the CPU: `ROUNDING` is five times that.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,7 @@ BuildModel = Callable[[str], tuple[Any, Any]]
 PROMPTS = ["a red cat", "the big blue dog is on the mat", "a cat"]
 DECODERS = ["llama", "gpt2", "qwen3", "gemma3"]
 ENCODERS = ["t5", "bert", "roberta"]
+ROUNDING = 1e-5
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
@@ -30,8 +35,10 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
-def spec_of(encoder: LLMEncoder, **changes: Any) -> LLMSpec:
-    return replace(encoder.spec, **{"max_length": 40, **changes})
+def encode_one(encoder: LLMEncoder, prompt: str) -> Tensor:
+    """Hidden states [L, d] of a prompt, without those of padding."""
+    features = encoder.encode([prompt])
+    return features.hidden[0][features.mask[0].bool()]
 
 
 @pytest.fixture
@@ -65,7 +72,7 @@ def test_t5_equals_transformers_on_the_padded_prompt(load: Callable[..., Any]) -
     expected = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
     features = encoder.encode(PROMPTS)
     assert features.hidden.shape == (3, 40, 32)
-    assert relative_error(features.hidden, expected) < 1e-6
+    assert relative_error(features.hidden, expected) < ROUNDING
     assert torch.equal(features.mask, tokens.attention_mask)
 
 
@@ -76,8 +83,8 @@ def test_rankgen_layout_equals_the_plain_encoder(file: str, rankgen_folder: Call
     encoder = LLMEncoder.from_folder(folder)
     tokens = tokenizer(["pre a red cat", "pre "], padding="max_length", max_length=256, return_tensors="pt")
     expected = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
-    assert (encoder.spec.prefix, encoder.spec.max_length, encoder.spec.padding) == ("pre ", 256, "max_length")
-    assert relative_error(encoder.encode(["a red cat", ""]).hidden, expected) < 1e-6
+    assert (encoder.spec.prefix, encoder.spec.max_length, encoder.spec.padding_side) == ("pre ", 256, "right")
+    assert relative_error(encoder.encode(["a red cat", ""]).hidden, expected) < ROUNDING
 
 
 @torch.no_grad()
@@ -92,8 +99,7 @@ def test_rankgen_in_several_files(rankgen_folder: Callable[..., Any]) -> None:
     index = {"metadata": {"total_size": 1}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     encoder = LLMEncoder.from_folder(folder)
-    encoder.spec = spec_of(encoder, padding="longest")
-    assert relative_error(encoder.encode(["a cat"]).hidden[0], alone(model, tokenizer, "pre a cat")) < 1e-6
+    assert relative_error(encode_one(encoder, "a cat"), alone(model, tokenizer, "pre a cat")) < ROUNDING
 
 
 def test_weights_from_before_zip_archives(rankgen_folder: Callable[..., Any]) -> None:
@@ -101,8 +107,7 @@ def test_weights_from_before_zip_archives(rankgen_folder: Callable[..., Any]) ->
     tensors = torch.load(folder / "pytorch_model.bin", weights_only=True)
     torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     encoder = LLMEncoder.from_folder(folder)
-    encoder.spec = spec_of(encoder, padding="longest")
-    assert relative_error(encoder.encode(["a cat"]).hidden[0], alone(model, tokenizer, "pre a cat")) < 1e-6
+    assert relative_error(encode_one(encoder, "a cat"), alone(model, tokenizer, "pre a cat")) < ROUNDING
 
 
 @torch.no_grad()
@@ -114,54 +119,64 @@ def test_of_a_full_t5_only_the_encoder_is_used(build_model: BuildModel, t5_token
     full.save_pretrained(tmp_path)
     t5_tokenizer.save_pretrained(tmp_path)
     encoder = LLMEncoder.from_folder(tmp_path)
-    encoder.spec = spec_of(encoder, padding="longest")
     assert not any("decoder" in name for name, _ in encoder.model.named_parameters())
     expected = alone(full.get_encoder(), t5_tokenizer, "a red cat")
-    assert relative_error(encoder.encode(["a red cat"]).hidden[0], expected) < 1e-6
+    assert relative_error(encode_one(encoder, "a red cat"), expected) < ROUNDING
 
 
 @pytest.mark.parametrize("kind", ["bart", "t5gemma"])
 def test_of_an_encoder_decoder_of_another_family_only_the_encoder_is_used(kind: str, load: Callable[..., Any]) -> None:
-    encoder, model = load(kind, padding="longest")
+    encoder, model = load(kind)
     assert (encoder.spec.architecture, encoder.spec.layers, encoder.spec.width) == (kind, 3, 32)
     expected = alone(model.get_encoder(), encoder.tokenizer, "a red cat")
-    assert relative_error(encoder.encode(["a red cat"]).hidden[0], expected) < 1e-6
+    assert relative_error(encode_one(encoder, "a red cat"), expected) < ROUNDING
 
 
-@pytest.mark.parametrize("padding", ["max_length", "longest"])
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("kind", DECODERS + ENCODERS)
-def test_padding_does_not_change_the_hidden_states_of_a_prompt(
-    kind: str, side: str, padding: str, load: Callable[..., Any]
-) -> None:
-    """Position ids and attention mask must both be right for this, on either side."""
-    encoder, model = load(kind, padding=padding, padding_side=side)
+def test_padding_does_not_change_the_hidden_states_of_a_prompt(kind: str, side: str, load: Callable[..., Any]) -> None:
+    """Requires correct position ids and attention mask."""
+    encoder, model = load(kind, padding_side=side)
     features = encoder.encode(PROMPTS)
     assert bool(features.hidden.isfinite().all())
     for i, prompt in enumerate(PROMPTS):
         expected = alone(model, encoder.tokenizer, prompt)
         assert int(features.mask[i].sum()) == len(expected)
-        assert relative_error(features.hidden[i][features.mask[i].bool()], expected) < 2e-6
+        assert relative_error(features.hidden[i][features.mask[i].bool()], expected) < ROUNDING
 
 
-@pytest.mark.parametrize("padding", ["max_length", "longest"])
 @pytest.mark.parametrize("kind", ["t5", "gpt2"])
-def test_a_batch_equals_its_prompts_one_by_one(kind: str, padding: str, load: Callable[..., Any]) -> None:
-    encoder, _ = load(kind, padding=padding)
+def test_prompts_of_a_batch_are_independent(kind: str, load: Callable[..., Any]) -> None:
+    encoder, _ = load(kind)
     batch = encoder.encode(PROMPTS)
-    assert batch.hidden.shape[1] == (40 if padding == "max_length" else max(int(n) for n in batch.mask.sum(1)))
+    assert batch.hidden.shape[1] == 40
+    assert batch.lengths == tuple(int(n) for n in batch.mask.sum(1))
     for i, prompt in enumerate(PROMPTS):
         single = encoder.encode([prompt])
-        length = single.hidden.shape[1]
-        assert torch.equal(batch.mask[i, :length], single.mask[0])
-        assert not batch.mask[i, length:].any()
-        assert relative_error(batch.hidden[i, :length], single.hidden[0]) < 2e-6
+        assert torch.equal(batch.mask[i], single.mask[0])
+        assert relative_error(batch.hidden[i], single.hidden[0]) < ROUNDING
 
 
-@pytest.mark.parametrize("padding", ["max_length", "longest"])
+def test_each_prompt_is_tokenized_once(load: Callable[..., Any]) -> None:
+    encoder, _ = load("t5")
+    tokenizer, texts = encoder.tokenizer, []
+
+    class Recorder:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tokenizer, name)
+
+        def __call__(self, text: str, **options: Any) -> Any:
+            texts.append(text)
+            return tokenizer(text, **options)
+
+    encoder.tokenizer = Recorder()
+    encoder.encode(PROMPTS)
+    assert texts == PROMPTS
+
+
 @pytest.mark.parametrize("kind", DECODERS + ENCODERS)
-def test_the_empty_prompt_has_hidden_states(kind: str, padding: str, load: Callable[..., Any]) -> None:
-    encoder, _ = load(kind, padding=padding)
+def test_the_empty_prompt_has_hidden_states(kind: str, load: Callable[..., Any]) -> None:
+    encoder, _ = load(kind)
     features = encoder.encode([""])
     assert features.hidden.shape[1] >= 1
     assert int(features.mask.sum()) >= 1
@@ -195,22 +210,22 @@ def states_by_hooks(kind: str, model: Any, ids: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("kind", ["t5", "gpt2", "llama", "bert"])
 @pytest.mark.parametrize("layer", ["last", 0, 1, 2, 3, -1, -2, -4])
 def test_a_layer_is_the_state_of_that_index(kind: str, layer: Any, load: Callable[..., Any]) -> None:
-    encoder, model = load(kind, padding="longest", layer=layer)
+    encoder, model = load(kind, layer=layer)
     states = states_by_hooks(kind, model, torch.tensor([encoder.tokenizer(PROMPTS[0])["input_ids"]]))
     assert len(states) == 4
     expected = states[-1 if layer == "last" else layer]
-    assert relative_error(encoder.encode(PROMPTS[:1]).hidden, expected) < 1e-6
+    assert relative_error(encode_one(encoder, PROMPTS[0])[None], expected) < ROUNDING
 
 
 @pytest.mark.parametrize("kind", ["t5", "gpt2", "llama", "bert"])
 def test_mean_is_that_of_the_normalised_blocks(kind: str, load: Callable[..., Any]) -> None:
-    encoder, model = load(kind, padding="longest", layer="mean")
+    encoder, model = load(kind, layer="mean")
     states = states_by_hooks(kind, model, torch.tensor([encoder.tokenizer(PROMPTS[0])["input_ids"]]))
     expected = torch.zeros_like(states[0], dtype=torch.float64)
     for state in states[1:]:
         centred = state.double() - state.double().mean(-1, keepdim=True)
         expected += centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() / 3
-    assert relative_error(encoder.encode(PROMPTS[:1]).hidden, expected) < 1e-6
+    assert relative_error(encode_one(encoder, PROMPTS[0])[None], expected) < ROUNDING
 
 
 def test_mean_leaves_the_embedding_out() -> None:
@@ -232,8 +247,8 @@ def test_weights_scale_the_distance_from_the_empty_prompt(kind: str, load: Calla
     places = [i for i, (begin, end) in enumerate(red) if begin < 5 and end > 2]
     assert changed[0].nonzero().flatten().tolist() == places
     expected = empty[places] + 1.5 * (plain[0][places] - empty[places])
-    assert relative_error(weighted[0][places], expected) < 1e-6
-    assert relative_error(weighted[1][0], empty[0]) < 1e-6
+    assert relative_error(weighted[0][places], expected) < ROUNDING
+    assert relative_error(weighted[1][0], empty[0]) < ROUNDING
     assert torch.equal(weighted[1][1:], plain[1][1:])
 
 
@@ -254,7 +269,7 @@ def test_a_weighted_prompt_leaves_the_others_of_its_batch_alone(load: Callable[.
 def test_a_folder_tells_its_own_specification(build_folder: BuildFolder) -> None:
     spec = LLMEncoder.from_folder(build_folder("qwen3")[0], dtype=torch.float64).spec
     assert spec == LLMSpec(model="", architecture="qwen3", layers=3, width=32, dtype="float64")
-    assert (spec.prefix, spec.max_length, spec.padding, spec.padding_side) == ("", 256, "max_length", "right")
+    assert (spec.prefix, spec.max_length, spec.padding_side) == ("", 256, "right")
 
 
 def test_features_say_how_they_were_made(load: Callable[..., Any]) -> None:
@@ -270,7 +285,7 @@ def test_the_specification_of_an_adapter_is_followed(build_folder: BuildFolder) 
     features = LLMEncoder.from_folder(folder, spec).encode(["a red cat on the mat"])
     ids = torch.tensor([tokenizer("pre a red cat on the mat")["input_ids"][:5]])
     with torch.no_grad():
-        assert relative_error(features.hidden, model(input_ids=ids).last_hidden_state) < 1e-6
+        assert relative_error(features.hidden, model(input_ids=ids).last_hidden_state) < ROUNDING
 
 
 def test_the_model_is_frozen_and_without_dropout(load: Callable[..., Any]) -> None:
@@ -324,7 +339,7 @@ def test_folder_without_tokenizer(kind: str, build_folder: BuildFolder) -> None:
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").unlink()
     sentence = refuse(folder)
-    assert "has no tokenizer" in sentence and "Put tokenizer.json" in sentence
+    assert "tokenizer" in sentence and "Put tokenizer.json" in sentence
 
 
 def test_folder_with_the_tokenizer_configuration_alone(build_folder: BuildFolder) -> None:
@@ -351,7 +366,7 @@ def test_folder_without_weights(build_folder: BuildFolder) -> None:
 def test_weights_of_another_architecture(build_folder: BuildFolder) -> None:
     folder, other = build_folder("t5")[0], build_folder("llama", "other")[0]
     (folder / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
-    assert "lack" in (sentence := refuse(folder)) and "another model than config.json" in sentence
+    assert "are missing" in (sentence := refuse(folder)) and "another model than config.json" in sentence
 
 
 def test_weights_of_another_size(build_folder: BuildFolder, edit_json: Callable[..., None]) -> None:
@@ -375,12 +390,20 @@ def test_truncated_weights(file: str, kept: float, rankgen_folder: Callable[...,
     assert "truncated" in (sentence := refuse(folder)) and file in sentence
 
 
-@pytest.mark.parametrize("text", ["{broken", "{}", '{"weight_map": 3}', "[]"])
-def test_broken_index_of_weights(text: str, build_folder: BuildFolder) -> None:
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{broken", "not valid JSON"),
+        ("{}", "is not an index of weights"),
+        ('{"weight_map": 3}', "is not an index of weights"),
+        ("[]", "expected a JSON object"),
+    ],
+)
+def test_broken_index_of_weights(text: str, problem: str, build_folder: BuildFolder) -> None:
     folder = build_folder("t5")[0]
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(text)
-    assert "is no index of weights" in refuse(folder)
+    assert problem in refuse(folder)
 
 
 def test_a_model_that_is_no_language_model(build_folder: BuildFolder) -> None:
@@ -456,8 +479,7 @@ def test_code_of_a_known_model_is_passed_over(build_folder: BuildFolder, plant_c
     folder, model, tokenizer = build_folder("t5")
     marker = plant_code(folder)
     encoder = LLMEncoder.from_folder(folder)
-    encoder.spec = spec_of(encoder, padding="longest")
-    assert relative_error(encoder.encode(["a cat"]).hidden[0], alone(model, tokenizer, "a cat")) < 1e-6
+    assert relative_error(encode_one(encoder, "a cat"), alone(model, tokenizer, "a cat")) < ROUNDING
     assert not marker.exists()
 
 

@@ -1,4 +1,4 @@
-"""From prompts to token ids and weights, with tokenizers of T5's and of GPT's kind."""
+"""Token ids and weights of prompts, with tokenizers of T5's and GPT's kinds."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from llm4gen_core import LLM4GENError, LLMSpec
 from llm4gen_core.prompt_tokens import pad_id, prompt_offsets, split_at_break, tokenize_prompt
 
 SPEC = LLMSpec(model="", architecture="t5", layers=2, width=8, prefix="pre ", max_length=16)
-BARE = replace(SPEC, prefix="", padding="longest", max_length=64)
+BARE = replace(SPEC, prefix="", max_length=64)
 PAD, END = 0, 1
 
 
 def pieces(tokenizer: Any, ids: list[int]) -> list[str]:
     return tokenizer.convert_ids_to_tokens(ids)
+
+
+def unpadded(tokenizer: Any, segments: list[Any]) -> tuple[list[str], list[float]]:
+    """Pieces and weights of a prompt without prefix and padding."""
+    tokens = tokenize_prompt(tokenizer, segments, BARE)
+    return pieces(tokenizer, tokens.ids[: tokens.length]), tokens.weights[: tokens.length]
 
 
 def test_prefix_prompt_end_and_padding(t5_tokenizer: Any) -> None:
@@ -56,20 +62,6 @@ def test_left_padding(t5_tokenizer: Any) -> None:
     assert left.weights == [1.0] * 14 + [2.0, 1.0]
 
 
-def test_longest_pads_nothing_by_itself(t5_tokenizer: Any) -> None:
-    assert tokenize_prompt(t5_tokenizer, "a cat", BARE).mask == [1, 1, 1]
-
-
-@pytest.mark.parametrize("padding", ["longest", "max_length"])
-def test_pad_to_overrules_the_padding(padding: str, t5_tokenizer: Any) -> None:
-    tokens = tokenize_prompt(t5_tokenizer, "a cat", replace(BARE, padding=padding), pad_to=7)
-    assert tokens.mask == [1, 1, 1, 0, 0, 0, 0]
-
-
-def test_pad_to_never_cuts(t5_tokenizer: Any) -> None:
-    assert tokenize_prompt(t5_tokenizer, "a red cat", BARE, pad_to=2).mask == [1, 1, 1, 1]
-
-
 def test_a_model_without_padding_token_is_padded_with_its_end(gpt_tokenizer: Any) -> None:
     tokens = tokenize_prompt(gpt_tokenizer, "a cat", replace(SPEC, prefix="", max_length=4))
     assert pieces(gpt_tokenizer, tokens.ids) == ["a", "Ġcat", "<|endoftext|>", "<|endoftext|>"]
@@ -96,12 +88,11 @@ def test_the_empty_prompt_keeps_the_prefix(prompt: Any, t5_tokenizer: Any) -> No
     assert sum(tokens.mask) == 2
 
 
-@pytest.mark.parametrize("padding", ["longest", "max_length"])
-def test_where_nothing_is_left_one_token_stands_for_it(padding: str, gpt_tokenizer: Any) -> None:
-    """An LLM can say nothing about no tokens at all, and the negative prompt is often empty."""
-    tokens = tokenize_prompt(gpt_tokenizer, "", replace(BARE, padding=padding, max_length=4))
+def test_an_empty_sequence_is_replaced_by_one_token(gpt_tokenizer: Any) -> None:
+    """An LLM cannot encode zero tokens, and the negative prompt is often empty."""
+    tokens = tokenize_prompt(gpt_tokenizer, "", replace(BARE, max_length=4))
     assert (tokens.ids[0], tokens.mask[0], sum(tokens.mask), tokens.length) == (0, 1, 1, 1)
-    assert len(tokens.ids) == len(tokens.weights) == (1 if padding == "longest" else 4)
+    assert len(tokens.ids) == len(tokens.weights) == 4
 
 
 def test_a_prompt_of_spaces_is_an_empty_prompt_to_t5(t5_tokenizer: Any) -> None:
@@ -170,8 +161,7 @@ def test_weights_never_change_the_tokens(
 @pytest.mark.parametrize("kind", ["t5_tokenizer", "gpt_tokenizer"])
 def test_a_weight_lies_on_the_tokens_of_its_word(kind: str, request: pytest.FixtureRequest) -> None:
     tokenizer = request.getfixturevalue(kind)
-    tokens = tokenize_prompt(tokenizer, [("a", 1.0), (" red", 1.3), (" cat", 1.0)], BARE)
-    weight_of = dict(zip(pieces(tokenizer, tokens.ids), tokens.weights, strict=True))
+    weight_of = dict(zip(*unpadded(tokenizer, [("a", 1.0), (" red", 1.3), (" cat", 1.0)]), strict=True))
     weighted = {piece for piece, weight in weight_of.items() if weight != 1.0}
     assert weighted <= {"▁red", "Ġred"} and len(weighted) == 1
     assert weight_of[weighted.pop()] == 1.3
@@ -184,9 +174,9 @@ def test_the_space_before_a_word_does_not_thin_its_weight(t5_tokenizer: Any, gpt
 
 
 def test_a_token_of_several_segments_has_the_mean_weight_of_its_characters(t5_tokenizer: Any) -> None:
-    tokens = tokenize_prompt(t5_tokenizer, [("a c", 1.0), ("at", 1.6)], BARE)
-    assert pieces(t5_tokenizer, tokens.ids) == ["▁a", "▁cat", "</s>"]
-    assert tokens.weights == pytest.approx([1.0, (1.0 + 1.6 + 1.6) / 3, 1.0])
+    found, weights = unpadded(t5_tokenizer, [("a c", 1.0), ("at", 1.6)])
+    assert found == ["▁a", "▁cat", "</s>"]
+    assert weights == pytest.approx([1.0, (1.0 + 1.6 + 1.6) / 3, 1.0])
 
 
 def test_a_weight_does_not_reach_the_prefix_or_the_end_token(t5_tokenizer: Any) -> None:
@@ -195,15 +185,14 @@ def test_a_weight_does_not_reach_the_prefix_or_the_end_token(t5_tokenizer: Any) 
 
 
 def test_every_byte_of_a_character_has_its_weight(gpt_tokenizer: Any) -> None:
-    tokens = tokenize_prompt(gpt_tokenizer, [("b", 1.0), ("é🐈", 1.5), ("b", 1.0)], BARE)
-    assert tokens.weights == [1.0] + [1.5] * 6 + [1.0]
+    assert unpadded(gpt_tokenizer, [("b", 1.0), ("é🐈", 1.5), ("b", 1.0)])[1] == [1.0] + [1.5] * 6 + [1.0]
 
 
 def test_a_character_that_the_tokenizer_rewrites_keeps_its_weight(t5_tokenizer: Any) -> None:
     """Two characters in the prompt, one after normalisation: offsets must be those of the prompt."""
-    tokens = tokenize_prompt(t5_tokenizer, [("caf", 1.0), ("e\u0301", 1.5), (" cat", 1.0)], BARE)
-    assert pieces(t5_tokenizer, tokens.ids) == ["▁caf", "é", "▁cat", "</s>"]
-    assert tokens.weights == [1.0, 1.5, 1.0, 1.0]
+    found, weights = unpadded(t5_tokenizer, [("caf", 1.0), ("e\u0301", 1.5), (" cat", 1.0)])
+    assert found == ["▁caf", "é", "▁cat", "</s>"]
+    assert weights == [1.0, 1.5, 1.0, 1.0]
 
 
 def test_weights_need_a_tokenizer_with_offsets() -> None:
@@ -241,9 +230,9 @@ def test_names_of_textual_inversions_are_left_out(
 
 
 def test_weights_stay_on_their_words_beside_a_textual_inversion(t5_tokenizer: Any) -> None:
-    tokens = tokenize_prompt(t5_tokenizer, [("embedding:bad ", 1.2), ("a ", 1.0), ("cat", 1.3)], BARE)
-    assert pieces(t5_tokenizer, tokens.ids) == ["▁a", "▁cat", "</s>"]
-    assert tokens.weights == [1.0, 1.3, 1.0]
+    found, weights = unpadded(t5_tokenizer, [("embedding:bad ", 1.2), ("a ", 1.0), ("cat", 1.3)])
+    assert found == ["▁a", "▁cat", "</s>"]
+    assert weights == [1.0, 1.3, 1.0]
 
 
 # BREAK

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llm4gen_core import LLM4GENError
-from llm4gen_core.strength import CURVES, StrengthSchedule
+from llm4gen_core.lambda_modes import CURVES, StrengthSchedule
 
 
 @pytest.mark.parametrize("curve", CURVES)
@@ -45,8 +45,8 @@ def test_it_says_what_it_is() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"start": float("nan")}, "λ runs from nan to 1.0; expected numbers"),
-        ({"end": float("inf")}, "λ runs from 1.0 to inf; expected numbers"),
+        ({"start": float("nan")}, "λ is nan at first and 1.0 at last; expected numbers"),
+        ({"end": float("inf")}, "λ is 1.0 at first and inf at last; expected numbers"),
         ({"start_percent": 0.5, "end_percent": 0.5}, "The range of λ is 0.5 to 0.5; expected 0 <= start < end <= 1"),
         ({"start_percent": -0.1}, "The range of λ is -0.1 to 1.0"),
         ({"curve": "bouncy"}, "The curve of λ is 'bouncy'; expected one of linear, ease_in"),

@@ -75,7 +75,7 @@ def test_the_prefix_and_the_projection_are_dropped() -> None:
         ("CrossFusionModule.0.q_proj.weight", "an LLM4GEN adapter"),
         ("cam.q_proj.weight", "an LLM4GEN adapter"),
         ("lora_te_text_model.lora_down.weight", "a LoRA"),
-        ("something.weight", "something unknown, with tensors such as something.weight"),
+        ("something.weight", "an unknown model (tensors: something.weight"),
     ],
 )
 def test_other_files_are_called_by_their_name(key: str, kind: str) -> None:

@@ -80,7 +80,7 @@ def test_shapes_are_those_of_the_deltas(kind: str, make: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "tensors", "words"),
     [
-        ("full", kv(), "kind 'full' is not known; this version knows cross_attention_kv, lora. Update"),
+        ("full", kv(), "kind 'full' is unknown; expected one of cross_attention_kv, lora. Update"),
         ("lora", {}, "it holds no tensors"),
         ("cross_attention_kv", lora(), "6 tensors do not belong to kind 'cross_attention_kv'"),
         ("lora", kv(), "4 tensors do not belong to kind 'lora'"),
@@ -95,7 +95,7 @@ def test_shapes_are_those_of_the_deltas(kind: str, make: Any) -> None:
         ("lora", lora(**{f"{DOWN}.ff.net.2.lora_A.weight": None}), "1 tensors .* missing .*ff.net.2.lora_A.weight"),
         ("lora", lora(**{f"{DOWN}.ff.net.2.lora_B.weight": None}), "1 tensors .* missing .*ff.net.2.lora_B.weight"),
         ("lora", lora(**{f"{DOWN}.ff.net.2.bias": random(8)}), "1 tensors do not belong"),
-        ("lora", lora(**{f"{DOWN}.ff.net.2.lora_A.weight": random(2, 32)}), "lora_A .2, 32. and lora_B .8, 3., which"),
+        ("lora", lora(**{f"{DOWN}.ff.net.2.lora_A.weight": random(2, 32)}), "lora_A .2, 32. and lora_B .8, 3., whose"),
         ("lora", lora(**{f"{DOWN}.ff.net.2.lora_A.weight": random(3, 8, 1, 1)}), "expected a matrix"),
         ("lora", lora(**{f"{DOWN}.ff.net.2.alpha": random(3)}), r"alpha has shape \[3\]; expected a single number"),
         ("lora", lora(**{f"{DOWN}.ff.net.2.alpha": torch.tensor(4)}), "alpha is torch.int64; expected floating"),

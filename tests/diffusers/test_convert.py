@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from small_models import make_projector
 
 from llm4gen_core import RANKGEN_T5_XL, LLM4GENError, LLMSpec, load_adapter
-from llm4gen_diffusers.convert import ConvertSettings, convert
+from llm4gen_diffusers.convert import convert
+from llm4gen_diffusers.options import ConvertSettings
 
 SPEC = LLMSpec(model="tiny/t5", architecture="t5", layers=2, width=96, prefix="pre ", max_length=128)
 
@@ -22,7 +23,7 @@ def run(models, tmp_path):
 
     def run(source=models.adapter, **changes):
         target = tmp_path / "out.safetensors"
-        convert(ConvertSettings(str(source), str(target), **changes))
+        convert(ConvertSettings(source=source, target=target, **changes))
         return target
 
     return run
@@ -78,7 +79,7 @@ def test_metadata_is_complete(run, models, tmp_path):
 def test_the_release_needs_no_options(tmp_path):
     """Its sizes identify it: family, LLM and title are known."""
     target = tmp_path / "out.safetensors"
-    convert(ConvertSettings(str(make_projector(tmp_path / "projector.pth", 768, 2048)), str(target)))
+    convert(ConvertSettings(source=make_projector(tmp_path / "projector.pth", 768, 2048), target=target))
     metadata = load_adapter(target).metadata
     assert (metadata.base_family, metadata.llm) == ("sd15", RANKGEN_T5_XL)
     assert "official" in metadata.title

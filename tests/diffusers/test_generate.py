@@ -8,14 +8,15 @@ from checkpoint import write_checkpoint
 from PIL import Image
 from small_models import make_diffusers_folder
 
-from llm4gen_diffusers.generate import GenerateSettings, generate
+from llm4gen_diffusers.generate import generate
 from llm4gen_diffusers.images import save_png
+from llm4gen_diffusers.options import GenerateSettings, GenerationOptions
 
 
 @pytest.fixture
 def settings(models, tmp_path):
     def make(**changes):
-        small = {"prompts": ["a red cat"], "width": 64, "height": 32, "steps": 2, "device": "cpu"}
+        small = {"prompts": ("a red cat",), "width": 64, "height": 32, "steps": 2, "device": "cpu"}
         given = {"base": str(models.base), "output": str(tmp_path / "out")} | small | changes
         return GenerateSettings(**given)
 
@@ -24,7 +25,7 @@ def settings(models, tmp_path):
 
 def test_pixels_are_those_of_paint(settings, sd15, models):
     [file] = generate(settings(adapter=str(models.adapter), llm=str(models.llm), seed=9))
-    image = sd15.generate("a red cat", seed=9, width=64, height=32, steps=2)[0]
+    image = sd15.generate("a red cat", GenerationOptions(width=64, height=32, steps=2), seed=9)[0]
     expected = (image * 255).permute(1, 2, 0).numpy().astype(np.uint8)  # cut off, as ComfyUI's SaveImage does
     assert np.array_equal(np.asarray(Image.open(file)), expected)
 
@@ -32,7 +33,7 @@ def test_pixels_are_those_of_paint(settings, sd15, models):
 def test_the_png_says_how_it_was_made(settings, models):
     changes = {"negative": "dög", "seed": 9, "batch": 2, "strength": 0.5, "guidance": 3.0}
     files = generate(
-        settings(adapter=str(models.adapter), llm=str(models.llm), unet=str(models.unet), prompts=["猫"], **changes)
+        settings(adapter=str(models.adapter), llm=str(models.llm), unet=str(models.unet), prompts=("猫",), **changes)
     )
     for index, file in enumerate(files):
         text = Image.open(file).text
@@ -92,7 +93,7 @@ def test_a_plain_image_does_not_claim_an_adapter(settings):
 
 
 def test_a_folder_is_continued(settings, tmp_path, capsys):
-    first = generate(settings(prompts=["a cat", "a dog"]))
+    first = generate(settings(prompts=("a cat", "a dog")))
     bytes_before = [file.read_bytes() for file in first]
     second = generate(settings())
     names = [f"llm4gen_0000{number}.png" for number in (1, 2, 3)]
@@ -109,7 +110,7 @@ def test_a_name_is_numbered_when_it_is_taken(settings, tmp_path):
 
 def test_a_gap_in_the_numbers_is_filled_and_nothing_else_touched(sd15, tmp_path):
     (tmp_path / "llm4gen_00002.png").write_bytes(b"mine")
-    image = sd15.generate("a cat", width=32, height=32, steps=1)[0]
+    image = sd15.generate("a cat", GenerationOptions(width=32, height=32, steps=1))[0]
     names = [save_png(image, tmp_path, {"prompt": ""}).name for _ in range(2)]
     assert names == ["llm4gen_00001.png", "llm4gen_00003.png"]
     assert (tmp_path / "llm4gen_00002.png").read_bytes() == b"mine"

@@ -6,14 +6,17 @@ import shutil
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from small_painters import with_strength
 from transformers import CLIPTextModel
 
 from llm4gen_core import AdapterMetadata, LLM4GENError, UNetPart, load_adapter, save_adapter
+from llm4gen_diffusers.devices import DTYPES
 from llm4gen_diffusers.families import load_family
+from llm4gen_diffusers.options import GenerationOptions, ModelFiles
 from llm4gen_diffusers.sampling import Pipeline, add_unet_part
 from llm4gen_diffusers.schedule import DDIMUniformScheduler, NoiseSchedule, unit_noise
 
-SMALL = {"width": 64, "height": 64, "steps": 4}
+SMALL = GenerationOptions(width=64, height=64, steps=4)
 
 
 def host_sigmas():
@@ -61,9 +64,8 @@ def test_timesteps_are_those_of_ddim_uniform(steps, count, first):
 
 @pytest.mark.parametrize(("steps", "guidance"), [(4, 7.5), (7, 5.0), (8, 1.0)])
 def test_latents_equal_eulers_method_in_sigma_space(sd15, steps, guidance):
-    painted = sd15.generate(
-        "a red cat", "a dog", seed=5, steps=steps, guidance=guidance, width=32, height=64, output="latents"
-    )
+    options = GenerationOptions(negative="a dog", steps=steps, guidance=guidance, width=32, height=64)
+    painted = sd15.generate("a red cat", options, seed=5, output="latents")
     expected = euler(sd15, "a red cat", "a dog", 5, steps, guidance, 32, 64)
     assert painted.shape == (1, 4, 8, 4)
     torch.testing.assert_close(painted, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
@@ -95,48 +97,55 @@ def test_predicted_noise_equals_a_direct_call_of_the_unet(sd15, models):
 
 def test_another_unet_takes_the_place_of_the_bases(models):
     """Also as the release has it, in a folder `unet` within the one that is given."""
-    replaced = Pipeline.from_files(models.base, unet=models.unet)
-    within = Pipeline.from_files(models.base, unet=models.unet.parent)
+    replaced = Pipeline.from_files(ModelFiles(base=models.base, unet=models.unet))
+    within = Pipeline.from_files(ModelFiles(base=models.base, unet=models.unet.parent))
     expected = UNet2DConditionModel.from_pretrained(models.unet).state_dict()
     for model in (replaced, within):
         assert all(torch.equal(value, expected[name]) for name, value in model.family.unet.state_dict().items())
 
 
 def test_images_have_the_size_and_range_that_were_asked_for(sd15):
-    images = sd15.generate("a red cat", width=64, height=96, steps=2, batch=2)
+    images = sd15.generate("a red cat", GenerationOptions(width=64, height=96, steps=2), batch=2)
     assert images.shape == (2, 3, 96, 64)
     assert images.min() >= 0 and images.max() <= 1 and images.std() > 0.01
 
 
 def test_the_same_seed_gives_the_same_image(sd15):
-    assert torch.equal(sd15.generate("a cat", seed=3, **SMALL), sd15.generate("a cat", seed=3, **SMALL))
+    assert torch.equal(sd15.generate("a cat", SMALL, seed=3), sd15.generate("a cat", SMALL, seed=3))
 
 
-@pytest.mark.parametrize("change", [{"seed": 4}, {"prompt": "a dog"}, {"negative": "blue"}, {"strength": 0.5}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 4}, {"prompt": "a dog"}, {"options": SMALL.model_copy(update={"negative": "blue"})}]
+)
 def test_every_input_changes_the_image(sd15, change):
-    settings = {"prompt": "a cat", "seed": 3, **SMALL}
+    settings = {"prompt": "a cat", "options": SMALL, "seed": 3}
     assert (sd15.generate(**settings) - sd15.generate(**{**settings, **change})).abs().max() > 1e-4
 
 
+def test_strength_changes_the_image(sd15):
+    weak = with_strength(sd15, 0.5)
+    assert (sd15.generate("a cat", SMALL) - weak.generate("a cat", SMALL)).abs().max() > 1e-4
+
+
 def test_the_first_image_of_a_batch_has_the_same_noise_as_a_single_one(sd15):
-    batch = sd15.generate("a cat", seed=3, batch=2, **SMALL)
-    torch.testing.assert_close(batch[:1], sd15.generate("a cat", seed=3, **SMALL), rtol=0, atol=1e-4)
+    batch = sd15.generate("a cat", SMALL, seed=3, batch=2)
+    torch.testing.assert_close(batch[:1], sd15.generate("a cat", SMALL, seed=3), rtol=0, atol=1e-4)
     assert (batch[0] - batch[1]).abs().max() > 1e-2
 
 
 def test_guidance_1_ignores_the_negative_prompt(sd15):
-    settings = {"seed": 3, "guidance": 1.0, **SMALL}
-    assert torch.equal(sd15.generate("a cat", "dog", **settings), sd15.generate("a cat", "boat", **settings))
+    dog, boat = (SMALL.model_copy(update={"guidance": 1.0, "negative": text}) for text in ("dog", "boat"))
+    assert torch.equal(sd15.generate("a cat", dog), sd15.generate("a cat", boat))
 
 
 def test_only_the_unet_computes_in_half_precision(sd15, models):
     """Latents, context and sampler stay in float32, as in ComfyUI."""
-    half = Pipeline.from_files(models.base, adapter=models.adapter, llm=models.llm, dtype=torch.float16)
+    half = Pipeline.from_files(ModelFiles(base=models.base, adapter=models.adapter, llm=models.llm, dtype="float16"))
     context, latents = sd15.encode(["a red cat", ""]), torch.randn(2, 4, 16, 16)
     exact, rounded = sd15.predict_noise(latents, 501, context), half.predict_noise(latents, 501, context)
     assert half.family.unet.dtype == torch.float16 and rounded.dtype == torch.float32
     assert 0 < (exact - rounded).abs().max() < 0.01 * exact.abs().max()
-    painted = half.generate("a cat", output="latents", **SMALL)
+    painted = half.generate("a cat", SMALL, output="latents")
     assert painted.dtype == torch.float32 and not torch.equal(painted, painted.half().float())
 
 
@@ -146,7 +155,7 @@ def test_only_the_unet_computes_in_half_precision(sd15, models):
 @pytest.mark.parametrize("steps", [4, 7])
 def test_sdxl_is_painted_as_by_diffusers_pipeline(models, steps):
     """With ComfyUI's schedule in it. The pipeline counts text, sizes and the VAE together in its own way."""
-    painter = Pipeline.from_files(models.sdxl)
+    painter = Pipeline.from_files(ModelFiles(base=models.sdxl))
     family = painter.family
     pipeline = StableDiffusionXLPipeline(
         family.vae,
@@ -156,7 +165,8 @@ def test_sdxl_is_painted_as_by_diffusers_pipeline(models, steps):
         DDIMUniformScheduler.over(family.base.schedule),
     )
     pipeline.set_progress_bar_config(disable=True)
-    painted = painter.generate("a red cat", "blue", seed=3, steps=steps, guidance=5.0, width=64, height=96, batch=2)
+    options = GenerationOptions(negative="blue", steps=steps, guidance=5.0, width=64, height=96)
+    painted = painter.generate("a red cat", options, seed=3, batch=2)
     expected = pipeline(
         ["a red cat"] * 2,
         negative_prompt=["blue"] * 2,
@@ -171,7 +181,7 @@ def test_sdxl_is_painted_as_by_diffusers_pipeline(models, steps):
 
 
 def test_sdxl_is_conditioned_on_pooled_text_and_sizes(models):
-    painter = Pipeline.from_files(models.sdxl)
+    painter = Pipeline.from_files(ModelFiles(base=models.sdxl))
     context, latents = painter.encode(["a red cat"]), torch.randn(1, 4, 8, 8)
     uncropped = torch.tensor([[64, 64, 0, 0, 64, 64]])
     usual = painter.predict_noise(latents, 500, context)
@@ -183,7 +193,8 @@ def test_sdxl_is_conditioned_on_pooled_text_and_sizes(models):
 
 
 def test_the_miniature_paints(models):
-    images = Pipeline.from_files(models.miniature).generate("a red circle", steps=2, batch=2)
+    pipeline = Pipeline.from_files(ModelFiles(base=models.miniature))
+    images = pipeline.generate("a red circle", GenerationOptions(steps=2), batch=2)
     assert images.shape == (2, 3, 32, 32) and images.std() > 0.01
 
 
@@ -193,13 +204,12 @@ def velocity(models, tmp_path):
     base = shutil.copytree(models.base, tmp_path / "sd15")
     config = base / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "v_prediction"}))
-    return Pipeline.from_files(base)
+    return Pipeline.from_files(ModelFiles(base=base))
 
 
 def test_velocity_is_painted_as_by_eulers_method(velocity):
-    painted = velocity.generate(
-        "a red cat", "a dog", seed=5, steps=7, guidance=5.0, width=32, height=64, output="latents"
-    )
+    options = GenerationOptions(negative="a dog", steps=7, guidance=5.0, width=32, height=64)
+    painted = velocity.generate("a red cat", options, seed=5, output="latents")
     expected = euler(velocity, "a red cat", "a dog", 5, 7, 5.0, 32, 64)
     torch.testing.assert_close(painted, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
@@ -239,16 +249,18 @@ def lora_part(unet):
 
 
 @pytest.mark.parametrize("make", [kv_part, lora_part])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_what_the_adapter_stores_of_the_unet_is_added_to_it(models, plain, tmp_path, make, dtype):
     adapter, part = load_adapter(models.adapter), make(plain.family.unet)
     save_adapter(adapter.module, tmp_path / "a.safetensors", AdapterMetadata("sd15", None), part)
-    painter = Pipeline.from_files(models.base, adapter=tmp_path / "a.safetensors", llm=models.llm, dtype=dtype)
-    base = load_family(None, models.base, parts=["unet"], unet_dtype=dtype).unet.state_dict()
+    painter = Pipeline.from_files(
+        ModelFiles(base=models.base, adapter=tmp_path / "a.safetensors", llm=models.llm, dtype=dtype)
+    )
+    base = load_family(None, models.base, parts=["unet"], unet_dtype=DTYPES[dtype]).unet.state_dict()
     deltas = {f"{name}.weight": delta for name, delta in part.deltas()}
     assert len(deltas) >= 3
     for name, weight in painter.family.unet.state_dict().items():
-        expected = (base[name].float() + deltas[name]).to(dtype) if name in deltas else base[name]
+        expected = (base[name].float() + deltas[name]).to(DTYPES[dtype]) if name in deltas else base[name]
         assert torch.equal(weight, expected)
 
 
@@ -276,7 +288,7 @@ def test_a_fine_tuned_text_encoder_takes_the_place_of_the_bases(models, plain, t
         for parameter in clip.parameters():
             parameter += 0.01 * torch.randn_like(parameter)
     clip.save_pretrained(tmp_path / "clip")
-    tuned = Pipeline.from_files(models.base, clip=tmp_path / "clip")
+    tuned = Pipeline.from_files(ModelFiles(base=models.base, clip=tmp_path / "clip"))
     found = tuned.encode(["a red cat"]).hidden
     assert torch.equal(found, type(plain)(with_text_encoder(plain.family, clip.eval())).encode(["a red cat"]).hidden)
     assert not torch.equal(found, plain.encode(["a red cat"]).hidden)
@@ -290,7 +302,7 @@ def with_text_encoder(family, clip):
 
 def test_modules_in_training_paint_the_same_and_go_on_training(models, sd15):
     """Some in evaluation mode, as frozen ones are, all with dropout; gradients and random numbers are left alone."""
-    live = Pipeline.from_files(models.base, adapter=models.adapter, llm=models.llm)
+    live = Pipeline.from_files(ModelFiles(base=models.base, adapter=models.adapter, llm=models.llm))
     unet, adapter = live.family.unet, live.adapter
     unet.train().requires_grad_(True)
     unet.mid_block.eval()
@@ -302,16 +314,16 @@ def test_modules_in_training_paint_the_same_and_go_on_training(models, sd15):
     torch.manual_seed(4)
     expected = torch.rand(3)
     torch.manual_seed(4)
-    painted = live.generate("a cat", seed=3, **SMALL)
+    painted = live.generate("a cat", SMALL, seed=3)
     assert torch.equal(torch.rand(3), expected)
-    assert torch.equal(painted, sd15.generate("a cat", seed=3, **SMALL))
+    assert torch.equal(painted, sd15.generate("a cat", SMALL, seed=3))
     assert [module.training for module in unet.modules()] == modes and adapter.module.training
     assert not unet._forward_hooks and not unet._forward_pre_hooks
     assert all(parameter.grad is None for parameter in unet.parameters())
 
 
 def test_the_mode_is_restored_after_an_error(models):
-    live = Pipeline.from_files(models.base)
+    live = Pipeline.from_files(ModelFiles(base=models.base))
     live.family.unet.train()
     with pytest.raises(RuntimeError):
         live.predict_noise(torch.randn(1, 5, 8, 8), 3, live.encode(["a cat"]))
@@ -320,14 +332,14 @@ def test_the_mode_is_restored_after_an_error(models):
 
 def test_a_unet_frozen_in_half_precision_paints_while_parts_of_it_are_trained(models, plain):
     """Trained parts are in float32; on the way back nothing of the context stays."""
-    live = Pipeline.from_files(models.base, dtype=torch.float16)
+    live = Pipeline.from_files(ModelFiles(base=models.base, dtype="float16"))
     for name, layer in live.family.unet.named_modules():
         if name.endswith((".attn2.to_k", ".attn2.to_v")):
             layer.float()
     context, latents = plain.encode(["a red cat", ""]), torch.randn(2, 4, 8, 8)
     exact, found = (model.predict_noise(latents, 501, context) for model in (plain, live))
     assert 0 < (exact - found).norm() < 0.01 * exact.norm()
-    assert live.generate("a cat", **SMALL).isfinite().all()
+    assert live.generate("a cat", SMALL).isfinite().all()
     assert not torch.is_autocast_enabled("cpu")
 
 
@@ -338,38 +350,39 @@ PROMPTS = ["a red cat", LONG, "", "a blue dog on a chair", "a green boat"]
 SEEDS = [3, 4, 3, 2**64 - 1, 0]
 
 
-def alone(model, prompts, seeds, **settings):
-    return torch.cat(
-        [model.generate(prompt, seed=seed, **settings) for prompt, seed in zip(prompts, seeds, strict=True)]
-    )
+def alone(model, options):
+    """Each of `PROMPTS` in a batch of its own."""
+    return torch.cat([model.generate(prompt, options, seed=seed) for prompt, seed in zip(PROMPTS, SEEDS, strict=True)])
 
 
 @pytest.mark.parametrize("name", ["sd15", "plain", "sdxl"])
 def test_prompts_painted_together_are_painted_as_each_alone(models, request, name):
     """With an adapter, without, and with pooled text; a long prompt changes no other's image."""
-    model = Pipeline.from_files(models.sdxl) if name == "sdxl" else request.getfixturevalue(name)
-    settings = {"negative": "a dog", "steps": 2, "guidance": 3.0, "width": 64, "height": 32}
-    settings |= {} if name != "sd15" else {"strength": 0.7}
-    together = model.generate_prompts(PROMPTS, seeds=SEEDS, batch=3, **settings)
+    model = Pipeline.from_files(ModelFiles(base=models.sdxl)) if name == "sdxl" else request.getfixturevalue(name)
+    options = GenerationOptions(negative="a dog", steps=2, guidance=3.0, width=64, height=32)
+    if name == "sd15":
+        model = with_strength(model, 0.7)
+    together = model.generate_prompts(PROMPTS, options, seeds=SEEDS, batch=3)
     assert together.shape == (5, 3, 32, 64)
-    torch.testing.assert_close(together, alone(model, PROMPTS, SEEDS, **settings), rtol=0, atol=1e-4)
+    torch.testing.assert_close(together, alone(model, options), rtol=0, atol=1e-4)
     assert (together[0] - together[2]).abs().max() > 1e-3, "the seed is not all there is"
 
 
 @pytest.mark.parametrize(
-    "changes", [{"guidance": 1.0, "negative": LONG}, {"negative": LONG}, {"chunks": 1}, {"chunks": 2}], ids=str
+    ("changes", "chunks"), [({"guidance": 1.0, "negative": LONG}, None), ({"negative": LONG}, None), ({}, 1), ({}, 2)]
 )
-def test_length_and_guidance_are_those_of_a_prompt_alone(plain, changes):
-    settings = {"steps": 1, "width": 32, "height": 32, **changes}
-    together = plain.generate_prompts(PROMPTS, seeds=SEEDS, **settings)
-    torch.testing.assert_close(together, alone(plain, PROMPTS, SEEDS, **settings), rtol=0, atol=1e-4)
+def test_length_and_guidance_are_those_of_a_prompt_alone(plain, changes, chunks):
+    options = GenerationOptions(steps=1, width=32, height=32, **changes)
+    model = Pipeline(plain.family, chunks=chunks)
+    together = model.generate_prompts(PROMPTS, options, seeds=SEEDS)
+    torch.testing.assert_close(together, alone(model, options), rtol=0, atol=1e-4)
 
 
 def test_one_chunk_cuts_a_prompt(plain):
-    settings = {"seed": 1, "steps": 1, "width": 32, "height": 32}
+    options, cutting = GenerationOptions(steps=1, width=32, height=32), Pipeline(plain.family, chunks=1)
     start = "a cat " * 37 + "a "  # 75 tokens
-    assert torch.equal(plain.generate(LONG, chunks=1, **settings), plain.generate(start, chunks=1, **settings))
-    assert not torch.equal(plain.generate(LONG, **settings), plain.generate(start, **settings))
+    assert torch.equal(cutting.generate(LONG, options), cutting.generate(start, options))
+    assert not torch.equal(plain.generate(LONG, options), plain.generate(start, options))
 
 
 def test_the_negative_prompt_is_encoded_once_and_the_unet_called_once_a_step_and_batch(plain, monkeypatch):
@@ -377,7 +390,7 @@ def test_the_negative_prompt_is_encoded_once_and_the_unet_called_once_a_step_and
     encode, predict = plain.encode, plain.family.predict
     monkeypatch.setattr(plain, "encode", lambda texts, *rest: (encoded.append(list(texts)), encode(texts, *rest))[1])
     monkeypatch.setattr(plain.family, "predict", lambda x, *rest: (called.append(len(x)), predict(x, *rest))[1])
-    plain.generate_prompts(["a cat"] * 5, seeds=range(5), steps=2, width=16, height=16, batch=2)
+    plain.generate_prompts(["a cat"] * 5, GenerationOptions(steps=2, width=16, height=16), seeds=range(5), batch=2)
     assert encoded == [[""], ["a cat"] * 2, ["a cat"] * 2, ["a cat"]]
     assert called == [4, 4, 4, 4, 2, 2]
 

@@ -103,6 +103,11 @@ def test_settings_change_the_description(sd15: Path, settings: PresetOptions) ->
     files = ModelFiles(base=str(sd15))
     other = settings.model_copy(update={"guidance": 4.0})
     assert open_model(files, settings, "cpu").describe() != open_model(files, other, "cpu").describe()
+    chunks = [
+        open_model(ModelFiles(base=str(sd15), chunks=chunks), settings, "cpu").describe()["chunks"]
+        for chunks in (1, 2, 0, None)
+    ]
+    assert chunks == [1, 2, None, None], "0 and null are as many as a prompt needs"
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,7 @@ from PIL import Image
 from evaluation.benchmarks import METRICS, MetricEntry, find_metric
 from evaluation.generate import generate
 from evaluation.image_set import ImageSet, read_scores
-from evaluation.judges import Judge
-from evaluation.metrics.base import Context, ImageMetric, SetMetric, SetScore
+from evaluation.metrics.base import Context, ImageMetric, Judge, SetMetric, SetScore
 from evaluation.models import open_model
 from evaluation.score import check_metrics, score
 from llm4gen_core import LLM4GENError
@@ -27,7 +26,7 @@ from miniature.judge import score as judged
 class Red(ImageMetric):
     """How red an image is."""
 
-    name, title, share = "red", "Red", True
+    name, share = "red", True
     calls = 0
     scale = 1
 
@@ -50,7 +49,7 @@ class Red(ImageMetric):
 class Count(SetMetric):
     """How many images there are."""
 
-    name, title = "count", "Count"
+    name = "count"
     computed = 0
 
     def __init__(self) -> None:
@@ -75,7 +74,7 @@ def register(monkeypatch, *metrics: type) -> None:
     """Make metrics of the test known by name."""
     monkeypatch.setattr(MetricEntry, "load_class", lambda entry: {one.name: one for one in metrics}[entry.name])
     for one in metrics:
-        monkeypatch.setitem(METRICS, one.name, MetricEntry(one.name, one.title, ""))
+        monkeypatch.setitem(METRICS, one.name, MetricEntry(one.name, one.name.title(), ""))
 
 
 @pytest.fixture
@@ -159,7 +158,7 @@ def test_options_are_checked_before_any_image_is_generated(tmp_path: Path, monke
     from evaluation.metrics.fid import FID
 
     monkeypatch.setattr(FID, "judges_needed", ())
-    with pytest.raises(LLM4GENError, match="give the option reference=FOLDER"):
+    with pytest.raises(LLM4GENError, match="set the option reference=FOLDER"):
         check_metrics(["fid"], Context(tmp_path))
     with pytest.raises(LLM4GENError, match="nowhere does not exist"):
         check_metrics(["fid"], Context(tmp_path, options={"reference": str(tmp_path / "nowhere")}))

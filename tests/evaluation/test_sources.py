@@ -11,7 +11,7 @@ import pytest
 
 from evaluation.benchmarks import BENCHMARKS, find_benchmark
 from evaluation.image_set import noise_seed
-from evaluation.metrics.dpg import questions_of
+from evaluation.metrics.questions import questions_of
 from evaluation.metrics.three_in_one import kind_of
 from evaluation.prompts import Prompt, write_prompts
 from llm4gen_core import LLM4GENError

@@ -1,4 +1,4 @@
-"""Intervals hold the truth as often as they say, and what is known by hand or from scipy comes out."""
+"""Coverage of intervals in simulated experiments, and values known by hand or from scipy."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from llm4gen_core import LLM4GENError
 
 
 class World:
-    """Experiments with yes-or-no scores of which the truth is known: probit, with prompts and seeds as random effects.
+    """Experiments with binary scores and a known mean: a probit model with prompts and seeds as random effects.
 
     Args:
         seeds: training seeds.
-        spread: standard deviation of the seeds' effect; that of the prompts' is .7, of the rest 1.
+        spread: standard deviation of the seeds' effect; that of the prompts is .7, of the residual 1.
     """
 
     def __init__(self, seeds: int, spread: float, prompts: int = 150) -> None:
@@ -26,7 +26,7 @@ class World:
     def prompt_effects(self) -> NDArray[np.float64]:
         return self.draws.normal(0, 0.7, (1, self.prompts))
 
-    def arm(self, share: float, prompts: NDArray[np.float64]) -> NDArray[np.float64]:
+    def variant(self, share: float, prompts: NDArray[np.float64]) -> NDArray[np.float64]:
         seeds = self.draws.normal(0, self.spread, (self.seeds, 1))
         rest = self.draws.normal(0, 1, (self.seeds, self.prompts))
         return (prompts + seeds + rest < stats.norm.ppf(share) * (1 + 0.49 + self.spread**2) ** 0.5).astype(float)
@@ -41,19 +41,19 @@ def coverage(intervals: list[Estimate], truth: float) -> float:
 )
 def test_coverage_of_shares(seeds: int, spread: float, share: float) -> None:
     world = World(seeds, spread)
-    intervals = [estimate(world.arm(share, world.prompt_effects())) for _ in range(1000)]
+    intervals = [estimate(world.variant(share, world.prompt_effects())) for _ in range(1000)]
     assert 0.92 <= coverage(intervals, share) <= 0.985
 
 
 def test_coverage_where_cells_are_missing_by_prompt_and_seed() -> None:
-    """Values are missing more often where prompts are hard, as binding is where a word was not painted at all."""
+    """Values are missing more often where prompts are hard, as binding is where an object is missing altogether."""
     world = World(3, 0.15)
 
     def experiment() -> NDArray[np.float64]:
         prompts = world.prompt_effects()
-        return np.where(world.arm(0.7, prompts) > 0, world.arm(0.6, prompts), np.nan)
+        return np.where(world.variant(0.7, prompts) > 0, world.variant(0.6, prompts), np.nan)
 
-    # The truth is the ratio of two expectations; from 1,500 experiments it is known to about .002.
+    # The true mean is a ratio of two expectations, estimated from 1,500 experiments to about .002.
     many = np.stack([experiment() for _ in range(1500)])
     truth = np.nansum(many) / np.isfinite(many).sum()
     assert 0.92 <= coverage([estimate(values) for values in many[:1000]], truth) <= 0.985
@@ -65,7 +65,7 @@ def test_coverage_of_differences(seeds: int, spread: float) -> None:
     intervals = []
     for _ in range(1000):
         prompts = world.prompt_effects()
-        intervals.append(paired(world.arm(0.6, prompts), world.arm(0.5, prompts)))
+        intervals.append(paired(world.variant(0.6, prompts), world.variant(0.5, prompts)))
     assert 0.92 <= coverage(intervals, 0.1) <= 0.985
 
 
@@ -74,7 +74,7 @@ def test_p_values_are_uniform_where_nothing_differs() -> None:
     p = []
     for _ in range(1000):
         prompts = world.prompt_effects()
-        p.append(paired(world.arm(0.5, prompts), world.arm(0.5, prompts)).p)
+        p.append(paired(world.variant(0.5, prompts), world.variant(0.5, prompts)).p)
     assert 0.03 < np.mean(np.array(p) < 0.05) < 0.07
     assert 0.45 < np.mean(p) < 0.55
 

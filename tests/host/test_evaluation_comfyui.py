@@ -1,4 +1,4 @@
-"""`evaluation` paints a set of prompts through a real server: what a person would get who typed each of them."""
+"""`evaluation` generates a prompt set through a real server, as a person would who typed each prompt."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from evaluation.comfyui import ComfyUIPipeline
-from evaluation.comfyui.canvas import convert
-from evaluation.comfyui.server import Server
 from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
 
@@ -35,16 +33,16 @@ def graph(**options):
 @pytest.fixture
 def connect(server, tmp_path):
     """A pipeline of a workflow of this host; its file holds `content`."""
-    painters = []
+    pipelines = []
 
-    def connect(content, **options):
+    def connect(content, prompt_inputs=("text.positive",), **options):
         file = tmp_path / "workflow.json"
         file.write_text(json.dumps(content), encoding="utf-8")
-        painters.append(ComfyUIPipeline.connect(server.url, file, **options))
-        return painters[-1]
+        pipelines.append(ComfyUIPipeline.connect(server.url, file, prompt_inputs=prompt_inputs, **options))
+        return pipelines[-1]
 
     yield connect
-    for pipeline in painters:
+    for pipeline in pipelines:
         pipeline.close()
 
 
@@ -76,7 +74,7 @@ def small(content):
     return content
 
 
-def test_paints_what_a_person_would_get(server, models, connect):
+def test_generates_what_a_person_would_get(server, models, connect):
     pipeline = connect(graph(positive="what stands in the file", seed=7))
     saved = len(list((server.base / "output").glob("*")))
     images = list(pipeline.generate([prompt for prompt, _ in PAIRS], [seed for _, seed in PAIRS]))
@@ -93,16 +91,36 @@ def test_paints_what_a_person_would_get(server, models, connect):
     )
 
 
-def test_negative_prompt_takes_the_workflows_place(server, models, connect):
-    (image,) = connect(graph(negative="blurry"), negative="ugly").generate(PROMPTS[1:], [3])
+def test_negative_prompt_replaces_the_workflows(server, models, connect):
+    (image,) = connect(graph(negative="blurry"), negative="ugly", negative_inputs=["text.negative"]).generate(
+        PROMPTS[1:], [3]
+    )
     assert image.tobytes() == by_hand(server, graph(positive="a ginger cat", negative="ugly", seed=3)).tobytes()
 
 
-def test_the_shipped_canvas_is_the_graph_that_run_sends(server, models, connect):
+@pytest.mark.parametrize(
+    ("name", "prompt", "seeds"),
+    [
+        ("llm4gen_sd15", "5.positive", 1),
+        ("llm4gen_sdxl", "5.positive", 1),
+        ("llm4gen_sdxl_refine", "5.value", 2),
+    ],
+)
+def test_shipped_workflows_after_export(server, name, prompt, seeds, connect):
+    content = json.loads((REPOSITORY / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    with pytest.raises(LLM4GENError, match="is in the format of Save"):
+        connect(content)
+    nodes = to_api_format(content, server.get("/object_info"))
+    with pytest.raises(LLM4GENError, match=rf"name it in prompt_inputs.* {prompt} \("):
+        connect(nodes, ())
+    about = connect(nodes, prompt_inputs=[prompt]).describe()
+    assert about["prompt_inputs"] == [prompt] and len(about["seed_inputs"]) == seeds
+
+
+def test_the_shipped_workflow_generates_what_run_generates(server, models, connect):
     content = json.loads((REPOSITORY / "workflows" / "llm4gen_sd15.json").read_text(encoding="utf-8"))
     nodes = to_api_format(small(content), server.get("/object_info"))
-    pipeline = connect(small(content))
-    assert pipeline.describe()["prompt_inputs"] == ["5.positive"]
+    pipeline = connect(nodes, prompt_inputs=["5.positive"])
     assert pipeline.describe()["models"] == [
         "llm4gen_unet.safetensors",
         "projector.pth",
@@ -114,28 +132,15 @@ def test_the_shipped_canvas_is_the_graph_that_run_sends(server, models, connect)
     assert image.tobytes() == by_hand(server, nodes).tobytes()
 
 
-@pytest.mark.parametrize("name", ["llm4gen_sd15", "llm4gen_sdxl", "llm4gen_sdxl_refine"])
-def test_every_shipped_canvas_is_converted(server, name, tmp_path, connect):
-    path = REPOSITORY / "workflows" / f"{name}.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
-    client = Server(server.url, 60)
-    assert convert(content, client.node_info) == (to_api_format(content, server.get("/object_info")), set())
-    client.close()
-    pipeline = ComfyUIPipeline.connect(server.url, path)
-    assert pipeline.describe()["prompt_inputs"] == ["5.value" if name.endswith("refine") else "5.positive"]
-    seeds = {"llm4gen_sd15": 1, "llm4gen_sdxl": 1, "llm4gen_sdxl_refine": 2}
-    assert len(pipeline.describe()["seed_inputs"]) == seeds[name]
-    pipeline.close()
-
-
 def test_separate_and_stock_nodes_get_the_prompt(server, models, connect):
     nodes = separate(graph())
-    assert connect(nodes).describe()["prompt_inputs"] == ["clip_positive.text", "llm_positive.text"]
-    (image,) = connect(plain_clip(graph())).generate(PROMPTS[1:], [8])
+    both = ["clip_positive.text", "llm_positive.text"]
+    assert connect(nodes, both).describe()["prompt_inputs"] == both
+    (image,) = connect(plain_clip(graph()), ["clip_positive.text"]).generate(PROMPTS[1:], [8])
     assert image.tobytes() == by_hand(server, plain_clip(graph(positive="a ginger cat", seed=8))).tobytes()
 
 
-def test_description_tells_the_host(server, models, connect):
+def test_description_names_the_host(server, models, connect):
     about = connect(graph(seed=1)).describe()
     assert about["comfyui"] == server.get("/system_stats")["system"]["comfyui_version"]
     assert about["packs"] == ["renamed-by-the-user"] and about["comfyui_switches"] == ["--cpu"]
@@ -186,7 +191,7 @@ def test_a_timeout_leaves_nothing_in_the_queue_but_what_others_put_there(server,
     assert generate(connect(graph()), PAIRS[:1]), "the server goes on"
 
 
-def test_an_interruption_in_the_browser_is_said(server, models, connect):
+def test_an_interruption_in_the_browser_is_reported(server, models, connect):
     import urllib.request
 
     pipeline = connect(long_graph())

@@ -20,6 +20,7 @@ LONG = "a red cube and a blue sphere beside a green pyramid, " * 12
 @pytest.fixture(scope="module")
 def twin(models, comfy, tmp_path_factory):
     """The command line's SD1.5 from the checkpoint's weights, with the same adapter and LLM."""
+    from llm4gen_diffusers.options import ModelFiles
     from llm4gen_diffusers.sampling import Pipeline
 
     folder = write_diffusers_folder(
@@ -30,7 +31,7 @@ def twin(models, comfy, tmp_path_factory):
     llm = tmp_path_factory.mktemp("llm") / "rankgen"
     tokenizer = COMFYUI / "comfy" / "text_encoders" / "t5_tokenizer"
     host_models.save_hf_t5(host_models.rankgen_state(20), llm, tokenizer)
-    return Pipeline.from_files(folder, adapter=models / "llm4gen" / "projector.pth", llm=llm)
+    return Pipeline.from_files(ModelFiles(base=folder, adapter=models / "llm4gen" / "projector.pth", llm=llm))
 
 
 @pytest.fixture(scope="module")
@@ -106,12 +107,15 @@ def test_same_noise_prediction(twin, host_side, timestep):
 @pytest.mark.parametrize("steps", [4, 7])
 def test_same_image(server, twin, steps):
     """7 does not divide 1000: the host's ddim_uniform then makes one step more."""
+    from llm4gen_diffusers.options import GenerationOptions
+
     nodes = graph(positive=DENSE, negative=NEGATIVE, seed=12345, batch=2)
     nodes["sampler"]["inputs"]["steps"] = steps
     result = server.run(nodes)
     assert result.error is None, result.error
     painted = np.stack([np.asarray(Image.open(server.base / "output" / name)) for name in result.images()])
-    images = twin.generate(DENSE, NEGATIVE, seed=12345, steps=steps, width=128, height=128, batch=2)
+    options = GenerationOptions(negative=NEGATIVE, steps=steps, width=128, height=128)
+    images = twin.generate(DENSE, options, seed=12345, batch=2)
     ours = (images.permute(0, 2, 3, 1).numpy() * 255).clip(0, 255).astype(np.uint8)
     difference = np.abs(painted.astype(int) - ours.astype(int))
     assert painted.std() > 10, "the image is flat"

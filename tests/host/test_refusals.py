@@ -197,7 +197,7 @@ def test_fused_twice(server):
         },
     }
     nodes["sampler"]["inputs"]["positive"] = ["again", 0]
-    assert "is fused already" in message(server, nodes)
+    assert "is already fused" in message(server, nodes)
 
 
 def test_checkpoint_without_clip(server):

@@ -44,9 +44,10 @@ class Trained:
     pipeline: Mapping[str, Any]
 
     def painted(self) -> torch.Tensor:
+        from llm4gen_diffusers.options import ModelFiles
         from llm4gen_diffusers.sampling import Pipeline
 
-        pipeline = Pipeline.from_files(**self.pipeline)
+        pipeline = Pipeline.from_files(ModelFiles(**self.pipeline))
         return pipeline.predict_noise(self.latents, self.timesteps, pipeline.encode([PROMPT, NEGATIVE]))
 
 

@@ -12,8 +12,7 @@ import torch
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from llm4gen_core import LLM4GENError
-from llm4gen_diffusers.families import family_class
-from llm4gen_diffusers.families.patch_autoencoder import PatchAutoencoder
+from llm4gen_diffusers.families import PatchAutoencoder, family_class
 from miniature import base
 from miniature.dataset import pairs
 from miniature.scenes import COLORS, GRID, Object, line_up, render

@@ -1,4 +1,4 @@
-"""A server on this machine that speaks OpenAI's protocol and answers as it is told."""
+"""A local server that speaks OpenAI's protocol and gives prepared answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 Answer = str | tuple[int, str]
-"""A text that the model says, or a status and the body that goes with it."""
+"""The model's text, or a status and its body."""
 
 
 class ChatServer:
@@ -62,12 +62,12 @@ class ChatServer:
 
 
 def said(text: str) -> str:
-    """The body of a chat completion."""
+    """Body of a chat completion."""
     return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]})
 
 
 def question_of(body: dict[str, Any]) -> tuple[str, Image.Image | None]:
-    """The text of a request, and its image."""
+    """Text and image of a request."""
     content = body["messages"][0]["content"]
     if isinstance(content, str):
         return content, None

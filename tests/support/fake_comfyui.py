@@ -21,12 +21,12 @@ SEED = ["INT", {"default": 0, "control_after_generate": True}]
 SAMPLER = {"model": ["MODEL"], "positive": ["CONDITIONING"], "negative": ["CONDITIONING"], "latent_image": ["LATENT"]}
 
 
-def kind(inputs, output, names=None, end=False, optional=None):
+def kind(inputs, output, end=False, optional=None):
     """What /object_info says about a kind of nodes."""
     return {
         "input": {"required": inputs, "optional": optional or {}},
         "output": output,
-        "output_name": names or output,
+        "output_name": output,
         "output_node": end,
         "python_module": "custom_nodes.llm4gen" if "llm" in inputs else "nodes",
     }
@@ -35,32 +35,13 @@ def kind(inputs, output, names=None, end=False, optional=None):
 KINDS = {
     "Loader": kind({"ckpt_name": [["a.safetensors", "b.safetensors"]]}, ["MODEL", "CLIP", "VAE"]),
     "CLIPTextEncode": kind({"text": TEXT, "clip": ["CLIP"]}, ["CONDITIONING"]),
-    "CLIPTextEncodeSDXL": kind(
-        {"clip": ["CLIP"], "width": ["INT", {}], "text_g": TEXT, "text_l": TEXT}, ["CONDITIONING"]
-    ),
-    "LLM4GENTextEncode": kind(
-        {"clip": ["CLIP"], "llm": ["LLM4GEN_LLM"], "positive": TEXT, "negative": TEXT, "strength": ["FLOAT", {}]},
-        ["CONDITIONING", "CONDITIONING"],
-        ["positive", "negative"],
-    ),
     "LLM4GENEncodeCLIP": kind(
         {"clip": ["CLIP"], "text": TEXT}, ["CONDITIONING"], optional={"paired_text": ["STRING", {"forceInput": True}]}
     ),
-    "LLM4GENEncodeLLM": kind({"llm": ["LLM4GEN_LLM"], "text": TEXT}, ["LLM4GEN_FEATURES"], ["LLM_FEATURES"]),
+    "LLM4GENEncodeLLM": kind({"llm": ["LLM4GEN_LLM"], "text": TEXT}, ["LLM4GEN_FEATURES"]),
     "LLM4GENFuse": kind({"conditioning": ["CONDITIONING"], "llm_features": ["LLM4GEN_FEATURES"]}, ["CONDITIONING"]),
     "LLMLoader": kind({"llm_name": ["COMBO", {"options": ["t5/"]}]}, ["LLM4GEN_LLM"]),
-    "ConditioningCombine": kind(
-        {"conditioning_1": ["CONDITIONING"], "conditioning_2": ["CONDITIONING"]}, ["CONDITIONING"]
-    ),
-    "ConditioningZeroOut": kind({"conditioning": ["CONDITIONING"]}, ["CONDITIONING"]),
-    "FluxGuidance": kind({"conditioning": ["CONDITIONING"], "guidance": ["FLOAT", {}]}, ["CONDITIONING"]),
-    "ControlNetApplyAdvanced": kind(
-        {"positive": ["CONDITIONING"], "negative": ["CONDITIONING"], "image": ["IMAGE"]},
-        ["CONDITIONING", "CONDITIONING"],
-        ["positive", "negative"],
-    ),
     "PrimitiveString": kind({"value": ["STRING", {"multiline": False}]}, ["STRING"]),
-    "StringConcatenate": kind({"string_a": TEXT, "string_b": TEXT, "delimiter": ["STRING", {}]}, ["STRING"]),
     "Text/from a pack (x)": kind({"text": ["STRING", {}]}, ["STRING"]),
     "PrimitiveInt": kind({"value": ["INT", {"control_after_generate": True}]}, ["INT"]),
     "EmptyLatentImage": kind({"width": ["INT", {}], "height": ["INT", {}], "batch_size": ["INT", {}]}, ["LATENT"]),
@@ -68,15 +49,7 @@ KINDS = {
     "KSamplerAdvanced": kind({**SAMPLER, "noise_seed": SEED}, ["LATENT"]),
     "RandomNoise": kind({"noise_seed": SEED}, ["NOISE"]),
     "BasicGuider": kind({"model": ["MODEL"], "conditioning": ["CONDITIONING"]}, ["GUIDER"]),
-    "DualCFGGuider": kind(
-        {"cond1": ["CONDITIONING"], "cond2": ["CONDITIONING"], "negative": ["CONDITIONING"]}, ["GUIDER"]
-    ),
     "SamplerCustomAdvanced": kind({"noise": ["NOISE"], "guider": ["GUIDER"], "latent_image": ["LATENT"]}, ["LATENT"]),
-    "BothSides": kind(
-        {"text": TEXT, "negative_text": TEXT}, ["CONDITIONING", "CONDITIONING"], ["positive", "negative"]
-    ),
-    "OtherEncoder": kind({"prompt": TEXT, "negative_prompt": TEXT}, ["OTHER_EMBEDS"]),
-    "OtherSampler": kind({"embeds": ["OTHER_EMBEDS"], "seed": ["INT", {}], "steps": ["INT", {}]}, ["LATENT"]),
     "VAEDecode": kind({"samples": ["LATENT"], "vae": ["VAE"]}, ["IMAGE"]),
     "LoadImage": kind({"image": [["a.png"], {"image_upload": True}]}, ["IMAGE", "MASK"]),
     "SaveImage": kind({"images": ["IMAGE"], "filename_prefix": ["STRING", {}]}, ["IMAGE"], end=True),
@@ -122,7 +95,7 @@ def colour(text, seed):
 
 
 class FakeComfyUI:
-    """Speaks the API of ComfyUI; an image of one colour of prompt and seed stands for a painting."""
+    """Speaks the API of ComfyUI; an image of one colour of prompt and seed stands for a generated image."""
 
     def __init__(self):
         with socket.socket() as probe:
@@ -271,7 +244,7 @@ def prompts(number):
     return [Prompt(id=f"p{place}", text=f"prompt {place}") for place in range(number)]
 
 
-def painted(images):
+def generated(images):
     return [image.getpixel((0, 0)) for image in images]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from small_models import (
     make_unet_folder,
 )
 
+from llm4gen_diffusers.options import ModelFiles
 from llm4gen_diffusers.sampling import Pipeline
 
 D_TEXT, D_LLM = 64, 96
@@ -48,10 +50,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 @pytest.fixture(scope="session")
 def sd15(models: Models) -> Pipeline:
     """With LLM4GEN."""
-    return Pipeline.from_files(models.base, adapter=models.adapter, llm=models.llm)
+    return Pipeline.from_files(ModelFiles(base=models.base, adapter=models.adapter, llm=models.llm))
+
+
+def with_strength(pipeline: Pipeline, strength: float) -> Pipeline:
+    """The same modules with another λ."""
+    other = copy.copy(pipeline)
+    other.strength = strength
+    return other
 
 
 @pytest.fixture(scope="session")
 def plain(models: Models) -> Pipeline:
     """Without."""
-    return Pipeline.from_files(models.base)
+    return Pipeline.from_files(ModelFiles(base=models.base))

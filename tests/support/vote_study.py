@@ -1,4 +1,4 @@
-"""Sets of images to vote on, and a vote server in a process of its own."""
+"""Image sets to vote on, and a vote server in its own process."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def make_set(
     name: str,
     prompts: Sequence[Prompt],
     seeds: Sequence[int] = (0,),
-    paint: Callable[[str, Prompt, int], Image.Image] = flat,
+    draw: Callable[[str, Prompt, int], Image.Image] = flat,
 ) -> ImageSet:
-    """A set whose files say in their text chunks which model has made them, as ComfyUI's do."""
+    """An image set whose files name their model in text chunks, as ComfyUI's do."""
     images = ImageSet(folder)
     images.create(ImageSettings(name=name, seeds=list(seeds), generation={"model": name}), prompts)
     images.images.mkdir(exist_ok=True)
@@ -55,7 +55,7 @@ def make_set(
     for prompt in prompts:
         for seed in seeds:
             path = images.images / f"{image_id(prompt.id, seed)}.png"
-            image = paint(name, prompt, seed)
+            image = draw(name, prompt, seed)
             image.save(path, pnginfo=said)
             row = ImageRow(
                 id=image_id(prompt.id, seed),
@@ -77,7 +77,7 @@ def make_set(
 
 
 class ServedStudy:
-    """`vote serve` as a person starts it. Use as a context manager; `stop` and `start` again as often as wanted.
+    """`vote serve` in its own process, a context manager; it can be stopped and started again.
 
     Args:
         folder: of a study.
@@ -94,7 +94,7 @@ class ServedStudy:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """The second time on the port of the first."""
+        """Start the server; a restart uses the port of the first start."""
         code = (
             "import sys; from evaluation.vote.command import configure; "
             "from llm4gen_diffusers.command_line import Parser, run_command\n"
@@ -119,11 +119,18 @@ class ServedStudy:
                 self.port = int(found[1])
                 break
         else:
+            process.stdout.close()
             raise RuntimeError(f"The server did not start: {''.join(self.said)}")
-        threading.Thread(target=lambda: self.said.extend(process.stdout or []), daemon=True).start()
+        output = process.stdout
+
+        def listen() -> None:
+            with output:
+                self.said.extend(output)
+
+        threading.Thread(target=listen, daemon=True).start()
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
-        """Exit code."""
+        """Stop the server and return its exit code."""
         assert self.process is not None
         self.process.send_signal(how)
         return self.process.wait(20)
@@ -137,7 +144,7 @@ class ServedStudy:
             self.stop(signal.SIGKILL)
 
     def request(self, path: str, content: Any = None, kind: str = "application/json") -> tuple[int, dict, bytes]:
-        """Status, headers and body of a GET, or of a POST if there is content (bytes go as they are)."""
+        """Return status, headers and body of a GET, or of a POST if there is content (bytes are sent unchanged)."""
         body = content if content is None or isinstance(content, bytes) else json.dumps(content).encode()
         request = urllib.request.Request(self.url + path, body, {"Content-Type": kind} if body is not None else {})
         try:

@@ -18,6 +18,7 @@ from llm4gen_core import EntityPair, LLM4GENError, Span
 from llm4gen_core.entity_guidance import GuidanceOptions
 from llm4gen_core.prompt_tokens import tokenize_prompt
 from llm4gen_diffusers.families import SDXL, Family, load_family
+from llm4gen_diffusers.options import GenerationOptions, ModelFiles
 from llm4gen_diffusers.sampling import Pipeline
 from train.conditioning import CaptionDropout, Conditioner
 from train.memory import FakeRun, Shapes, text_form
@@ -101,9 +102,9 @@ def test_a_run_trains_and_its_export_paints(world: Path, tmp_path: Path) -> None
     assert len(losses(folder)) == 1
     export = folder / "export"
     files = {"unet": export, "adapter": export / "adapter.safetensors", "llm": world / "llm"}
-    model = Pipeline.from_files(world / "base", **files)  # type: ignore[arg-type]
+    model = Pipeline.from_files(ModelFiles(base=world / "base", **files))  # type: ignore[arg-type]
     assert model.encode([CAPTION]).hidden.shape[1] == LENGTH + 24
-    assert model.generate(CAPTION, steps=2, width=16, height=16).isfinite().all()
+    assert model.generate(CAPTION, GenerationOptions(steps=2, width=16, height=16)).isfinite().all()
 
 
 def test_text_encoders_of_unlike_lengths_are_refused(models: Any, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from short_runs import forget_accelerate, losses, metrics, prediction, relative_
 from small_models import make_diffusers_folder, make_sdxl_folder, make_t5_folder
 
 from llm4gen_core import load_adapter
-from llm4gen_diffusers.generate import GenerateSettings, generate
+from llm4gen_diffusers.generate import generate
+from llm4gen_diffusers.options import GenerateSettings, ModelFiles
 from llm4gen_diffusers.sampling import Pipeline
 from train.loop import Trainer, run
 from train.recipe import Parts, Recipe
@@ -114,7 +115,7 @@ def pipeline(place: Place, recipe: Recipe, export: Path | None, **options: objec
                 files[name] = export if name == "clip" else export / path
         if "adapter" in files:
             files["llm"] = place.path / "llm"
-    return Pipeline.from_files(place.path / recipe.family, **files, **options)  # type: ignore[arg-type]
+    return Pipeline.from_files(ModelFiles(base=place.path / recipe.family, **files, **options))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -138,9 +139,9 @@ def test_the_recipe_trains_and_its_export_paints(
         settings["llm"] = str(place.path / "llm")
     (image,) = generate(
         GenerateSettings(
-            str(place.path / recipe.family),
-            [PROMPT],
-            str(tmp_path / "image.png"),
+            base=place.path / recipe.family,
+            prompts=(PROMPT,),
+            output=tmp_path / "image.png",
             **settings,
             steps=2,
             width=64,

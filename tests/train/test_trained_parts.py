@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from llm4gen_core import AdapterMetadata, LLM4GENError, UNetPart, load_adapter
 from llm4gen_core.adapter import FUSIONS
 from llm4gen_diffusers.families import load_family
+from llm4gen_diffusers.options import GenerationOptions, ModelFiles
 from llm4gen_diffusers.sampling import Pipeline, add_unet_part
 from llm4gen_diffusers.schedule import NoiseSchedule
 from train.export import ExportSettings, export
@@ -213,7 +214,7 @@ def pipeline(run: Run, folder: Path, **options: Any) -> Pipeline:
             files[name] = folder / path
     if "adapter" in files:
         files["llm"] = run.world / "llm"
-    return Pipeline.from_files(run.world / "base", **files, **options)
+    return Pipeline.from_files(ModelFiles(base=run.world / "base", **files, **options))
 
 
 def painted(run: Run, folder: Path, noisy: Tensor, timesteps: Tensor, **options: Any) -> Tensor:
@@ -340,15 +341,15 @@ def test_an_exported_unet_says_what_it_was_trained_with(world: Path, tmp_path: P
     schedule = trainer.family.base.schedule
     assert schedule.prediction_type == "v_prediction" and schedule.alphas_cumprod[-1] == 0
     for unet in (tmp_path / "out", tmp_path / "out" / "unet"):
-        model = Pipeline.from_files(world / "base", unet=unet)
+        model = Pipeline.from_files(ModelFiles(base=world / "base", unet=unet))
         assert model.family.base.schedule == schedule
-    painting = {"seed": 2, "steps": 3, "width": 16, "height": 16}
+    small = GenerationOptions(steps=3, width=16, height=16)
     assert torch.equal(
-        Pipeline(trainer.family).generate("a red circle", **painting), model.generate("a red circle", **painting)
+        Pipeline(trainer.family).generate("a red circle", small, seed=2), model.generate("a red circle", small, seed=2)
     )
     assert not torch.equal(
-        shifted(model, load_family("miniature", world / "base", parts=()).base.schedule).generate("a", **painting),
-        model.generate("a", **painting),
+        shifted(model, load_family("miniature", world / "base", parts=()).base.schedule).generate("a", small, seed=2),
+        model.generate("a", small, seed=2),
     ), "a schedule makes a difference"
     following = recipe.model_copy(
         update={"loss": Loss(), "model": recipe.model.model_copy(update={"unet": str(tmp_path / "out" / "unet")})}
@@ -411,7 +412,9 @@ def test_a_run_goes_on_from_exactly_what_was_exported(
     assert all(torch.equal(now[f"adapter.{name}"], tensor) for name, tensor in adapter.module.state_dict().items())
     noisy, found, timesteps = prediction(trainer.objective, trainer.conditioner, CAPTIONS)
     unet = start / "unet" if (start / "unet").is_dir() else None
-    model = Pipeline.from_files(world / "base", unet=unet, adapter=start / "adapter.safetensors", llm=world / "llm")
+    model = Pipeline.from_files(
+        ModelFiles(base=world / "base", unet=unet, adapter=start / "adapter.safetensors", llm=world / "llm")
+    )
     expected = model.predict_noise(noisy, timesteps, model.encode(CAPTIONS))
     assert relative_error(found, expected) < 1e-5
     part, merged = adapter.unet_part, model.family.unet.state_dict()
@@ -431,7 +434,7 @@ def test_the_second_export_holds_both_stages(world: Path, exports: dict[str, Pat
     trainer.fit()
     noisy, expected, timesteps = prediction(trainer.objective, trainer.conditioner, CAPTIONS)
     file = tmp_path / "run" / "export" / "adapter.safetensors"
-    model = Pipeline.from_files(world / "base", adapter=file, llm=world / "llm")
+    model = Pipeline.from_files(ModelFiles(base=world / "base", adapter=file, llm=world / "llm"))
     assert relative_error(model.predict_noise(noisy, timesteps, model.encode(CAPTIONS)), expected) < 1e-5
     first, second = load_adapter(exports[parts] / "adapter.safetensors").unet_part, load_adapter(file).unet_part
     assert first is not None and second is not None

@@ -18,6 +18,7 @@ from short_runs import losses, metrics, recipe_content, train
 from small_models import make_world
 
 from llm4gen_core import LLM4GENError
+from llm4gen_diffusers.options import GenerationOptions, ModelFiles
 from llm4gen_diffusers.sampling import Pipeline
 from train.data.images import to_model
 from train.data.samples import cut_of, load_pixels
@@ -114,12 +115,14 @@ def test_validation_images_are_those_of_the_export(world: Path, tmp_path: Path) 
     files = sorted(file.name for file in (folder / "validation" / "step-00000004").iterdir())
     assert files == [f"prompt-0{prompt}-seed-{seed}.png" for prompt in (1, 2) for seed in (1, 2)]
     pipeline = Pipeline.from_files(
-        world / "base",
-        unet=folder / "export" / "unet",
-        adapter=folder / "export" / "adapter.safetensors",
-        llm=world / "llm",
+        ModelFiles(
+            base=world / "base",
+            unet=folder / "export" / "unet",
+            adapter=folder / "export" / "adapter.safetensors",
+            llm=world / "llm",
+        )
     )
-    painted = pipeline.generate("a blue square", seed=2, steps=3, guidance=7.5, width=16, height=16)[0]
+    painted = pipeline.generate("a blue square", GenerationOptions(steps=3, width=16, height=16), seed=2)[0]
     with Image.open(folder / "validation" / "step-00000004" / "prompt-02-seed-2.png") as image:
         found = torch.from_numpy(np.asarray(image).astype(np.int64))
     expected = (painted.permute(1, 2, 0) * 255).long()
@@ -214,17 +217,15 @@ def test_eight_pairs_are_learned_by_heart(tmp_path: Path) -> None:
     cuts = [cut_of(manifest, i, (16, 16), 3, 0) for i in range(8)]
     images = torch.stack([to_model(load_pixels(manifest, i, cut)) for i, cut in enumerate(cuts)]) / 2 + 0.5
     pipeline = Pipeline.from_files(
-        tmp_path / "base",
-        unet=folder / "export" / "unet",
-        adapter=folder / "export" / "adapter.safetensors",
-        llm=tmp_path / "llm",
+        ModelFiles(
+            base=tmp_path / "base",
+            unet=folder / "export" / "unet",
+            adapter=folder / "export" / "adapter.safetensors",
+            llm=tmp_path / "llm",
+        )
     )
-    painted = torch.cat(
-        [
-            pipeline.generate(manifest.caption(i), seed=1, steps=20, guidance=1.0, width=16, height=16, progress=False)
-            for i in range(8)
-        ]
-    )
+    options = GenerationOptions(steps=20, guidance=1.0, width=16, height=16)
+    painted = torch.cat([pipeline.generate(manifest.caption(i), options, seed=1, progress=False) for i in range(8)])
     errors = (painted[:, None] - images[None]).square().mean((2, 3, 4))
     assert errors.argmin(1).tolist() == list(range(8))
     assert errors.diagonal().max() < 0.03

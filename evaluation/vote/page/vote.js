@@ -1,11 +1,11 @@
 "use strict";
 
-// Votes go first into this browser's own storage and leave it only when the server has said that they are on its disk.
+// Votes are stored in the browser first, and removed when the server has acknowledged that they are on its disk.
 
 const UNSENT = "llm4gen-vote.unsent";
 const NAME = "llm4gen-vote.name";
 const LONGEST_WAIT = 3000; // ms between two tries to reach the server
-const FLASH = 140; // ms for which a choice is shown before the next question; keys that bounce fall into it
+const FLASH = 140; // ms for which a choice is shown before the next question; a bouncing key is ignored meanwhile
 const AHEAD = 2; // pairs that are loaded before they are needed
 const KEYS = { ArrowLeft: "left", 1: "left", ArrowRight: "right", 2: "right", ArrowDown: "tie", " ": "tie" };
 const SIDES = { left: "Image A", right: "Image B", tie: "No difference" };
@@ -13,14 +13,14 @@ const SIDES = { left: "Image A", right: "Image B", tie: "No difference" };
 const at = (id) => document.getElementById(id);
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
-let session = null; // what the server told: study, rater, questions, tasks
+let session = null; // from the server: study, rater, questions, tasks
 let step = 0; // number of the question, counted over all pairs
 let shown = null; // the task whose images are on the page
-let ready = false; // both images can be seen, and no choice is just being shown
+let ready = false; // both images are visible, and no choice is being shown
 
 // ---------------------------------------------------------------------------------------------- storage
 
-const memory = {}; // where a browser forbids storage, a reload forgets what was not sent
+const memory = {}; // where the browser forbids storage, a reload loses votes that were not sent
 
 function stored(key) {
   try {
@@ -96,7 +96,7 @@ async function send() {
     }
     const waiting = unsent().length === 1 ? "1 answer waits" : `${unsent().length} answers wait`;
     const why = content.error ?? "The server cannot be reached.";
-    trouble("server", `${why} ${waiting} in this browser and will be sent later; you can go on.`);
+    trouble("server", `${why} ${waiting} in this browser and will be sent later; you can continue.`);
     await Promise.race([pause(wait), new Promise((now) => (hurry = now))]);
     wait = Math.min(2 * wait, LONGEST_WAIT);
   }
@@ -161,7 +161,7 @@ function frame(side, image) {
 
 // ---------------------------------------------------------------------------------------------- time
 
-// Seconds during which the question could be seen: a tab in the background takes no time.
+// Seconds during which the question was visible; a tab in the background does not count.
 const clock = {
   before: 0,
   since: null,
@@ -229,8 +229,8 @@ async function show(number) {
     shown = null;
     for (const side of ["left", "right"]) at(`image-${side}`).replaceChildren();
     const images = await Promise.all([load(task.left), load(task.right)]);
-    if (step !== number) return; // went back, or on, while they were loading
-    // Both in the same frame: the first to be seen must not be the one that came first.
+    if (step !== number) return; // the rater went back or forward while they were loading
+    // Both in the same frame: no image may appear before the other.
     at("image-left").replaceChildren(frame("left", images[0]));
     at("image-right").replaceChildren(frame("right", images[1]));
     shown = task;
@@ -253,7 +253,7 @@ function mark(choice) {
 }
 
 function newId() {
-  // Not crypto.randomUUID, which browsers keep for https; a phone comes by http.
+  // Not crypto.randomUUID, which browsers offer only over https; a phone uses http.
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
@@ -294,7 +294,7 @@ function forward() {
 function showEnd() {
   showView("end");
   const pairs = session.tasks.length;
-  at("end-text").textContent = `You have answered for all ${pairs} pairs.`;
+  at("end-text").textContent = `You have answered all questions on ${pairs} pairs.`;
   showSaved();
   at("end-title").focus();
   at("said").textContent = "";
@@ -335,7 +335,7 @@ async function begin(name) {
   store(NAME, name);
   session = content;
   shown = null;
-  // What waits here to be sent was answered too.
+  // Votes that wait to be sent count as answered.
   const tasks = new Map(session.tasks.map((task) => [task.id, task]));
   for (const ballot of unsent()) {
     const mine = ballot.study === session.study && ballot.rater === session.rater;
@@ -364,7 +364,7 @@ at("start-form").addEventListener("submit", (event) => {
 
 for (const button of document.querySelectorAll("[data-choice]")) {
   button.addEventListener("click", (event) => {
-    // Clicked with a pointer, it gives the keys back: space is "no difference" then, and not this button again.
+    // After a click it loses the focus, so that space means "no difference" and does not press it again.
     if (event.detail > 0) button.blur();
     vote(button.dataset.choice);
   });

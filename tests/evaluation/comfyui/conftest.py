@@ -1,4 +1,4 @@
-"""A fake ComfyUI, and painters that are connected to it."""
+"""A fake ComfyUI, and pipelines that are connected to it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import pytest
 from fake_comfyui import FakeComfyUI, plain
 
 from evaluation.comfyui import ComfyUIPipeline
-from evaluation.comfyui import pipeline as painter_module
+from evaluation.comfyui import pipeline as pipeline_module
 
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch):
     """Look at the queue more often than once in a second."""
-    monkeypatch.setattr(painter_module, "_LOOK", 0.05)
+    monkeypatch.setattr(pipeline_module, "_LOOK", 0.05)
 
 
 @pytest.fixture
@@ -26,15 +26,15 @@ def comfy():
 
 @pytest.fixture
 def connect(comfy, tmp_path):
-    painters = []
+    pipelines = []
 
     def connect(graph=None, **options):
         file = tmp_path / "workflow.json"
         file.write_text(json.dumps(plain() if graph is None else graph), encoding="utf-8")
-        options = {"patience": 5, **options}
-        painters.append(ComfyUIPipeline.connect(comfy.url, file, **options))
-        return painters[-1]
+        options = {"patience": 5, "prompt_inputs": ["2.text"], **options}
+        pipelines.append(ComfyUIPipeline.connect(comfy.url, file, **options))
+        return pipelines[-1]
 
     yield connect
-    for pipeline in painters:
+    for pipeline in pipelines:
         pipeline.close()

@@ -1,4 +1,4 @@
-"""A server that answers as it is told, the shipped set, and tiny chat models with random weights."""
+"""A chat server with prepared answers, the shipped set, and tiny chat models with random weights."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="session")
 def writer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An LLM that says random words."""
+    """An LLM with random weights."""
     path = tmp_path_factory.mktemp("models") / "writer"
     words = tokenizer()
     torch.manual_seed(1)
@@ -78,7 +78,7 @@ def writer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def vision_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A vision-language model that says random words."""
+    """A vision-language model with random weights."""
     path = tmp_path_factory.mktemp("models") / "vision"
     words = tokenizer()
     config = LlavaConfig(

@@ -1,4 +1,4 @@
-"""The builder: from images to a set, through a server that fails and processes that are killed."""
+"""The builder: from images to a prompt set, with a failing server and killed processes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from filelock import FileLock
 from PIL import Image
 
 from evaluation.dense.builder import Build, BuildSettings
+from evaluation.dense.chat_models import Request
 from evaluation.dense.filters import read_unsafe_words
 from evaluation.dense.image_folder import source_images
-from evaluation.dense.writing import Request
 from evaluation.prompts import read_prompts
 from llm4gen_core import LLM4GENError
 
@@ -38,7 +38,7 @@ def description(color: str) -> str:
 
 
 def prompts_of(request: str, count: int) -> list[str]:
-    """As many prompts, which differ by what was asked."""
+    """Prompts that depend on the request."""
     seed = sum(map(ord, request))
     chosen = [[THINGS[(seed + 5 * number + step * (number + 1)) % 12] for step in range(4)] for number in range(count)]
     return [
@@ -50,7 +50,7 @@ def prompts_of(request: str, count: int) -> list[str]:
 
 
 def answer(body: dict[str, Any], number: int) -> Answer:
-    """What a good pair of models says."""
+    """Answers of a good pair of models."""
     text, image = question_of(body)
     if image is not None:
         pixel = image.convert("RGB").getpixel((5, 5))
@@ -116,7 +116,9 @@ def test_from_images_to_a_set(
     assert "sk-hidden" not in written + shown
 
 
-def test_nothing_is_asked_twice_and_more_can_be_asked_for(server: ChatServer, photos: Path, tmp_path: Path) -> None:
+def test_nothing_is_requested_twice_and_a_build_can_be_extended(
+    server: ChatServer, photos: Path, tmp_path: Path
+) -> None:
     server.answers = answer
     assert run(*command(photos, tmp_path / "out", server.url)) == 0
     first = (tmp_path / "out" / "prompts.jsonl").read_bytes()
@@ -130,7 +132,7 @@ def test_nothing_is_asked_twice_and_more_can_be_asked_for(server: ChatServer, ph
 
 
 @pytest.mark.parametrize("failing", [2, 7])
-def test_goes_on_where_the_server_failed(server: ChatServer, photos: Path, tmp_path: Path, failing: int) -> None:
+def test_continues_where_the_server_failed(server: ChatServer, photos: Path, tmp_path: Path, failing: int) -> None:
     server.answers = lambda body, number: (400, "no") if number == failing else answer(body, number)
     assert run(*command(photos, tmp_path / "out", server.url, "--parallel", "1")) == 2
     assert not (tmp_path / "out" / "prompts.jsonl").exists()
@@ -140,7 +142,7 @@ def test_goes_on_where_the_server_failed(server: ChatServer, photos: Path, tmp_p
     assert len(read_prompts(tmp_path / "out" / "prompts.jsonl")) == 36
 
 
-def test_what_runs_beside_a_failure_is_kept(server: ChatServer, photos: Path, tmp_path: Path) -> None:
+def test_answers_that_arrive_after_a_failure_are_kept(server: ChatServer, photos: Path, tmp_path: Path) -> None:
     def slow(body: dict[str, Any], number: int) -> Answer:
         if number == 0:
             return 400, "no"
@@ -152,7 +154,7 @@ def test_what_runs_beside_a_failure_is_kept(server: ChatServer, photos: Path, tm
     assert len(rows(tmp_path / "out" / "descriptions.jsonl")) == 2
 
 
-def test_garbage_is_left_out_and_named(server: ChatServer, photos: Path, tmp_path: Path) -> None:
+def test_bad_answers_are_rejected_with_reasons(server: ChatServer, photos: Path, tmp_path: Path) -> None:
     def garbage(body: dict[str, Any], number: int) -> Answer:
         text, image = question_of(body)
         if image is not None and image.convert("RGB").getpixel((5, 5))[2] > 200:
@@ -181,20 +183,20 @@ def test_near_duplicates_are_left_out(server: ChatServer, photos: Path, tmp_path
     assert prompt.text == same and reasons == {f"near-duplicate of {prompt.id}"}
 
 
-def test_another_build_does_not_go_on_in_the_folder(
+def test_another_build_is_refused_in_the_folder(
     server: ChatServer, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.answers = answer
     assert run(*command(photos, tmp_path / "out", server.url)) == 0
     assert run(*command(photos, tmp_path / "out", server.url, "--seed", "2")) == 2
-    assert "holds a build with other seed" in capsys.readouterr().err
+    assert "holds a build with a different seed" in capsys.readouterr().err
     with FileLock(tmp_path / "out" / "build.lock"):
         assert run(*command(photos, tmp_path / "out", server.url)) == 2
     assert "Another process builds" in capsys.readouterr().err
 
 
 def test_killed_at_any_moment(server: ChatServer, photos: Path, tmp_path: Path) -> None:
-    """Killed after every few answers until it is done: the set is the one of an undisturbed build, none asked twice."""
+    """Killed after every few answers: the set equals that of an undisturbed build, and nothing is stored twice."""
 
     def slow(body: dict[str, Any], number: int) -> Answer:
         time.sleep(0.15)
@@ -202,7 +204,7 @@ def test_killed_at_any_moment(server: ChatServer, photos: Path, tmp_path: Path) 
 
     server.answers = slow
     arguments = command(photos, tmp_path / "out", server.url, "--parallel", "2")
-    for _ in range(3):
+    for _ in range(2):
         before = len(server.requests)
         process = subprocess.Popen([sys.executable, "-m", "evaluation", *arguments], cwd=ROOT, env={**os.environ})
         while process.poll() is None and len(server.requests) < before + 4:
@@ -215,7 +217,7 @@ def test_killed_at_any_moment(server: ChatServer, photos: Path, tmp_path: Path) 
         assert run(*arguments) == 0
     stored = [row["key"] for name in ("descriptions", "answers") for row in rows(tmp_path / "out" / f"{name}.jsonl")]
     assert len(stored) == len(set(stored)) == 12
-    assert len(server.requests) <= 12 + 3 * 2  # those under way at a kill
+    assert len(server.requests) <= 12 + 2 * 2  # those under way at a kill
     server.answers = answer
     assert run(*command(photos, tmp_path / "calm", server.url)) == 0
     assert read_prompts(tmp_path / "out" / "prompts.jsonl") == read_prompts(tmp_path / "calm" / "prompts.jsonl")
@@ -224,11 +226,11 @@ def test_killed_at_any_moment(server: ChatServer, photos: Path, tmp_path: Path) 
 def test_with_models_from_folders(
     photos: Path, tmp_path: Path, vision_folder: Path, writer_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Random words are no prompts; what counts is that they were asked for, stored, and judged."""
+    """Random words are not prompts, but they are requested, stored and judged."""
     import torch
 
-    from evaluation.dense.local_model import LocalModel
-    from evaluation.dense.writing import DESCRIBE
+    from evaluation.dense.builder import DESCRIBE
+    from evaluation.dense.chat_models import LocalModel
 
     folders = ["--vision-folder", str(vision_folder), "--writer-folder", str(writer_folder), "--device", "cpu"]
     arguments = ["dense", "build", str(photos), "--output", str(tmp_path / "out"), *folders]
@@ -245,7 +247,7 @@ def test_with_models_from_folders(
 def test_a_model_from_a_folder_writes(photos: Path, tmp_path: Path, writer_folder: Path) -> None:
     import torch
 
-    from evaluation.dense.local_model import LocalModel
+    from evaluation.dense.chat_models import LocalModel
 
     class Eyes:
         describe = {"model": "eyes"}
@@ -264,7 +266,11 @@ def test_a_model_from_a_folder_writes(photos: Path, tmp_path: Path, writer_folde
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("{}", "line 1: expected"), ('{"image": "other.png"}', "names 'other.png', which is not in"), ("no", "line 1")],
+    [
+        ("{}", "line 1, is not valid .image: Field required"),
+        ('{"image": "other.png"}', "names 'other.png', which is not in"),
+        ("no", "line 1"),
+    ],
 )
 def test_a_damaged_list_of_licences(photos: Path, tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "licences.jsonl"
@@ -273,10 +279,10 @@ def test_a_damaged_list_of_licences(photos: Path, tmp_path: Path, line: str, mes
         source_images(photos, path)
 
 
-def test_images_that_are_none(tmp_path: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_and_broken_images(tmp_path: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(LLM4GENError, match="does not exist"):
         source_images(tmp_path / "none")
-    with pytest.raises(LLM4GENError, match="holds no image"):
+    with pytest.raises(LLM4GENError, match="has no images"):
         source_images(tmp_path)
     folder = tmp_path / "photos"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""Which answers of a model become prompts."""
+"""Filters: which answers become prompts, and near-duplicates."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.dense.filters import read_unsafe_words, reason_against
-from evaluation.dense.writing import split_answer
+from evaluation.dense.filters import NearDuplicates, read_unsafe_words, reason_against, split_answer
 from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
 
@@ -41,16 +40,16 @@ GOOD = (
         ("小さな赤い船が 濡れた砂の上に 停まっていて 老人が 緑の網を 直しています " * 8 + ".", "not English"),
     ],
 )
-def test_reasons(text: str, reason: str | None) -> None:
+def test_reason_against(text: str, reason: str | None) -> None:
     assert reason_against(text, read_unsafe_words()) == reason
 
 
-def test_the_shipped_set_passes(shipped: list[Prompt]) -> None:
+def test_shipped_set_passes_the_filters(shipped: list[Prompt]) -> None:
     unsafe = read_unsafe_words()
     assert [prompt.text for prompt in shipped if reason_against(prompt.text, unsafe)] == []
 
 
-def test_words_of_the_users_own(tmp_path: Path) -> None:
+def test_own_word_list(tmp_path: Path) -> None:
     path = tmp_path / "words.txt"
     path.write_text("# ours\nFishing boat\n", encoding="utf-8")
     assert reason_against(GOOD, read_unsafe_words(path)) == "unsafe"
@@ -72,5 +71,25 @@ def test_words_of_the_users_own(tmp_path: Path) -> None:
         ("  \n", []),
     ],
 )
-def test_answers_are_split(answer: str, prompts: list[str]) -> None:
+def test_split_answer(answer: str, prompts: list[str]) -> None:
     assert split_answer(answer) == prompts
+
+
+def test_similarity_by_hand() -> None:
+    """Shingles 123 234 345 and 123 234 346: 2 of 4 in common. Case and punctuation do not count."""
+    for threshold, expected in ((0.5, "first"), (0.51, None)):
+        known = NearDuplicates(threshold)
+        known.add("first", "one two three four five")
+        assert known.add("second", "One, two three; four six!") == expected
+
+
+def test_near_duplicates() -> None:
+    text = "A red cat sleeps on a blue chair in a small kitchen while soft light falls on the old wooden floor."
+    other = "Two gray horses graze beside a stone wall at dusk, and far behind them rises a barn."
+    known = NearDuplicates(0.5)
+    assert known.add("first", text) is None
+    assert known.add("copy", text.upper().replace(".", "!")) == "first"
+    assert known.add("changed", text.replace("kitchen", "garage")) == "first"
+    assert known.add("other", other) is None
+    assert known.add("again", other.replace("dusk", "dawn")) == "other"
+    assert known.add("empty", "") is None and known.add("empty again", "...") == "empty"

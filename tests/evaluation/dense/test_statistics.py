@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 import spacy
 from small_models import write_clip_tokenizer, write_t5_tokenizer
 
-from evaluation.dense.statistics import Spread, count_statistics
-from evaluation.dense.statistics_table import as_json, table
+from evaluation.__main__ import main
+from evaluation.dense import read_prompt_file
+from evaluation.dense.statistics import Spread, count_statistics, table
 from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
 
@@ -47,23 +49,23 @@ def test_counts_by_hand() -> None:
     assert found.clip is None and found.t5 is None
 
 
-def test_without_gold_the_parser_is_named() -> None:
+def test_without_gold_pairs_the_parser_is_named() -> None:
     found = count_statistics("one", [Prompt(id="1", text=CAT)])
     assert found.attributes.how.startswith(("rules/", "spacy/")) and found.attributes.pairs.mean == 3
     assert found.questions is None
 
 
-def test_without_a_tagger_nothing_is_pretended() -> None:
+def test_without_a_tagger_nouns_and_verbs_are_not_counted() -> None:
     found = count_statistics("two", PROMPTS)
     if found.speech is None or found.speech.distinct_nouns is not None:
         pytest.skip("a trained pipeline is installed")
     assert found.speech.how.startswith("no tagger")
     assert set(found.speech.counts) == {"adjectives", "prepositions"}
     assert found.speech.counts["prepositions"].mean == 0.5 and found.speech.counts["adjectives"].mean == 1.5
-    assert "nouns a prompt" in table(found) and "not counted: no trained spaCy pipeline" in table(found)
+    assert "nouns per prompt" in table(found) and "not counted: no trained spaCy pipeline" in table(found)
 
 
-def test_parts_of_speech_are_those_of_the_pipeline(tmp_path: Path) -> None:
+def test_parts_of_speech_by_a_pipeline(tmp_path: Path) -> None:
     pipeline = spacy.blank("en")
     ruler = pipeline.add_pipe("attribute_ruler")
     tags = {
@@ -85,13 +87,13 @@ def test_parts_of_speech_are_those_of_the_pipeline(tmp_path: Path) -> None:
     assert counts == {"nouns": (1, 2), "adjectives": (0, 3), "verbs": (1, 1), "prepositions": (0, 1)}
     assert found.speech.distinct_nouns == 3
     spacy.blank("en").to_disk(tmp_path / "blank")
-    with pytest.raises(LLM4GENError, match="tells no parts of speech"):
+    with pytest.raises(LLM4GENError, match="assigns no parts of speech"):
         count_statistics("two", PROMPTS, pipeline=str(tmp_path / "blank"))
     with pytest.raises(LLM4GENError, match="cannot be loaded"):
         count_statistics("two", PROMPTS, pipeline=str(tmp_path / "none"))
 
 
-def test_tokens_count_begin_and_end_and_are_not_cut(tmp_path: Path) -> None:
+def test_token_counts_include_begin_and_end_and_are_not_truncated(tmp_path: Path) -> None:
     write_clip_tokenizer(tmp_path / "clip", words=["red", "cat"])
     write_t5_tokenizer(tmp_path / "t5", words=("red", "cat"))
     texts = [" ".join(["red", "cat"] * 37), " ".join(["red", "cat"] * 38), " ".join(["cat"] * 75)]
@@ -105,15 +107,15 @@ def test_tokens_count_begin_and_end_and_are_not_cut(tmp_path: Path) -> None:
     assert "longer than 77" in shown and "33.3%" in shown
 
 
-def test_a_folder_without_a_tokenizer_is_a_sentence(tmp_path: Path) -> None:
+def test_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path / "none", tmp_path):
         with pytest.raises(LLM4GENError, match="expected a folder with a tokenizer"):
             count_statistics("two", PROMPTS, clip_tokenizer=str(folder))
 
 
-def test_measured_and_quoted_stay_apart() -> None:
+def test_measured_and_quoted_numbers_are_apart() -> None:
     found = count_statistics("two", PROMPTS)
-    content = json.loads(json.dumps(as_json(found)))
+    content = json.loads(json.dumps(found.as_json()))
     assert content["measured"]["words"]["mean"] == 6
     assert {one["source"] for one in content["quoted"]} == {"LLM4GEN", "ELLA"}
     measured, quoted = table(found).split("Quoted from papers, not measured here")
@@ -121,6 +123,30 @@ def test_measured_and_quoted_stay_apart() -> None:
 
 
 @pytest.mark.parametrize("pairs", [[{"attribute": [0, 99], "entity": [1, 2]}], [[1, 2]], [{"attribute": [1, 2]}]])
-def test_impossible_pairs_are_named(pairs: list) -> None:
-    with pytest.raises(LLM4GENError, match="Prompt 'x': the pair"):
+def test_invalid_pairs_are_named(pairs: list) -> None:
+    with pytest.raises(LLM4GENError, match="Prompt 'x' has an invalid pair"):
         count_statistics("one", [Prompt(id="x", text=CAT, about={"pairs": pairs})])
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "prompts.txt"
+    source.write_text("a red cat\na blue dog on a chair\n", encoding="utf-8")
+    assert main(["dense", "statistics", str(source), "--json", str(tmp_path / "found.json")]) == 0
+    assert "4.50 (sd 2.12, 3 to 6)" in capsys.readouterr().out
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["measured"]["words"]["mean"] == 4.5 and found["measured"]["attributes"]["pairs"]["mean"] == 1
+
+
+def test_damaged_prompt_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    with pytest.raises(LLM4GENError, match="does not exist"):
+        read_prompt_file(path)
+    path.write_bytes(gzip.compress(b'{"id": "1", "text": "a"}\n')[:-9])
+    with pytest.raises(LLM4GENError, match="cannot be decompressed"):
+        read_prompt_file(path)
+    path.write_bytes(gzip.compress(b'{"id": "1", "text": "a"}\n{"id": 2}\n'))
+    with pytest.raises(LLM4GENError, match="line 2, is not a prompt"):
+        read_prompt_file(path)
+    path.write_bytes(gzip.compress(b'{"id": "1", "text": "a"}\n{"id": "1", "text": "b"}\n'))
+    with pytest.raises(LLM4GENError, match="more than once"):
+        read_prompt_file(path)

@@ -1,4 +1,4 @@
-"""Tiny judges with random weights, in folders as the real ones come, and images to show them."""
+"""Tiny judge models with random weights, in folders like the real ones, and images to score."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def enlarge(model: torch.nn.Module, factor: float = 8) -> Any:
-    """Weights so large that what a tiny model says depends on what it is shown."""
+    """Scale the weights up, so that the output of a tiny model depends on its input."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -64,7 +64,7 @@ def enlarge(model: torch.nn.Module, factor: float = 8) -> Any:
 
 
 def show_more(vision: torch.nn.Module) -> None:
-    """BLIP's image encoders start at almost 0, and then all images look alike."""
+    """Make a BLIP image encoder tell images apart; its initial weights are almost 0."""
     with seeded(9):
         for parameter in vision.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
@@ -72,17 +72,17 @@ def show_more(vision: torch.nn.Module) -> None:
 
 @pytest.fixture(scope="session")
 def pictures() -> list[Image.Image]:
-    """Three images of noise, of three shapes and colours."""
+    """Three noise images of different shapes and colours."""
     random = np.random.default_rng(0)
     shapes = {(40, 40, 3): (255, 60, 20), (32, 64, 3): (20, 40, 255), (57, 31, 3): (90, 255, 90)}
     return [Image.fromarray((random.random(shape) * color).astype(np.uint8)) for shape, color in shapes.items()]
 
 
 def write_clip_judge(path: Path, length: int = 77, eos_in_config: int | None = None) -> Path:
-    """A CLIP with text and image encoder.
+    """Write a CLIP with text and image encoder.
 
     Args:
-        length: tokens that it reads.
+        length: number of tokens that it reads.
         eos_in_config: `eos_token_id` of the configuration; None for the tokenizer's.
     """
     size = write_clip_tokenizer(path, words=ENGLISH, length=length)
@@ -116,7 +116,7 @@ def clip_writer() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """CLIP as the metrics' own judges come, in a folder of judges under all of their names."""
+    """CLIP in a folder of judges, under the names of all CLIP judges."""
     judges = tmp_path_factory.mktemp("judges")
     for name in ("clip", "clip-b32"):
         write_clip_judge(judges / name)
@@ -125,7 +125,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def word_tokenizer(words: Sequence[str], special: Sequence[str], template: str, **names: str) -> Any:
-    """A tokenizer of whole words."""
+    """Tokenizer of whole words."""
     vocabulary = {token: number for number, token in enumerate([*special, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=names["unk_token"]))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -136,7 +136,7 @@ def word_tokenizer(words: Sequence[str], special: Sequence[str], template: str, 
 
 
 def bert_tokenizer() -> Any:
-    """BERT's: lower case, letters where a word is unknown, [CLS] before and [SEP] behind."""
+    """Tokenizer like BERT's: lower case, letters for unknown words, [CLS] before and [SEP] after."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     letters = "abcdefghijklmnopqrstuvwxyz?\"'.,"
     pieces = [*special, *dict.fromkeys([*ENGLISH, *letters, *(f"##{letter}" for letter in letters)])]
@@ -159,7 +159,7 @@ def bert_tokenizer() -> Any:
 
 @pytest.fixture(scope="session")
 def blip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """BLIP for questions, trained at another size than it is used at, as the released one."""
+    """BLIP for questions with a position table for another image size, like the released one."""
     path = tmp_path_factory.mktemp("judges") / "blip-vqa"
     tokenizer = bert_tokenizer()
     size = len(tokenizer)
@@ -195,7 +195,7 @@ CHAT = (
     "{% else %}{{ part['text'] }} {% endif %}{% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}<answer>{% endif %}"
 )
-"""A conversation as the chat models below write it; IMAGE is what the model calls an image."""
+"""Chat template of the models below; IMAGE is the model's placeholder for an image."""
 
 CHAT_WORDS = [*ENGLISH, "Yes", "No", "Does", "Please", "Is", "?", '"', "."]
 
@@ -210,7 +210,7 @@ def chat_tokenizer(*others: str) -> Any:
 
 @pytest.fixture(scope="session")
 def llava_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that only decodes; images of one size, 128 positions."""
+    """Decoder-only model with images of one size and 128 positions."""
     path = tmp_path_factory.mktemp("judges") / "vqa"
     tokenizer = chat_tokenizer("<image>")
     blocks: dict[str, Any] = {
@@ -243,7 +243,7 @@ def llava_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Qwen2.5-VL, for which an image is as many tokens as its size asks for."""
+    """Qwen2.5-VL, in which the number of image tokens depends on the image size."""
     from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessorPil, Qwen2VLVideoProcessor
 
     path = tmp_path_factory.mktemp("judges") / "vqa"
@@ -294,7 +294,7 @@ def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def instructblip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with a Q-Former and T5, which encodes the question and answers by its decoder."""
+    """Model with a Q-Former and T5, which encodes the question and answers with its decoder."""
     path = tmp_path_factory.mktemp("judges") / "vqa"
     write_t5_tokenizer(path / "t5", words=[*ENGLISH, "Yes", "No"])
     tokenizer = PreTrainedTokenizerFast.from_pretrained(path / "t5")

@@ -1,4 +1,4 @@
-"""The aesthetic heads: by hand, told apart by their weights, and only over the embeddings that they know."""
+"""Aesthetic score: both heads against their own arithmetic, and refusal of other weights."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ import torch
 from PIL import Image
 from torch import nn
 
-from evaluation.metrics.aesthetic import HEADS, Aesthetic, AestheticHead
 from evaluation.metrics.base import Context
-from evaluation.metrics.clip_score import ClipJudge
+from evaluation.metrics.clip import HEADS, Aesthetic, AestheticHead, ClipJudge
 from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
 
 WIDTH = 24
-"""Of the tiny CLIP's embeddings, in place of 768."""
+"""Size of the tiny CLIP's embeddings, in place of 768."""
 PROMPTS = [Prompt(id=str(number), text="cat") for number in range(3)]
 
 
 class ReleasedHead(nn.Module):
-    """v2 as its checkpoint was trained."""
+    """Head v2 as it was trained."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,17 +80,17 @@ def test_batches_score_as_single_images(judges: Path, pictures: list[Image.Image
 def test_other_weights_are_refused() -> None:
     with pytest.raises(LLM4GENError, match=r"layers\.0\.weight"):
         AestheticHead({"layers.0.weight": torch.zeros(1, WIDTH)}, "x.pth")
-    with pytest.raises(LLM4GENError, match="end in one number"):
+    with pytest.raises(LLM4GENError, match="to end in one number"):
         AestheticHead({"weight": torch.zeros(2, WIDTH), "bias": torch.zeros(2)}, "x.pth")
 
 
 def test_a_head_of_another_clip_is_refused(judges: Path) -> None:
     torch.save(nn.Linear(WIDTH + 1, 1).state_dict(), judges / "aesthetic" / HEADS[1])
-    with pytest.raises(LLM4GENError, match="into 24 numbers"):
+    with pytest.raises(LLM4GENError, match="embeddings of 24 numbers"):
         Aesthetic.load(Context(judges=judges))
 
 
-def test_a_pickle_that_is_more_than_weights_is_not_run(judges: Path, tmp_path: Path) -> None:
+def test_a_pickle_that_would_run_code_is_refused(judges: Path, tmp_path: Path) -> None:
     ran = tmp_path / "ran"
 
     class Bad:
@@ -99,12 +98,12 @@ def test_a_pickle_that_is_more_than_weights_is_not_run(judges: Path, tmp_path: P
             return (Path.touch, (ran,))
 
     (judges / "aesthetic" / HEADS[0]).write_bytes(pickle.dumps({"weight": Bad()}, protocol=2))
-    with pytest.raises(LLM4GENError, match="cannot be read as weights"):
+    with pytest.raises(LLM4GENError, match="needs to run code"):
         Aesthetic.load(Context(judges=judges))
     assert not ran.exists()
 
 
-def test_what_is_missing_is_named(tmp_path: Path, clip_writer: Callable[..., Path]) -> None:
+def test_a_missing_head_is_named(tmp_path: Path, clip_writer: Callable[..., Path]) -> None:
     clip_writer(tmp_path / "clip")
     with pytest.raises(LLM4GENError, match="improved-aesthetic-predictor"):
         Aesthetic.load(Context(judges=tmp_path))

@@ -1,4 +1,4 @@
-"""BLIP-VQA: P(yes) of the official code, computed another way, and its product over noun chunks."""
+"""BLIP-VQA: P(yes) against the official steps, and the product over noun chunks."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from PIL import Image
 from transformers import AutoTokenizer, BlipForQuestionAnswering
 
 from evaluation.metrics.base import Context
-from evaluation.metrics.blip_vqa import BlipJudge, BlipVQA, asked_chunks, question_of
 from evaluation.metrics.noun_chunks import TemplateChunker
+from evaluation.metrics.questions import BlipJudge, BlipVQA, asked_chunks, question_of
 from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
 
@@ -24,7 +24,7 @@ TEXTS = ("a green bench and a blue bowl", "a red cat and the yellow vase", "a ca
 
 
 class Given:
-    """Chunks that a test has chosen."""
+    """Stand-in for a chunker, with given chunks."""
 
     name, note = "given", ""
 
@@ -41,7 +41,7 @@ def prompts_of(texts: Sequence[str]) -> list[Prompt]:
 
 @torch.no_grad()
 def official(folder: Path, image: Image.Image, question: str) -> float:
-    """The official steps, one after the other: its transform, its tokens, its softmax over the whole vocabulary."""
+    """P(yes) by the official steps: image transform, tokens, softmax over the whole vocabulary."""
     model: Any = BlipForQuestionAnswering.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     pixels = np.asarray(image.resize((480, 480), Image.Resampling.BICUBIC), dtype=np.float32) / 255
@@ -49,7 +49,7 @@ def official(folder: Path, image: Image.Image, question: str) -> float:
     std = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
     tensor = torch.from_numpy((pixels - mean) / std).permute(2, 0, 1)[None]
     read = tokenizer(question.lower(), truncation=True, max_length=35, return_tensors="pt").input_ids
-    read[:, 0] = len(tokenizer) + 1  # [DEC] and [ENC] stand behind BERT's vocabulary
+    read[:, 0] = len(tokenizer) + 1  # [DEC] and [ENC] follow BERT's vocabulary
     seen = model.vision_model(pixel_values=tensor, interpolate_pos_encoding=True).last_hidden_state
     states = model.text_encoder(input_ids=read, encoder_hidden_states=seen).last_hidden_state
     logits = model.text_decoder(
@@ -103,7 +103,10 @@ def test_eight_chunks_count_and_directions_do_not(blip_folder: Path, pictures: l
     ]
     kept = ["a cat", "a red book", *["a blue vase"] * 5, "a bowl"]
     assert asked_chunks(words) == (kept, 1)
-    assert asked_chunks(["The left", "the top"]) == (["The left", "the top"], 0)  # as officially: these words alone
+    assert asked_chunks(["The left", "the top"]) == (
+        ["The left", "the top"],
+        0,
+    )  # only the exact words are left out, as in the official script
     [score] = BlipVQA(BlipJudge(blip_folder), Given(*words)).score(pictures[:1], prompts_of(["x"]))
     assert score["chunks"] == kept and score["left_out"] == 1
     assert len(score["probabilities"]) == 8
@@ -128,7 +131,7 @@ def test_more_questions_than_a_batch(blip_folder: Path, pictures: list[Image.Ima
         ("word " * 60, ("word " * 50).strip()),
     ],
 )
-def test_questions_are_written_as_officially(chunk: str, question: str) -> None:
+def test_questions_follow_the_official_script(chunk: str, question: str) -> None:
     assert question_of(chunk) == question
     assert not re.search(r"[A-Z.!\"()*#:;~]", question)
 
@@ -156,6 +159,6 @@ def test_description_names_pipeline_and_judge(blip_folder: Path) -> None:
     assert len(said["hash"]) == 16 and said["dtype"] == "float32"
 
 
-def test_a_missing_judge_is_a_sentence(tmp_path: Path) -> None:
+def test_a_missing_judge_is_named(tmp_path: Path) -> None:
     with pytest.raises(LLM4GENError, match="blip-vqa-capfilt-large"):
         BlipVQA.load(Context(judges=tmp_path, options={"pipeline": "template"}))

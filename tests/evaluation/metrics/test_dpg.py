@@ -1,4 +1,4 @@
-"""DPG-Bench: which questions count, and what a real judge is asked."""
+"""DPG-Bench: which questions count, and the questions that a real judge is asked."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from evaluation.metrics.base import Context
-from evaluation.metrics.dpg import ASKED, DPG, questions_of
-from evaluation.metrics.vqa_score import Answer, VQAJudge
+from evaluation.metrics.questions import ASKED, DPG, Answer, VQAJudge, questions_of
 from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
 
@@ -29,7 +28,7 @@ def prompt_of(questions: Any, name: str = "1") -> Prompt:
 
 
 class Told(VQAJudge):
-    """Says yes to the questions that it was given."""
+    """Judge that answers yes to the given questions only."""
 
     def __init__(self, *yes: str) -> None:
         self._yes = [ASKED.format(question=question) for question in yes]
@@ -47,8 +46,8 @@ def test_all_yes_is_one() -> None:
     assert scored(QUESTIONS, *(one["text"] for one in QUESTIONS))["score"] == 1
 
 
-def test_a_no_takes_all_that_depend_on_it_with_it() -> None:
-    """Without the book neither "on the book" counts nor what is asked of that: 2 of 5."""
+def test_questions_that_depend_on_a_no_do_not_count() -> None:
+    """Without the book, neither "on the book" nor the question about that counts: 2 of 5."""
     score = scored(QUESTIONS, *(one["text"] for one in QUESTIONS if one["id"] != 3))
     assert score["score"] == pytest.approx(2 / 5)
     assert {int(name) for name, one in score["answers"].items() if one["counts"]} == {1, 2}
@@ -83,7 +82,7 @@ def test_a_real_judge_is_asked_of_each_image(llava_folder: Path, pictures: list[
     assert metric.describe()["protocol"].startswith("DPG by vqa")
 
 
-def test_an_image_whose_questions_do_not_fit_is_not_judged(llava_folder: Path, pictures: list[Image.Image]) -> None:
+def test_an_image_with_too_long_a_question_has_no_score(llava_folder: Path, pictures: list[Image.Image]) -> None:
     long = [{**QUESTIONS[0], "text": "cat " * 200}, {**QUESTIONS[1]}]
     first, second = DPG.load(Context(judges=llava_folder.parent)).score(
         pictures[:2], [prompt_of(long, "1"), prompt_of(QUESTIONS, "2")]
@@ -97,14 +96,14 @@ def test_an_image_whose_questions_do_not_fit_is_not_judged(llava_folder: Path, p
     [
         (None, "no questions"),
         ([], "no questions"),
-        ([{"id": "1", "category": "entity", "text": "Is there a cat?"}], "questions.0.id"),
-        ([QUESTIONS[0], QUESTIONS[0]], "two questions of one id"),
-        ([{**QUESTIONS[0], "parents": [7]}], "not there"),
+        ([{"id": "1", "category": "entity", "text": "Is there a cat?"}], "0.id: Input should be a valid integer"),
+        ([QUESTIONS[0], QUESTIONS[0]], "two questions with the same id"),
+        ([{**QUESTIONS[0], "parents": [7]}], "question 7, which is missing"),
         ([{**QUESTIONS[0], "parents": [2]}, {**QUESTIONS[1], "parents": [1]}], "in a circle"),
         ([{**QUESTIONS[0], "parents": [1]}], "in a circle"),
     ],
 )
-def test_questions_that_make_no_graph_are_refused(questions: Any, what: str) -> None:
+def test_invalid_questions_are_refused(questions: Any, what: str) -> None:
     with pytest.raises(LLM4GENError, match=what):
         questions_of(prompt_of(questions))
 

@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,8 @@ import torch
 from PIL import Image
 from small_detectors import COCO, write_mask2former, write_rt_detr
 
-from evaluation.judges import judge_folder
 from evaluation.metrics.base import Context
+from evaluation.metrics.detectors import MASK2FORMER, Instance, InstanceSegmenter
 from evaluation.metrics.geneval import (
     COLORS,
     TEMPLATES,
@@ -29,7 +28,6 @@ from evaluation.metrics.geneval import (
     read_row,
     relative_position,
 )
-from evaluation.metrics.instances import MASK2FORMER, Instance, InstanceSegmenter
 from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
 
@@ -47,7 +45,7 @@ def wants(*include: dict[str, Any], exclude: Sequence[dict[str, Any]] = (), tag:
 
 
 def found(row: dict[str, Any], *, colors: Sequence[str] = (), **objects: list[Instance]) -> list[str]:
-    """Reasons, if the objects have the colours in the order in which they are asked for."""
+    """Reasons for objects whose colours are `colors`, in the order in which they are looked up."""
     rest = iter(colors)
     return check(Row.model_validate_json(json.dumps(row)), objects, lambda ones, name: [next(rest) for _ in ones])
 
@@ -55,7 +53,7 @@ def found(row: dict[str, Any], *, colors: Sequence[str] = (), **objects: list[In
 HERE, THERE = (0.0, 0.0, 20.0, 20.0), (60.0, 0.0, 80.0, 20.0)
 
 
-def test_what_is_asked_for_is_there() -> None:
+def test_requested_objects_are_present() -> None:
     row = wants({"class": "cup"}, {"class": "dog"})
     assert found(row, cup=[thing(HERE)], dog=[thing(THERE)]) == []
     assert found(row, cup=[thing(HERE)] * 3, dog=[thing(THERE)]) == []
@@ -63,17 +61,17 @@ def test_what_is_asked_for_is_there() -> None:
     assert len(found(row)) == 2
 
 
-def test_counting_takes_exactly_so_many() -> None:
+def test_counting_requires_the_exact_number() -> None:
     row = wants({"class": "cup", "count": 3}, exclude=[{"class": "cup", "count": 4}])
     assert found(row, cup=[thing(HERE)] * 3) == []
     assert found(row, cup=[thing(HERE)] * 2) == ["Expected 3 of cup, found 2."]
     assert found(row, cup=[thing(HERE)] * 4) == ["Expected fewer than 4 of cup, found 4."]
 
 
-def test_the_colour_is_that_of_the_surest() -> None:
+def test_the_most_confident_object_decides_the_colour() -> None:
     row = wants({"class": "cup", "color": "red"})
     assert found(row, cup=[thing(HERE)], colors=["red"]) == []
-    # Two cups, one is asked for: the surest is blue.
+    # One of two cups is requested, and the most confident one is blue.
     assert found(row, cup=[thing(HERE), thing(THERE)], colors=["blue", "red"]) == [
         "Expected 1 of cup in red, found blue."
     ]
@@ -83,7 +81,7 @@ def test_the_colour_is_that_of_the_surest() -> None:
     ]
 
 
-def test_both_colours_have_to_be_right() -> None:
+def test_both_colours_must_be_right() -> None:
     row = wants({"class": "cup", "color": "red"}, {"class": "dog", "color": "blue"})
     assert found(row, cup=[thing(HERE)], dog=[thing(THERE)], colors=["red", "blue"]) == []
     assert len(found(row, cup=[thing(HERE)], dog=[thing(THERE)], colors=["blue", "red"])) == 2
@@ -92,7 +90,7 @@ def test_both_colours_have_to_be_right() -> None:
 @pytest.mark.parametrize(
     ("box", "sides"),
     [
-        # 20 x 20 each, so the centres have to be 0.1 * 40 = 4 pixels apart.
+        # 20 x 20 each, so the centres must be 0.1 * 40 = 4 pixels apart.
         ((46.0, 50.0, 66.0, 70.0), set()),
         ((45.0, 50.0, 65.0, 70.0), set()),  # (5 - 4) / 5 = 0.2
         ((41.0, 50.0, 61.0, 70.0), {"left of"}),  # (9 - 4) / 9 = 0.56
@@ -110,7 +108,7 @@ def test_sides(box: Box, sides: set[str]) -> None:
     assert relative_position(box, target) == sides
 
 
-def test_a_larger_threshold_wants_more_distance() -> None:
+def test_a_larger_threshold_requires_more_distance() -> None:
     assert relative_position((30.0, 50.0, 50.0, 70.0), (50.0, 50.0, 70.0, 70.0), 0.1) == {"left of"}
     assert relative_position((30.0, 50.0, 50.0, 70.0), (50.0, 50.0, 70.0, 70.0), 0.3) == set()
 
@@ -122,7 +120,7 @@ def test_position() -> None:
     assert found(row, dog=[thing(HERE)], cup=[thing(HERE)]) == ["Expected cup left of its target, found no side."]
     assert found(row, cup=[thing(HERE)]) == [
         "Expected 1 of dog, found 0.",
-        "There is nothing that cup could be left of.",
+        "There is no target that cup could be left of.",
     ]
 
 
@@ -133,10 +131,10 @@ def test_position_holds_for_every_pair() -> None:
     assert found(row, dog=[thing(THERE), thing(HERE)], cup=[thing(middle)]) != []
 
 
-def test_the_position_of_something_in_the_wrong_colour_is_no_target() -> None:
+def test_an_object_in_the_wrong_colour_is_no_target() -> None:
     row = wants({"class": "dog", "color": "red"}, {"class": "cup", "position": ["left of", 0]})
     reasons = found(row, dog=[thing(THERE)], cup=[thing(HERE)], colors=["blue"])
-    assert reasons == ["Expected 1 of dog in red, found blue.", "There is nothing that cup could be left of."]
+    assert reasons == ["Expected 1 of dog in red, found blue.", "There is no target that cup could be left of."]
 
 
 def test_sixteen_of_a_class_are_kept() -> None:
@@ -145,15 +143,15 @@ def test_sixteen_of_a_class_are_kept() -> None:
     assert keep(many, Settings(max_objects=3)) == many[:3]
 
 
-def test_duplicates_go_if_that_is_asked_for() -> None:
-    # Of boxes a pixel wider and higher, as in the authors' script: IoU of the first two 21 * 16 / (2 * 441 - 336).
+def test_overlapping_objects_are_dropped_on_request() -> None:
+    # Boxes are a pixel wider and higher, as in the authors' script: IoU of the first two 21 * 16 / (2 * 441 - 336).
     ones = [thing((0, 0, 20, 20), 0.9), thing((0, 5, 20, 25), 0.8), thing((0, 10, 20, 30), 0.7)]
     overlap = 21 * 16 / (2 * 441 - 21 * 16)
     assert keep(ones, Settings()) == ones
     assert keep(ones, Settings(max_overlap=overlap + 1e-6)) == ones
-    # The second goes for the first, and what has gone takes nothing along.
+    # The second is dropped for the first, and a dropped object drops no others.
     assert keep(ones, Settings(max_overlap=overlap - 1e-6)) == [ones[0], ones[2]]
-    # The limit comes first: the third object is not looked at any more.
+    # The limit comes first: the third object is not considered.
     assert keep(ones, Settings(max_overlap=overlap - 1e-6, max_objects=2)) == [ones[0]]
 
 
@@ -178,14 +176,17 @@ def test_rows_of_geneval_are_read() -> None:
     [
         (wants({"class": "keyboard"}), "asks for the class 'keyboard'; expected one of GenEval's 80"),
         (wants(exclude=[{"class": "unicorn", "count": 1}]), "asks for the class 'unicorn'"),
-        (wants({"class": "cup", "color": "grey"}), "is no row of GenEval .include.0.color: Input should be 'red'"),
+        (
+            wants({"class": "cup", "color": "grey"}),
+            "not a GenEval metadata row .include.0.color: Input should be 'red'",
+        ),
         (wants({"class": "cup", "count": 0}), "include.0.count"),
         (wants({"class": "cup", "position": ["near", 0]}), "include.0.position"),
-        (wants({"class": "cup", "position": ["left of", 0]}), "entry 0 of include stands left of entry 0; expected"),
-        ({"include": []}, "is no row of GenEval .tag: Field required"),
+        (wants({"class": "cup", "position": ["left of", 0]}), "entry 0 of include is left of entry 0; expected"),
+        ({"include": []}, "is not a GenEval metadata row .tag: Field required"),
     ],
 )
-def test_what_is_no_row_is_refused(about: dict[str, Any], sentence: str) -> None:
+def test_invalid_rows_are_refused(about: dict[str, Any], sentence: str) -> None:
     with pytest.raises(LLM4GENError, match=f"Prompt 'p'.*{sentence}"):
         read_row(Prompt(id="p", text="x", about=about), NAMES)
 
@@ -203,7 +204,7 @@ def test_an_object_is_cut_out_on_grey() -> None:
 
 
 class Palette:
-    """A CLIP that sees the mean colour of an image, and reads colours in the order of `COLORS`."""
+    """Stand-in for CLIP: an image embeds as its mean colour, a text as `read` says."""
 
     def __init__(self, read: Callable[[str], torch.Tensor]) -> None:
         self.read, self.asked = read, 0
@@ -215,7 +216,7 @@ class Palette:
     def embed_texts(self, texts: Sequence[str]) -> Any:
         self.asked += 1
         vectors = torch.nn.functional.normalize(torch.stack([self.read(text) for text in texts]), dim=-1)
-        return SimpleNamespace(vectors=vectors)
+        return vectors, []
 
 
 def test_colours_are_those_of_the_masks() -> None:
@@ -238,7 +239,7 @@ def test_colours_are_those_of_the_masks() -> None:
 
 
 def test_a_colour_is_the_mean_of_its_templates() -> None:
-    """Two of red's three texts look red, yet blue's mean is nearer to this purple."""
+    """The mean of blue's texts is nearest to this purple, although no single text of blue is."""
     seen: list[str] = []
     angles = {"red": (0.0, 0.0, -0.3), "blue": (1.4, 0.9, 1.0)}
 
@@ -250,7 +251,7 @@ def test_a_colour_is_the_mean_of_its_templates() -> None:
         return torch.stack([angle.cos(), torch.tensor(0.0), angle.sin()])
 
     judge = ColorJudge(Palette(read))  # type: ignore[arg-type]
-    angle = 0.55  # nearer to the mean of blue (1.1) than to that of red (-0.1), though nearest to no blue text
+    angle = 0.55  # nearer to blue's mean (1.1) than to red's (-0.1)
     image = Image.new("RGB", (100, 100), (round(200 * np.cos(angle)), 0, round(200 * np.sin(angle))))
     assert judge(image, [thing((0, 0, 100, 100))], "cup") == ["blue"]
     assert len(seen) == 30
@@ -258,7 +259,7 @@ def test_a_colour_is_the_mean_of_its_templates() -> None:
 
 
 class Segments(InstanceSegmenter):
-    """Sees what it is told, and notes the thresholds."""
+    """Segmenter with given objects; records the thresholds."""
 
     def __init__(self, objects: dict[str, list[Instance]]) -> None:
         self.objects, self.names, self.thresholds = objects, dict(enumerate(NAMES)), []  # type: ignore[var-annotated]
@@ -271,7 +272,7 @@ class Segments(InstanceSegmenter):
         ]
 
 
-def test_an_image_is_right_or_wrong_and_says_why() -> None:
+def test_an_image_scores_1_or_0_with_reasons() -> None:
     segments = Segments({"cup": [thing(HERE, 0.95), thing(THERE, 0.5)], "dog": [thing(THERE, 0.4)]})
     metric = GenEval(segments, lambda image, ones, name: ["red"] * len(ones), Settings())  # type: ignore[arg-type]
     abouts = [
@@ -303,7 +304,7 @@ SQUARE = {"shortest_edge": 384, "longest_edge": 384}
 
 
 def test_masks_are_those_of_transformers_at_the_size_it_works_in(mask2former: Path, scenes: list[Image.Image]) -> None:
-    """Its post-processing makes masks of 384 x 384 pixels, so images of that size are a reference."""
+    """The post-processing of transformers makes masks of 384 x 384 pixels, so images of that size are comparable."""
     segmenter = InstanceSegmenter(mask2former, edges=SQUARE)
     inputs = segmenter._processor(scenes[0], return_tensors="pt")
     assert inputs.pixel_values.shape[-2:] == (384, 384)
@@ -313,18 +314,20 @@ def test_masks_are_those_of_transformers_at_the_size_it_works_in(mask2former: Pa
         outputs, threshold=0.02, target_sizes=[(384, 384)], return_binary_maps=True
     )
     (mine,) = segmenter.segment(scenes[:1], [0.02])
-    # transformers keeps as many pairs as there are queries, ten; these are the likeliest here as well.
+    # transformers keeps as many pairs as there are queries, ten; they are among the most likely pairs here too.
     assert 0 < len(expected["segments_info"]) <= 10
     for info, mask in zip(expected["segments_info"], expected["segmentation"], strict=True):
-        name = segmenter.names[info["label_id"]]
-        (same,) = [one for one in mine[name] if round(one.score, 5) == round(info["score"], 5)]
-        assert torch.equal(same.mask, mask.bool())
+        found = mine[segmenter.names[info["label_id"]]]
+        same = min(found, key=lambda one: abs(one.score - info["score"]))
+        assert same.score == pytest.approx(info["score"], rel=1e-4)
+        # Masks of two queries differ in 2 % of their pixels or more.
+        assert (same.mask != mask.bool()).float().mean() < 1e-3
     assert {name.replace("computer ", "").replace("tv ", "") for name in segmenter.names.values()} >= {
         "mouse", "remote", "keyboard",
     }  # fmt: skip
 
 
-def test_a_batch_is_judged_as_its_images_are_alone(mask2former: Path, scenes: list[Image.Image]) -> None:
+def test_results_do_not_depend_on_the_batch(mask2former: Path, scenes: list[Image.Image]) -> None:
     segmenter = InstanceSegmenter(mask2former, edges={"shortest_edge": 64, "longest_edge": 128})
     together = segmenter.segment(scenes, [0.02, 0.02, 0.05])
     for image, threshold, objects in zip(scenes, [0.02, 0.02, 0.05], together, strict=True):
@@ -337,7 +340,7 @@ def test_a_batch_is_judged_as_its_images_are_alone(mask2former: Path, scenes: li
 
 
 def test_an_instance_by_hand(mask2former: Path) -> None:
-    """One query is a cup with probability 3/4 whose mask's logit is ln 3 inside, probability 3/4."""
+    """One query is a cup with probability 3/4, and its mask has the logit ln 3, probability 3/4."""
     segmenter = InstanceSegmenter(mask2former)
     cup, nothing = COCO.index("cup"), 80
     classes = torch.full((2, 81), -50.0)
@@ -347,7 +350,7 @@ def test_an_instance_by_hand(mask2former: Path) -> None:
     masks[0, 2:6, 3:8] = float(np.log(3))
     ((name, ones),) = segmenter._instances(classes, masks, (10, 10), (10, 10), 0.3).items()
     assert name == "cup"
-    (one,) = ones  # the second has no mask, and so no confidence
+    (one,) = ones  # the second has an empty mask and so confidence 0
     assert one.box == (3, 2, 8, 6)
     assert one.score == pytest.approx(0.75 * 0.75, abs=1e-4)
     assert int(one.mask.sum()) == 20
@@ -357,8 +360,8 @@ def test_an_instance_by_hand(mask2former: Path) -> None:
     assert large.box == pytest.approx((18, 8, 48, 24), abs=2)
 
 
-def test_masks_are_scaled_to_what_the_model_saw_and_then_to_the_image(mask2former: Path) -> None:
-    """As in mmdet; straight to the image gives another mask."""
+def test_masks_are_resized_to_the_model_input_and_then_to_the_image(mask2former: Path) -> None:
+    """As in mmdet; resizing directly to the image gives another mask."""
     classes = torch.full((1, 81), -50.0)
     classes[0, 0] = 0.0
     masks = torch.randn(1, 10, 10, generator=torch.Generator().manual_seed(0))
@@ -371,11 +374,11 @@ def test_masks_are_scaled_to_what_the_model_saw_and_then_to_the_image(mask2forme
     assert not torch.equal(one.mask, scale(masks[None], (13, 17))[0, 0] > 0)
 
 
-def test_the_real_judges_are_loaded_and_judge(mask2former: Path, clip_folder: Path, tmp_path: Path) -> None:
+def test_real_judges_are_loaded_and_score(mask2former: Path, clip_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(mask2former, tmp_path / MASK2FORMER.folder)
     shutil.copytree(clip_folder, tmp_path / "clip")
     for judge in GenEval.judges_needed:
-        judge_folder(tmp_path, judge)
+        Context(tmp_path).folder(judge)
     image = Image.linear_gradient("L").convert("RGB").resize((64, 64))
     plain = GenEval.load(Context(tmp_path))
     assert plain.describe()["settings"] == {
@@ -388,6 +391,7 @@ def test_the_real_judges_are_loaded_and_judge(mask2former: Path, clip_folder: Pa
     assert plain.describe()["detector"]["edges"] == {"shortest_edge": 800, "longest_edge": 1333}
     metric = GenEval.load(Context(tmp_path, options={"geneval.threshold": "0", "geneval.max_objects": "2"}))
     assert metric.describe() != plain.describe()
+    metric._segmenter._edges = {"shortest_edge": 64, "longest_edge": 128}  # to save time
     (seen,) = metric.score([image], [Prompt(id="p", text="x", about=wants({"class": "cup"}))])
     name = next(iter(seen["objects"]))
     assert all(len(ones) <= 2 for ones in seen["objects"].values())
@@ -400,9 +404,16 @@ def test_the_real_judges_are_loaded_and_judge(mask2former: Path, clip_folder: Pa
     ("write", "sentence"),
     [
         (lambda path: write_mask2former(path, COCO[:50]), "knows 50 classes .person, bicycle, car, .*80 of COCO"),
-        (write_rt_detr, "type 'rt_detr'; expected one of type 'mask2former'"),
+        (write_rt_detr, "type 'rt_detr'; expected type 'mask2former'"),
     ],
 )
 def test_another_model_is_refused(tmp_path: Path, write: Callable[[Path], Path], sentence: str) -> None:
     with pytest.raises(LLM4GENError, match=sentence):
         InstanceSegmenter(write(tmp_path / "mask2former"))
+
+
+@pytest.mark.parametrize("value", ["2", "nan", "much"])
+def test_bad_thresholds_are_found_by_the_check(value: str) -> None:
+    GenEval.check(Context(Path(), options={"geneval.threshold": "0.5", "geneval.max_objects": "4"}))
+    with pytest.raises(LLM4GENError, match=f"Option geneval.threshold: .*; found '{value}'"):
+        GenEval.check(Context(Path(), options={"geneval.threshold": value}))

@@ -1,4 +1,4 @@
-"""Noun chunks by a parse and by the template."""
+"""Noun chunks by spaCy and by the template."""
 
 from __future__ import annotations
 
@@ -47,13 +47,18 @@ def test_template(prompt: str, chunks: list[str]) -> None:
         "",
     ],
 )
-def test_what_is_no_template_is_not_cut(prompt: str) -> None:
+def test_other_prompts_do_not_follow_the_template(prompt: str) -> None:
     assert TemplateChunker().chunks(prompt) is None
+
+
+@pytest.fixture(autouse=True)
+def _no_shared_chunker() -> None:
+    find_chunker.cache_clear()
 
 
 @pytest.fixture
 def pipeline(tmp_path: Path) -> Path:
-    """A pipeline that parses "DET ADJ NOUN" and "ADJ NOUN" by rules, with spaCy's own noun chunks over its parse."""
+    """Pipeline that parses "DET ADJ NOUN" and "ADJ NOUN" by rules; spaCy finds noun chunks in its parse."""
     from spacy.language import Language
 
     @Language.component("parse_by_rule", assigns=["token.dep", "token.head", "token.pos", "token.tag"])
@@ -81,7 +86,7 @@ def pipeline(tmp_path: Path) -> Path:
     return tmp_path / "ruled"
 
 
-def test_chunks_of_a_parse(pipeline: Path) -> None:
+def test_chunks_of_a_pipeline(pipeline: Path) -> None:
     chunker = SpacyChunker(str(pipeline))
     assert chunker.chunks("a red bench and the green bowl") == ["a red bench", "the green bowl"]
     assert chunker.chunks("") == []
@@ -110,7 +115,7 @@ def test_the_official_pipeline_comes_first(monkeypatch: pytest.MonkeyPatch) -> N
     assert loaded == ["en_core_web_sm", "en_core_web_trf"]
 
 
-def test_the_template_is_taken_where_there_is_no_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_template_is_used_without_a_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spacy.util.is_package", lambda name: False)
     assert isinstance(find_chunker(), TemplateChunker)
     assert isinstance(find_chunker("template"), TemplateChunker)

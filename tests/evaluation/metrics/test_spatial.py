@@ -9,15 +9,14 @@ import torch
 from PIL import Image
 from small_detectors import write_owl, write_rt_detr
 
-from evaluation.judges import judge_folder
 from evaluation.metrics.base import Context
-from evaluation.metrics.detector import Detections, LabelDetector, OwlDetector
-from evaluation.metrics.spatial import DETECTOR, RELATIONS, Relation, Spatial, judge, positions, read_relation
+from evaluation.metrics.detectors import DETECTOR, Detections, LabelDetector, OwlDetector
+from evaluation.metrics.spatial import RELATIONS, Relation, Spatial, judge, positions, read_relation
 from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
 
 SIDE = 479
-"""Pixels of the image in these tests: as in T2I-CompBench, where 150 of them are near."""
+"""Side of the image in pixels, as in T2I-CompBench, where 150 of them are near."""
 
 
 def asks(text: str, **about: Any) -> Prompt:
@@ -56,7 +55,7 @@ def test_directions(relation: str, first: tuple[float, ...], second: tuple[float
     assert [place(other, first, second) for other in others] == [0] * len(others)
 
 
-def test_the_longer_way_decides_and_of_two_equal_ones_neither() -> None:
+def test_the_longer_axis_decides_and_a_tie_counts_for_neither() -> None:
     first = (0.0, 0.0, 10.0, 10.0)
     assert place("on the left of", first, (51.0, 50.0, 61.0, 60.0)) == 1
     assert place("on the top of", first, (51.0, 50.0, 61.0, 60.0)) == 0
@@ -66,7 +65,7 @@ def test_the_longer_way_decides_and_of_two_equal_ones_neither() -> None:
 
 def test_overlap_lowers_the_position() -> None:
     first = (0.0, 0.0, 100.0, 100.0)
-    # 20 of 100 pixels in common: IoU 2000 / 18000 = 1/9, position 0.1 * 9.
+    # 20 of 100 pixels overlap: IoU 2000 / 18000 = 1/9, position 0.1 * 9.
     assert place("on the left of", first, (80.0, 0.0, 180.0, 100.0)) == pytest.approx(0.9)
     # IoU 1000 / 19000, below 0.1.
     assert place("on the left of", first, (90.0, 0.0, 190.0, 100.0)) == 1
@@ -83,7 +82,7 @@ def test_beside_is_near_along_one_axis(relation: str) -> None:
     assert place(relation, (400.0, 200.0, 410.0, 210.0), first) == pytest.approx(150 / 400)
 
 
-def test_near_grows_with_the_image() -> None:
+def test_near_is_relative_to_the_image() -> None:
     first, second = (0.0, 0.0, 10.0, 10.0), (200.0, 300.0, 210.0, 310.0)
     assert place("near", first, second, side=2 * SIDE) == 1
     double = [tuple(2 * edge for edge in box) for box in (first, second)]
@@ -99,7 +98,7 @@ def test_confidences_count_half_and_the_position_half() -> None:
     assert "reason" not in found
 
 
-def test_below_a_half_is_nothing() -> None:
+def test_below_one_half_is_zero() -> None:
     near = (0.0, 0.0, 100.0, 100.0), (50.0, 25.0, 100.0, 75.0)  # position 0.4, as above
     relation = Relation("dog", "on the left of", "cat")
     assert judge(relation, seen(("dog", 0.5, near[0]), ("cat", 0.5, near[1])), SIDE)["score"] == 0
@@ -119,7 +118,7 @@ def test_a_missing_object_is_named() -> None:
 
 def test_the_best_pair_counts() -> None:
     relation = Relation("dog", "on the left of", "cat")
-    # The surest dog stands on the right; one that is less sure keeps the relation.
+    # The most confident dog is on the right; a less confident one satisfies the relation.
     found = judge(
         relation, seen(("dog", 0.9, (300.0, 100.0, 400.0, 200.0)), ("cat", 0.8, RIGHT), ("dog", 0.4, LEFT)), SIDE
     )
@@ -168,7 +167,7 @@ def test_complex_prompts_are_read(text: str, expected: tuple[str, str, str]) -> 
         ("a dog nearby a cat", "The prompt has none of the relations on the left of, "),
         ("The sun sank below the horizon.", "none of the relations"),
         ("near a cat", "No noun was found before 'near'"),
-        ("a cat next to", "No noun was found behind 'next to'"),
+        ("a cat next to", "No noun was found after 'next to'"),
     ],
 )
 def test_why_a_prompt_cannot_be_read(text: str, reason: str) -> None:
@@ -176,7 +175,7 @@ def test_why_a_prompt_cannot_be_read(text: str, reason: str) -> None:
     assert isinstance(found, str) and reason in found
 
 
-def test_what_the_prompt_says_itself_goes_before_its_text() -> None:
+def test_about_takes_precedence_over_the_text() -> None:
     prompt = asks("a cat near a dog", first="tall giraffe", relation="on the bottom of", second="bee")
     assert read_relation(prompt) == Relation("tall giraffe", "on the bottom of", "bee")
 
@@ -185,13 +184,13 @@ def test_what_the_prompt_says_itself_goes_before_its_text() -> None:
     "about",
     [{"first": "cat", "relation": "behind", "second": "dog"}, {"first": "cat", "relation": "near"}, {"second": 3}],
 )
-def test_half_an_answer_is_refused(about: dict[str, Any]) -> None:
-    with pytest.raises(LLM4GENError, match="Prompt 'p': its about says .*; expected the nouns 'first' and 'second'"):
+def test_incomplete_relations_are_refused(about: dict[str, Any]) -> None:
+    with pytest.raises(LLM4GENError, match="Prompt 'p': field `about` has .*; expected the nouns 'first' and 'second'"):
         read_relation(asks("a cat near a dog", **about))
 
 
 class Sees(OwlDetector):
-    """Everything it is asked for, side by side; knows no bees."""
+    """Detector that finds every noun, side by side, and does not know bees."""
 
     def __init__(self) -> None:
         self.asked: list[Sequence[str]] = []
@@ -207,7 +206,7 @@ class Sees(OwlDetector):
         ]
 
 
-def test_every_image_has_a_row_judged_or_not() -> None:
+def test_every_image_has_a_row_with_or_without_score() -> None:
     spatial = Spatial(Sees())
     texts = ["a dog on the left of a cat", "a dog", "a bee near a cat", "a cow on the right of a pig"]
     rows = spatial.score([Image.new("RGB", (SIDE, 100))] * 4, [asks(text) for text in texts])
@@ -218,7 +217,7 @@ def test_every_image_has_a_row_judged_or_not() -> None:
     assert spatial.detector.asked == [("dog", "cat"), ("cow", "pig")]  # type: ignore[attr-defined]
 
 
-def test_the_longer_side_tells_what_is_near() -> None:
+def test_near_is_relative_to_the_longer_side() -> None:
     class Far(Sees):
         def detect(self, images: Sequence[Image.Image], nouns: Sequence[Sequence[str]]) -> list[Detections]:
             return [seen(("dog", 0.8, (0.0, 0.0, 10.0, 10.0)), ("cat", 0.8, (200.0, 300.0, 210.0, 310.0)))]
@@ -227,14 +226,14 @@ def test_the_longer_side_tells_what_is_near() -> None:
     assert row["position"] == pytest.approx(0.5)
 
 
-def test_it_is_for_the_spatial_category() -> None:
+def test_it_applies_to_the_spatial_category() -> None:
     assert Spatial.applies(asks("a dog near a cat"))
     assert not Spatial.applies(Prompt(id="p", text="a dog near a cat", category="complex"))
 
 
-def test_a_real_detector_is_loaded_and_judges(tmp_path: Path) -> None:
+def test_a_real_detector_is_loaded_and_scores(tmp_path: Path) -> None:
     write_owl(tmp_path / DETECTOR.folder)
-    judge_folder(tmp_path, DETECTOR)
+    Context(tmp_path).folder(DETECTOR)
     spatial = Spatial.load(Context(tmp_path, options={"spatial.threshold": "0"}))
     rows = spatial.score(
         [Image.linear_gradient("L").convert("RGB"), Image.new("RGB", (40, 30))],
@@ -247,7 +246,7 @@ def test_a_real_detector_is_loaded_and_judges(tmp_path: Path) -> None:
     assert described != Spatial.load(Context(tmp_path)).describe()
 
 
-def test_another_detector_is_named_by_an_option(tmp_path: Path) -> None:
+def test_an_option_names_another_detector(tmp_path: Path) -> None:
     write_rt_detr(tmp_path / "rt")
     spatial = Spatial.load(Context(tmp_path, options={"object-detector": "rt"}))
     assert type(spatial.detector) is LabelDetector

@@ -11,12 +11,13 @@ from PIL import Image
 from small_detectors import write_owl
 from spacy.language import Language
 
-from evaluation.judges import judge_folder
 from evaluation.metrics.base import Context, ImageMetric, Scores
-from evaluation.metrics.blip_vqa import BlipVQA
-from evaluation.metrics.clip_score import NonSpatial
-from evaluation.metrics.spatial import DETECTOR, Spatial
-from evaluation.metrics.three_in_one import Adjectives, ThreeInOne, kind_of
+from evaluation.metrics.clip import NonSpatial
+from evaluation.metrics.detectors import DETECTOR
+from evaluation.metrics.noun_chunks import TemplateChunker, find_chunker
+from evaluation.metrics.questions import BlipVQA
+from evaluation.metrics.spatial import Spatial
+from evaluation.metrics.three_in_one import ThreeInOne, kind_of
 from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
 
@@ -30,11 +31,10 @@ def asks(text: str, **about: Any) -> Prompt:
 
 
 def part(kind: type[ImageMetric], value: float | None) -> Any:
-    """A stand-in for a metric that says one value, and remembers what it was asked."""
+    """Stand-in for a metric with a constant score; records its prompts."""
 
     class Part(ImageMetric):
         name = kind.name
-        title = "part"
         share = True
 
         def __init__(self) -> None:
@@ -58,7 +58,7 @@ def part(kind: type[ImageMetric], value: float | None) -> Any:
 
 def whole(blip: float | None = 0.9, spatial: float | None = 0.6, clip: float | None = 0.3) -> ThreeInOne:
     parts = [part(BlipVQA, blip), part(Spatial, spatial), part(NonSpatial, clip)]
-    return ThreeInOne({one.name: one for one in parts}, Adjectives("template"))
+    return ThreeInOne({one.name: one for one in parts}, TemplateChunker())
 
 
 IMAGES = [Image.new("RGB", (8, width)) for width in (1, 2, 3)]
@@ -76,7 +76,7 @@ def test_the_kind_decides_which_parts_count() -> None:
     assert rows[0]["spatial"] == {"score": 0.6}
 
 
-def test_parts_are_asked_of_their_own_images_only() -> None:
+def test_parts_score_their_own_images_only() -> None:
     metric = whole()
     metric.score(IMAGES, [asks(HAT), asks(DOG), asks(CAT)])
     asked = {name: [(size[1], prompt.text) for size, prompt in one.asked] for name, one in metric._parts.items()}  # type: ignore[attr-defined]
@@ -93,7 +93,7 @@ def test_any_number_of_images(count: int) -> None:
     assert [row["score"] for row in rows] == pytest.approx([0.75] * count)
 
 
-def test_without_a_part_there_is_no_score() -> None:
+def test_without_a_score_of_a_part_there_is_none() -> None:
     (spatial, action) = whole(spatial=None).score(IMAGES[:2], [asks(HAT), asks(DOG)])
     assert spatial["score"] is None
     assert spatial["reason"] == "spatial: Too dark."
@@ -116,7 +116,7 @@ def test_kinds_are_read_from_the_text(text: str, kind: str) -> None:
     assert kind_of(asks(text)) == kind
 
 
-def test_the_prompt_may_say_its_kind() -> None:
+def test_about_may_name_the_kind() -> None:
     assert kind_of(asks(HAT, kind="spatialaction")) == "spatialaction"
     with pytest.raises(LLM4GENError, match="Prompt 'p' is of the kind 'odd'; expected one of spatial, action"):
         kind_of(asks(HAT, kind="odd"))
@@ -129,32 +129,32 @@ def red_and_brown(doc: Any) -> Any:
     return doc
 
 
-def test_adjectives_are_spacys_where_there_is_a_pipeline(tmp_path: Path) -> None:
+def test_a_pipeline_finds_the_adjectives(tmp_path: Path) -> None:
     pipeline = spacy.blank("en")
     pipeline.add_pipe("red_and_brown")
     pipeline.meta.update(name="probe", version="1.2.3")
     pipeline.to_disk(tmp_path / "probe")
-    adjectives = Adjectives(str(tmp_path / "probe"))
-    # As in the authors' script: tokens joined by blanks, the full stop one of them.
-    assert adjectives.without(HAT) == "The hat was on top of the coat rack ."
-    assert "en_probe 1.2.3" in adjectives.name
+    adjectives = find_chunker(str(tmp_path / "probe"))
+    # As in the authors' script, tokens are joined by spaces, and the full stop is one of them.
+    assert adjectives.without_adjectives(HAT) == "The hat was on top of the coat rack ."
+    assert "en_probe 1.2.3" in adjectives.adjectives
 
 
-def test_it_is_for_the_complex_category() -> None:
+def test_it_applies_to_the_complex_category() -> None:
     assert ThreeInOne.applies(asks(HAT))
     assert not ThreeInOne.applies(Prompt(id="p", text=HAT, category="spatial"))
 
 
-def test_real_parts_are_loaded_and_judge(clip_folder: Path, blip_folder: Path, tmp_path: Path) -> None:
+def test_real_parts_are_loaded_and_score(clip_folder: Path, blip_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(clip_folder.parent / "clip-b32", tmp_path / "clip-b32")
     shutil.copytree(blip_folder, tmp_path / "blip-vqa")
     write_owl(tmp_path / DETECTOR.folder)
     for judge in ThreeInOne.judges_needed:
-        judge_folder(tmp_path, judge)
+        Context(tmp_path).folder(judge)
     context = Context(tmp_path, options={"pipeline": "template", "spatial.threshold": "0"})
     metric = ThreeInOne.load(context)
     image = Image.linear_gradient("L").convert("RGB")
-    # A prompt that the template can cut, with the kind and the relation told.
+    # A prompt that follows the template, with kind and relation in `about`.
     relation = {"first": "cat", "relation": "near", "second": "dog"}
     told = asks("a red bench and a blue bowl", kind="spatialaction", **relation)
     row, sentence = metric.score([image, image], [told, asks(HAT)])
@@ -170,5 +170,5 @@ def test_real_parts_are_loaded_and_judge(clip_folder: Path, blip_folder: Path, t
     assert {*metric.describe()} == {"blip_vqa", "spatial", "non_spatial", "adjectives", "version"}
 
 
-def test_all_missing_judges_are_known_beforehand() -> None:
+def test_judges_of_all_parts_are_declared() -> None:
     assert {judge.folder for judge in ThreeInOne.judges_needed} == {"blip-vqa", "object-detector", "clip-b32"}

@@ -19,14 +19,14 @@ Score = Callable[[Prompt, int], Mapping[str, Any] | None]
 
 
 class SetMaker:
-    """Makes sets of images with `ImageSet` and its files, as the generator and the scorer do."""
+    """Writes image sets and scores, as `generate` and `score` do."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @staticmethod
     def prompts(count: int, categories: Sequence[str] = ("",), words: int = 6) -> list[Prompt]:
-        """Prompts whose categories take turns."""
+        """Prompts with alternating categories."""
         return [
             Prompt(
                 id=f"p{number:03}",
@@ -38,7 +38,7 @@ class SetMaker:
 
     @staticmethod
     def drawn(name: str, low: float = 0.0, high: float = 1.0) -> Score:
-        """A score of each image that depends on its name alone."""
+        """A pseudo-random score of each image, from its name."""
 
         def score(prompt: Prompt, seed: int) -> Mapping[str, Any]:
             return {"score": float(_generator(f"{name} {prompt.id} {seed}").uniform(low, high))}
@@ -55,7 +55,7 @@ class SetMaker:
         share: bool = True,
         describe: Mapping[str, Any] | None = None,
     ) -> None:
-        """Give every image that `score` has something for its score, as the scorer does."""
+        """Write the scores of all images for which `score` returns one."""
         about = dict(describe or {"judge": metric, "hash": "0123456789abcdef"})
         rows = []
         prompts = {prompt.id: prompt for prompt in images.prompts}
@@ -69,7 +69,7 @@ class SetMaker:
 
     @staticmethod
     def set_score(images: ImageSet, metric: str, scores: Mapping[str, Any], /, **more: Any) -> None:
-        """Numbers of the whole set."""
+        """Write numbers of the whole set."""
         about = {"judge": "Inception", "resize": "clean"}
         record = {"judge": fingerprint(about), "describe": about, "scores": dict(scores), **more}
         images.scores.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ class SetMaker:
 
     @staticmethod
     def read(images: ImageSet, metric: str) -> dict[str, float]:
-        """Scores by image id, read with nothing but json."""
+        """Scores by image id, read with json alone."""
         rows = (json.loads(line) for line in (images.scores / f"{metric}.jsonl").read_text("utf-8").splitlines())
         return {row["image"]: row["scores"]["score"] for row in rows if row["scores"]["score"] is not None}
 
@@ -93,7 +93,7 @@ class SetMaker:
         side: int = 24,
         device: Mapping[str, Any] | None = None,
         seconds: float = 2.0,
-        paint: Callable[[Prompt, int], Image.Image] | None = None,
+        generate: Callable[[Prompt, int], Image.Image] | None = None,
     ) -> ImageSet:
         images = ImageSet(self.folder / (folder or name))
         settings = ImageSettings(
@@ -106,7 +106,7 @@ class SetMaker:
             one = image_id(prompt.id, seed)
             if one in without:
                 continue
-            picture = paint(prompt, seed) if paint else _noise(f"{name} {one}", side)
+            picture = generate(prompt, seed) if generate else _noise(f"{name} {one}", side)
             buffer = io.BytesIO()
             picture.save(buffer, format="PNG")
             (images.images / f"{one}.png").write_bytes(buffer.getvalue())

@@ -1,243 +1,335 @@
-"""The files of a report: the page, the JSON, the Markdown, and the command that writes them."""
+"""A page shows its content literally, in one file, and the same content gives the same bytes."""
 
 from __future__ import annotations
 
 import base64
 import io
-import json
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+import matplotlib
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
-from evaluation.__main__ import main
-from evaluation.image_set import ImageSet
-from evaluation.prompts import Prompt
-from evaluation.report import page as report_page_module
-from evaluation.report.build import build_report
-from evaluation.report.cost import costs
-from evaluation.report.numbers import Measured, Total
-from evaluation.report.page import report_page
-from evaluation.report.pictures import Pictures
-from evaluation.report.read import read_sets
-from evaluation.report.report_json import report_json
-from evaluation.report.text import report_markdown
+from evaluation.report.page import Page, Shown, Table, p_value
+from evaluation.statistics import Difference, Estimate
+from llm4gen_core import LLM4GENError
 
-if TYPE_CHECKING:
-    from .conftest import SetMaker
-
-VOID = {"meta", "img", "line", "br"}
-PICTURE = re.compile(r'<img[^>]* src="data:image/(\w+);base64,([^"]+)"')
+HALF = Estimate(0.5, 0.4, 0.6, 3, 150)
+HIGH = Estimate(0.734, 0.7117, 0.7613, 3, 150)
+NARROW = Estimate(0.9821, 0.9714, 0.9893, 1, 150)
+GAIN = Difference(0.0521, 0.0113, 0.0911, 3, 150, 0.0042, 450)
+LOSS = Difference(-0.0521, -0.1113, 0.0061, 3, 150, 0.00001, 450)
 
 
-class Balanced(HTMLParser):
-    """Fails where a tag is closed that is not open."""
+class Reader(HTMLParser):
+    """Tags with their attributes, and the text of the body; raises where tags are not closed in their order."""
 
-    def __init__(self) -> None:
+    VOID = {"meta", "img", "br"}
+
+    def __init__(self, page: Page) -> None:
         super().__init__()
-        self.open: list[str] = []
-        self.ids: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._open: list[str] = []
+        self.feed(page.html())
+        self.close()
+        assert not self._open
 
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.ids += [value for name, value in attrs if name == "id"]
-        if tag not in VOID:
-            self.open.append(tag)
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self._open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
 
 
 @pytest.fixture
-def sets(make_set: SetMaker) -> list[ImageSet]:
-    """Two models; the second lacks an image that would be a sample."""
-    prompts = [
-        Prompt(id=f"p{n}", text=f"<b>thing</b> & *{n}* [x](https://example.com)", category="ab"[n % 2])
-        for n in range(10)
-    ]
-    found = []
-    for name in ("SD1.5", "LLM4GEN"):
-        images = make_set(name, prompts, without=["p0.1"] if name == "LLM4GEN" else [], side=80)
-        make_set.scores(images, "aesthetic", make_set.drawn(name, 4, 7), share=False, title="Aesthetic score")
-        found.append(images)
-    return found
+def page() -> Page:
+    return Page("Results")
 
 
-def page_of(sets: list[ImageSet]) -> str:
-    return report_page(build_report([images.path for images in sets]))
+def image(color: tuple[int, int, int] = (200, 30, 30)) -> NDArray[np.uint8]:
+    """[6, 8, 3]"""
+    pixels = np.full((6, 8, 3), 20, np.uint8)
+    pixels[1:3, 2:5] = color
+    return pixels
 
 
-def test_page_is_whole_and_shows_text_as_it_stands(sets: list[ImageSet]) -> None:
-    page = page_of(sets)
-    parser = Balanced()
-    parser.feed(page)
-    assert parser.open == [] and len(set(parser.ids)) == len(parser.ids)
-    assert "<b>thing" not in page and "&lt;b&gt;thing&lt;/b&gt; &amp; *0*" in page
-    assert "http" not in page.replace("https://example.com", "")  # nothing is loaded from elsewhere
+def full(page: Page) -> Page:
+    """With one of everything, and two plots."""
+    page.heading("Core")
+    page.text("One *word*.\n\n- a\n- b")
+    page.table(
+        ["Variant", "Binding", "Gain"], [["base", HALF, None], ["LLM4GEN", NARROW, GAIN]], "Table 1.", highlight=[1]
+    )
+    for log_x in (False, True):
+        series = {"base": [(500, HALF), (1000, HIGH)], "LLM4GEN": [(500, NARROW)]}
+        page.lines(series, "steps", "binding", "Figure 1.", log_x=log_x, references={"chance": 0.5})
+    page.images([("base", [image()])], ["a red circle"], "Figure 2.")
+    page.maps([("base", image(), [np.eye(3)])], ["red"], "Figure 3.")
+    return page
 
 
-def test_same_sets_give_the_same_bytes_wherever_they_lie(sets: list[ImageSet], tmp_path: Path) -> None:
-    copies = [ImageSet(shutil.copytree(images.path, tmp_path / "moved" / images.path.name)) for images in sets]
-    first, second = (build_report([images.path for images in group]) for group in (sets, copies))
-    assert report_page(first) == report_page(second)
-    assert report_json(first) == report_json(second)
-    assert report_markdown(first) == report_markdown(second)
+def decoded(attributes: dict[str, str | None]) -> NDArray[np.uint8]:
+    source = attributes["src"] or ""
+    assert source.startswith("data:image/png;base64,")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))))
 
 
-def test_order_of_the_score_rows_changes_nothing(sets: list[ImageSet]) -> None:
-    before = page_of(sets)
-    path = sets[1].scores / "aesthetic.jsonl"
-    path.write_text("".join(reversed(path.read_text("utf-8").splitlines(keepends=True))), "utf-8")
-    assert page_of(sets) == before
+def test_the_page_is_sound_html_that_needs_nothing_else(page: Page) -> None:
+    reader = Reader(full(page))
+    assert not reader.all("script") and not reader.all("link")
+    links = [value for _, attributes in reader.tags for name, value in attributes.items() if name in ("src", "href")]
+    assert links and all((link or "").startswith(("data:", "#")) for link in links)
+    assert "@import" not in page.html() and "url(http" not in page.html()
 
 
-def test_missing_image_is_shown_at_the_top_in_the_table_and_in_its_place(sets: list[ImageSet]) -> None:
-    page = page_of(sets)
-    top = page[: page.index("<h2")]
-    assert "This report is incomplete" in top and "1 of 20 images are missing, p0.1" in top
-    assert "n = 19 of 20 images" in page
-    assert page.count("image missing") == 1
-    content = json.loads(report_json(build_report([images.path for images in sets])))
-    assert content["complete"] is False
-    assert [one["images_missing"] for one in content["benchmarks"][0]["sets"]] == [[], ["p0.1"]]
-    row = content["benchmarks"][0]["tables"][0]["rows"][1]["cells"]["aesthetic"]
-    assert (row["n"], row["asked"]) == (19, 20)
+def test_ids_are_unique_and_everything_that_refers_to_one_finds_it(page: Page) -> None:
+    reader = Reader(full(page))
+    ids = [attributes["id"] for _, attributes in reader.tags if "id" in attributes]
+    assert len(ids) == len({*ids})
+    referred = re.findall(r'(?:href="#|url\(#)([^")]+)', page.html())
+    assert {*referred} <= {*ids} and any("plot-" in name for name in referred)
 
 
-def test_complete_sets_raise_no_alarm(sets: list[ImageSet]) -> None:
-    assert "incomplete" not in page_of(sets[:1])
+def test_the_same_content_gives_the_same_bytes_whatever_matplotlib_is_set_to() -> None:
+    first = full(Page("Results")).html()
+    with matplotlib.rc_context({"font.size": 20, "svg.fonttype": "path", "axes.grid": True}):
+        assert full(Page("Results")).html() == first
 
 
-def test_wins_and_losses_are_the_largest_differences(sets: list[ImageSet], make_set: SetMaker) -> None:
-    (found,) = build_report([images.path for images in sets]).benchmarks[0].wins_and_losses
-    base, ours = (make_set.read(images, "aesthetic") for images in sets)
-    means = {
-        f"p{n}": np.mean([ours[f"p{n}.{s}"] - base[f"p{n}.{s}"] for s in (1, 2) if f"p{n}.{s}" in ours])
-        for n in range(10)
-    }
-    order = sorted(means, key=lambda name: -means[name])
-    assert [one.prompt for one in found.wins] == [name for name in order if means[name] > 0][:3]
-    assert [one.prompt for one in found.losses] == [name for name in order[::-1] if means[name] < 0][:3]
-    assert found.better.part == sum(one > 0 for one in means.values())
-    assert found.better.part + found.worse.part + found.equal.part == found.better.whole == 10
-    for example in (*found.wins, *found.losses):
-        assert example.change == pytest.approx(means[example.prompt])
-        a, b = example.pictures
-        assert (a.label, b.label, a.seed) == ("SD1.5", "LLM4GEN", b.seed)
-        assert (a.score, b.score) == (base[f"{example.prompt}.{a.seed}"], ours[f"{example.prompt}.{a.seed}"])
+def test_text_is_shown_as_it_stands(page: Page) -> None:
+    page.heading("<b>a</b> & b")
+    page.text("if a < b & <script>alert(1)</script>, 2 * 3 * 4, a_b and [this](javascript:alert)")
+    reader = Reader(page)
+    assert "if a < b & <script>alert(1)</script>, 2 * 3 * 4, a_b and [this](javascript:alert)" in reader.text
+    assert not reader.all("script") and not reader.all("em")
+    assert not [link for link in reader.all("a") if "javascript" in (link["href"] or "")]
 
 
-def test_samples_are_chosen_without_scores(sets: list[ImageSet], make_set: SetMaker) -> None:
-    def chosen() -> list[str]:
-        return [one.prompt for one in build_report([images.path for images in sets]).benchmarks[0].samples]
-
-    assert chosen() == [f"p{n}" for n in range(8)]
-    for images in sets:
-        make_set.scores(images, "aesthetic", make_set.drawn("otherwise", 4, 7), share=False)
-    assert chosen() == [f"p{n}" for n in range(8)]
+def test_markup(page: Page) -> None:
+    page.text("*one* **two** `*three* <`\nmore [four](https://example.org/?a=1&b=2)\n\n- five\n- six")
+    html = page.html()
+    assert "<p><em>one</em> <strong>two</strong> <code>*three* &lt;</code> more <a " in html
+    assert '<a href="https://example.org/?a=1&amp;b=2">four</a></p>' in html
+    assert "<ul><li>five</li><li>six</li></ul>" in html
 
 
-def test_pictures_show_the_images_scaled_down(make_set: SetMaker) -> None:
-    def generate(prompt: Prompt, seed: int) -> Image.Image:
-        return Image.new("RGB", (600, 300), (200, 30, 60))
-
-    images = make_set("SD1.5", make_set.prompts(2), seeds=(1,), paint=generate)
-    kinds = PICTURE.findall(page_of([images]))
-    assert len(kinds) == 2
-    for kind, data in kinds:
-        picture = Image.open(io.BytesIO(base64.b64decode(data)))
-        assert (kind, picture.size) == ("jpeg", (288, 144))
-        assert np.abs(np.asarray(picture).astype(int) - (200, 30, 60)).max() < 8
+def test_headings_are_linked_from_the_contents(page: Page) -> None:
+    for text, level in (("Same name", 2), ("Same name", 2), ("Deeper", 3)):
+        page.heading(text, level)
+    assert re.findall(r'<a href="#([^"]+)">Same name</a>', page.html()) == ["same-name", "same-name-2"]
+    assert '<h3 id="deeper">' in page.html() and 'href="#deeper"' not in page.html()
 
 
-def test_small_images_are_kept_as_they_are(make_set: SetMaker) -> None:
-    images = make_set("miniature", make_set.prompts(2), side=16)
-    page = page_of([images])
-    (kind, data), *_ = PICTURE.findall(page)
-    assert kind == "png" and 'class="pixels"' in page
-    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
-    assert (shown == np.asarray(images.open(images.rows()[0]))).all()
+@pytest.mark.parametrize(
+    ("cell", "shown"),
+    [
+        (HIGH, ".734 [.71, .76]"),
+        (NARROW, ".982† [.971, .989]"),
+        (GAIN, "+.052 [.01, .09], p = .004"),
+        (LOSS, "−.052 [−.11, .01], p < .001"),
+        (Estimate(1.0, 0.95, 1.0, 3, 9), "1.000 [.95, 1.00]"),
+        (Estimate(-0.0001, -0.1, 0.1, 3, 9), ".000 [−.10, .10]"),
+        (12000, "12,000"),
+        (-3, "−3"),
+        (0.25, ".250"),
+        (None, "–"),
+        ("a < b", "a < b"),
+    ],
+    ids=str,
+)
+def test_cells(page: Page, cell: object, shown: str) -> None:
+    page.table(["Variant", "x"], [["base", cell]], "")
+    assert shown.replace(", p", " p") in Reader(page).text
+    assert (
+        Table(["Variant", "x"], [["base", cell]]).markdown() == f"| Variant | x |\n| --- | ---: |\n| base | {shown} |\n"
+    )
 
 
-@pytest.mark.parametrize("budget", [400_000, 30_000])
-def test_pictures_stay_within_their_budget(
-    sets: list[ImageSet], monkeypatch: pytest.MonkeyPatch, make_set: SetMaker, budget: int
-) -> None:
-    big = [make_set(name, make_set.prompts(8), folder=f"big-{name}", side=400) for name in ("a", "b")]
-    for images in big:
-        make_set.scores(images, "aesthetic", make_set.drawn(images.path.name))
-    monkeypatch.setattr(report_page_module, "Pictures", lambda shown: Pictures(shown, budget))
-    page = page_of(big)
-    assert sum(len(data) for _, data in PICTURE.findall(page)) < budget
-    assert ("left out: the page would be too large" in page) == (budget == 30_000)
+def test_bars_of_a_column_share_one_scale(page: Page) -> None:
+    page.table(["Variant", "x"], [["a", Estimate(0.3, 0.2, 0.4, 3, 9)], ["b", Estimate(0.5, 0.3, 0.6, 3, 9)]], "")
+    bars = [line for line in Reader(page).all("line") if line["class"] == "interval"]
+    (a_low, a_high), (b_low, b_high) = [(float(bar["x1"] or ""), float(bar["x2"] or "")) for bar in bars]
+    assert 0 < a_low < b_low < a_high < b_high < 100
+    assert (b_high - b_low) / (a_high - a_low) == pytest.approx(1.5, rel=0.02)
 
 
-@pytest.mark.slow
-def test_page_of_many_sets_and_metrics_stays_below_five_megabytes(make_set: SetMaker) -> None:
-    sets = [
-        make_set(f"model {n}", make_set.prompts(24, [f"c{k}" for k in range(6)], 60), seeds=(1,), side=200)
-        for n in range(5)
-    ]
-    for images in sets:
-        for metric in ("a", "b", "c", "d", "e"):
-            make_set.scores(images, metric, make_set.drawn(f"{metric}{images.path.name}"))
-    assert 1_500_000 < len(page_of(sets).encode()) < 5_000_000
+def test_differences_are_drawn_beside_zero(page: Page) -> None:
+    page.table(["Variant", "x"], [["a", GAIN]], "")
+    (zero,) = [line for line in Reader(page).all("line") if line["class"] == "zero"]
+    (interval,) = [line for line in Reader(page).all("line") if line["class"] == "interval"]
+    assert 0 < float(zero["x1"] or "") < float(interval["x1"] or "")
 
 
-def test_cost_is_that_of_the_manifest(make_set: SetMaker) -> None:
-    gpu = make_set("gpu", make_set.prompts(5), device={"device": "NVIDIA A100"}, seconds=1.5)
-    cpu = make_set("cpu", make_set.prompts(5), seconds=3)
-    found = costs(read_sets([gpu.path, cpu.path]))
-    seconds = [1.5 + 0.1 * (n % 5) for n in range(10)]
-    assert [(cost.device, cost.hours.unit) for cost in found] == [("NVIDIA A100", "GPU-hours"), ("CPU", "CPU-hours")]
-    assert isinstance(found[0].hours, Total)
-    assert (found[0].hours.value, found[0].hours.n) == (pytest.approx(sum(seconds) / 3600), 10)
-    time, speed = found[0].seconds, found[0].per_second
-    assert isinstance(time, Measured) and isinstance(speed, Measured)
-    assert speed.value == pytest.approx(10 / sum(seconds))
-    assert (speed.low, speed.high) == pytest.approx((1 / time.high, 1 / time.low))
+def test_a_table_says_what_its_marks_mean_only_where_there_are_some(page: Page) -> None:
+    page.table(["Variant", "x"], [["a", HALF]], "")
+    assert "95 % intervals" in Reader(page).text and "One training seed" not in Reader(page).text
+    page.table(["Variant", "x"], [["a", NARROW]], "")
+    assert "One training seed" in Reader(page).text
+    plain = Page("")
+    plain.table(["Variant", "x"], [["a", 3]], "")
+    assert "interval" not in Reader(plain).text
 
 
-def test_every_result_in_the_json_has_its_interval_and_count(sets: list[ImageSet]) -> None:
-    content = json.loads(report_json(build_report([images.path for images in sets])))
-    assert content["schema"] == 1
-    (benchmark,) = content["benchmarks"]
-    cells = [
-        cell
-        for table in benchmark["tables"]
-        for row in (*table["rows"], *table["comparisons"])
-        for cell in row["cells"].values()
-    ]
-    assert {cell["kind"] for cell in cells} == {"measured", "difference"}
-    for cell in cells:
-        assert cell["low"] <= cell["value"] <= cell["high"] and cell["confidence"] == 0.95 and cell["how"]
-        assert cell["n" if cell["kind"] == "measured" else "pairs"] > 0
-    for table in (*benchmark["quoted"], *content["quoted_costs"]):
-        assert table["quoted"] is True
-        assert all(isinstance(value, str) for row in table["rows"] for value in row["values"])
-    assert benchmark["judges"][0]["sets"] == {"SD1.5": 20, "LLM4GEN": 19}
+def test_rows_are_set_off(page: Page) -> None:
+    page.table(["Variant", "x"], [["a", 1], ["b", 2], ["c", 3]], "", highlight=[2])
+    assert [row.get("class") for row in Reader(page).all("tr")] == [None, None, None, "ours"]
 
 
-def test_command_writes_both_files_and_prints_markdown(
-    sets: list[ImageSet], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    paths = [str(images.path) for images in sets]
-    assert main(["report", *paths, "--output", str(tmp_path / "out"), "--markdown"]) == 0
-    shown = capsys.readouterr()
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json"]
-    rows = [line for line in shown.out.splitlines() if line.startswith("|")]
-    assert re.match(r"\| SD1.5 \| 5\.\d+ \[4\.\d+, 5\.\d+\]; n = 20 images, 10 prompts \|$", rows[2])
-    assert "n = 19 of 20 images" in rows[3] and "⚠" in rows[3]
-    assert re.search(r"p = \.\d+; n = 19 pairs, 10 prompts", rows[6])
-    assert "report.html" in shown.err and "report.html" not in shown.out
+def test_a_row_that_does_not_fit_is_refused(page: Page) -> None:
+    with pytest.raises(LLM4GENError, match="Row 2 has 3 cells; expected 2: Variant, x"):
+        page.table(["Variant", "x"], [["a", 1], ["b", 2, 3]], "")
+    with pytest.raises(LLM4GENError, match="Row 1 has 1 cells; expected 2"):
+        Table(["Variant", "x"], [["a"]])
 
 
-def test_command_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
-    assert "is no set of images" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+def test_markdown_cells_cannot_break_the_table() -> None:
+    assert Table(["x"], [["a|b\nc"]]).markdown() == "| x |\n| --- |\n| a\\|b c |\n"
+
+
+def test_a_plot_holds_its_numbers_for_those_who_cannot_see_it(page: Page) -> None:
+    page.lines(
+        {"base": [(0, HALF), (500, HIGH)], "ours": [(500, NARROW)]}, "steps", "binding", "F", references={"c": 0.5}
+    )
+    reader = Reader(page)
+    (alt,) = [box["aria-label"] for box in reader.all("div") if box.get("role") == "img"]
+    assert alt == "Plot of binding over steps: base, ours, c; the numbers are listed below"
+    assert "500 .734 [.71, .76] .982† [.971, .989]" in reader.text and "0 .500 [.40, .60] –" in reader.text
+
+
+def drawn(page: Page) -> list[tuple[float, float]]:
+    """Where the markers of the first line are, in the plot's units."""
+    uses = re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)" style="fill: var\(--series-0\); stroke: var', page.html())
+    return [(float(x), float(y)) for x, y in uses]
+
+
+@pytest.mark.parametrize("log_x", [False, True])
+def test_points_are_drawn_where_they_belong(page: Page, log_x: bool) -> None:
+    page.lines({"a": [(1, HALF), (10, HIGH), (100, HALF)]}, "x", "y", "", log_x=log_x)
+    (x0, y0), (x1, y1), (x2, y2) = drawn(page)[:3]
+    assert y0 == y2 > y1
+    assert (x1 - x0) / (x2 - x0) == pytest.approx(0.5 if log_x else 9 / 99, abs=0.01)
+
+
+def test_a_plot_has_the_colours_and_letters_of_the_page(page: Page) -> None:
+    series = {f"variant {n}": [(1, HALF), (2, HIGH)] for n in range(9)}
+    page.lines(series, "x [$]", "y_1", "", references={"chance": 0.5})
+    html = page.html()
+    body = html[html.index("<body>") :]
+    assert not re.search(r"#0[14]0|#0a0b|DejaVu", body)
+    assert all(f"var(--series-{n})" in body and f"--series-{n}:" in html for n in range(7))
+    assert "x [$]" in body and "y_1" in body and "<!--" not in body
+
+
+@pytest.mark.parametrize(
+    ("series", "message"), [({}, "without points"), ({"a": []}, "without points"), ({"a": [(0, HALF)]}, "logarithmic")]
+)
+def test_plots_that_cannot_be_drawn(page: Page, series: dict[str, list[tuple[float, Estimate]]], message: str) -> None:
+    with pytest.raises(LLM4GENError, match=message):
+        page.lines(series, "x", "y", "", log_x=True)
+
+
+def test_images_are_exact_and_named(page: Page) -> None:
+    red, blue = image(), image((0, 0, 255))
+    page.images([("base", [red, blue])], ["a <red> thing", "a blue thing"], "", scale=5)
+    first, second = Reader(page).all("img")
+    np.testing.assert_array_equal(decoded(first), red)
+    np.testing.assert_array_equal(decoded(second), blue)
+    assert (first["alt"], first["width"], first["height"]) == ("base: a <red> thing", "40", "30")
+    assert "a <red> thing" in Reader(page).text and "image-rendering:pixelated" in page.html()
+
+
+def test_images_that_do_not_fit(page: Page) -> None:
+    with pytest.raises(LLM4GENError, match="Row 1 has 1 cells; expected 2: a, b"):
+        page.images([("base", [image()])], ["a", "b"], "")
+    with pytest.raises(LLM4GENError, match=r"The image of 'base: a' is float64 \[6, 8, 3\]"):
+        page.images([("base", [image() / 255])], ["a"], "")
+
+
+def test_maps_are_brightest_where_they_are_highest(page: Page) -> None:
+    values = np.zeros((3, 4))
+    values[2, 3] = 0.2
+    page.maps([("base", image(), [values])], ["red"], "")
+    shown, heat = (decoded(attributes) for attributes in Reader(page).all("img"))
+    np.testing.assert_array_equal(shown, image())
+    brightness = heat.astype(int).sum(2)
+    assert heat.shape == (6, 8, 3) and brightness.argmax() == brightness.size - 1
+
+
+def test_rows_of_maps_can_be_compared(page: Page) -> None:
+    """Half as much attention to a word is half as bright, not the same."""
+    gray = np.zeros((4, 4, 3), np.uint8)
+    page.maps([("a", gray, [np.full((4, 4), 0.2)]), ("b", gray, [np.full((4, 4), 0.1)])], ["red"], "")
+    _, a, _, b = (decoded(attributes).astype(int).sum() for attributes in Reader(page).all("img"))
+    assert a > 1.5 * b
+
+
+def test_a_map_of_nothing_is_dark(page: Page) -> None:
+    page.maps([("a", np.zeros((4, 4, 3), np.uint8), [np.zeros((2, 2))])], ["red"], "")
+    assert decoded(Reader(page).all("img")[1]).max() < 5
+
+
+@pytest.mark.parametrize(
+    "values", [np.ones(4), -np.ones((2, 2)), np.full((2, 2), np.nan)], ids=["1d", "below 0", "nan"]
+)
+def test_maps_that_are_none(page: Page, values: NDArray[np.float64]) -> None:
+    with pytest.raises(LLM4GENError, match="The map of 'red' in the row 'base' has shape"):
+        page.maps([("base", image(), [values])], ["red"], "")
+
+
+def test_write_replaces_the_file_and_leaves_nothing_else(page: Page, tmp_path: Path) -> None:
+    path = tmp_path / "report" / "index.html"
+    path.parent.mkdir()
+    path.write_text("old")
+    page.text("new")
+    page.write(path)
+    assert path.read_text(encoding="utf-8") == page.html()
+    assert [entry.name for entry in path.parent.iterdir()] == ["index.html"]
+
+
+def test_markdown_has_text_and_tables_and_no_empty_sections() -> None:
+    page = Page("Results", one_seed="† One rater.")
+    page.heading("Images alone")
+    page.images([("base", [image()])], ["a red circle"], "Figure 1.")
+    page.heading("Core")
+    page.heading("Binding", 3)
+    page.text("One *word*: .5†", ["a", "b"])
+    page.table(["Variant", "x"], [["base", NARROW], ["own", Shown("3 s", "[2, 4]", counts=("n = 5",))]], "Table 1.")
+    assert page.markdown() == (
+        "# Results\n\n## Core\n\n### Binding\n\nOne *word*: .5†\n\n- a\n- b\n\n† One rater.\n\n"
+        "Table 1. † One rater.\n\n"
+        "| Variant | x |\n| --- | ---: |\n| base | .982† [.971, .989] |\n| own | 3 s [2, 4]; n = 5 |\n"
+    )
+
+
+def test_quoted_tables_are_marked(page: Page) -> None:
+    page.table(["Model", "x"], [["theirs", "60.3 %"]], "Votes.", quoted=True)
+    assert "quoted, not measured here Votes." in Reader(page).text
+
+
+@pytest.mark.parametrize(
+    ("p", "with_name", "alone"),
+    [(0.0004, "p < .001", "< .001"), (0.0042, "p = .004", ".004"), (0.25, "p = .25", ".25"), (1, "p = 1.00", "1.00")],
+)
+def test_p_values(p: float, with_name: str, alone: str) -> None:
+    assert (p_value(p), p_value(p, "")) == (with_name, alone)

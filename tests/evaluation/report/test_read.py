@@ -21,7 +21,7 @@ def images(make_set: SetMaker) -> ImageSet:
     return images
 
 
-def test_scores_of_another_judge_and_of_images_painted_anew_are_left_out(images: ImageSet) -> None:
+def test_scores_of_another_judge_and_of_images_generated_again_are_left_out(images: ImageSet) -> None:
     row = json.loads((images.scores / "blip_vqa.jsonl").read_text("utf-8").splitlines()[0])
     images.score_file("blip_vqa").append(
         {**row, "judge": "another", "scores": {"score": 0.123}},
@@ -30,49 +30,47 @@ def test_scores_of_another_judge_and_of_images_painted_anew_are_left_out(images:
     )
     (found,) = read_sets([images.path])
     assert found.metrics["blip_vqa"].left_out == 3
-    assert found.values("blip_vqa", "score", ["p000"], [1])[0, 0] == row["scores"]["score"]
+    assert found.values("blip_vqa", ["p000"], [1])[0, 0, 0] == row["scores"]["score"]
 
 
-def test_a_score_that_was_made_again_replaces_the_earlier(images: ImageSet) -> None:
+def test_a_later_score_replaces_the_earlier(images: ImageSet) -> None:
     row = json.loads((images.scores / "blip_vqa.jsonl").read_text("utf-8").splitlines()[0])
     images.score_file("blip_vqa").append({**row, "scores": {"score": 0.25}})
     (found,) = read_sets([images.path])
-    assert found.values("blip_vqa", "score", ["p000"], [1, 99]).tolist()[0] == pytest.approx(
-        [0.25, np.nan], nan_ok=True
-    )
+    assert found.values("blip_vqa", ["p000"], [1, 99])[0, :, 0].tolist() == pytest.approx([0.25, np.nan], nan_ok=True)
 
 
-def test_a_row_without_a_hash_counts_for_the_image(images: ImageSet) -> None:
+def test_a_row_without_the_hash_of_its_image_is_refused(images: ImageSet) -> None:
     path = images.scores / "blip_vqa.jsonl"
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     path.write_text(
         "".join(json.dumps({k: v for k, v in row.items() if k != "sha256"}) + "\n" for row in rows), "utf-8"
     )
-    (found,) = read_sets([images.path])
-    assert len(found.metrics["blip_vqa"].values) == 6
+    with pytest.raises(LLM4GENError, match=r"line 1, is not a score \(sha256: Field required"):
+        read_sets([images.path])
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
-        ('{"image": 3}', "line 7, is no score"),
-        ("no json", "line 7, is no score"),
-        ('{"image": "p000.1", "scores": {"score": 1.5}, "judge": "JUDGE"}', "a share, from 0 to 1"),
+        ('{"image": 3}', "line 7, is not a score"),
+        ("no json", "line 7, is not a score"),
+        ('{"image": "p000.1", "sha256": "SHA", "scores": {"score": 1.5}, "judge": "JUDGE"}', "expected 0 to 1"),
     ],
 )
-def test_damaged_scores_are_named(images: ImageSet, line: str, told: str) -> None:
+def test_damaged_scores_are_named(images: ImageSet, line: str, message: str) -> None:
     path = images.scores / "blip_vqa.jsonl"
-    judge = json.loads(path.read_text("utf-8").splitlines()[0])["judge"]
+    row = json.loads(path.read_text("utf-8").splitlines()[0])
     with open(path, "a", encoding="utf-8") as file:
-        file.write(line.replace("JUDGE", judge) + "\n")
-    with pytest.raises(LLM4GENError, match=told) as error:
+        file.write(line.replace("JUDGE", row["judge"]).replace("SHA", row["sha256"]) + "\n")
+    with pytest.raises(LLM4GENError, match=message) as error:
         read_sets([images.path])
     assert str(path) in str(error.value)
 
 
 def test_scores_without_a_judge_are_refused(images: ImageSet) -> None:
     (images.scores / "blip_vqa.about.json").unlink()
-    with pytest.raises(LLM4GENError, match="nobody knows who judged"):
+    with pytest.raises(LLM4GENError, match="which says who judged"):
         read_sets([images.path])
 
 
@@ -92,7 +90,7 @@ def test_a_number_of_a_set_without_interval_or_count_is_refused(
 def test_folders_are_told_apart(make_set: SetMaker, images: ImageSet) -> None:
     with pytest.raises(LLM4GENError, match="given twice"):
         read_sets([images.path, images.path / "." / ".." / "SD1.5"])
-    with pytest.raises(LLM4GENError, match="no set of images"):
+    with pytest.raises(LLM4GENError, match="not an image set"):
         read_sets([images.path / "images"])
     again = make_set("SD1.5", make_set.prompts(3), folder="another")
     assert [one.label for one in read_sets([images.path, again.path])] == ["SD1.5 (SD1.5)", "SD1.5 (another)"]

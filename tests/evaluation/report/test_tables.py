@@ -1,7 +1,8 @@
-"""What tables hold of each benchmark, and what they refuse."""
+"""Tables of each benchmark: scores with intervals and counts, paired differences, notices."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,24 @@ from scipy import stats
 from evaluation.image_set import ImageSet, image_id
 from evaluation.prompts import Prompt
 from evaluation.report.build import build_report
-from evaluation.report.cells import OTHER_JUDGE
-from evaluation.report.groups import Group, group_sets
-from evaluation.report.numbers import Absent, Cell, Compared, Count, Measured
 from evaluation.report.read import read_sets
-from evaluation.report.tables import WHOLE_SETS, Table, build_tables
+from evaluation.report.tables import (
+    OTHER_JUDGE,
+    WHOLE_SETS,
+    Absent,
+    Cell,
+    Compared,
+    Count,
+    Group,
+    Measured,
+    Table,
+    build_tables,
+    corrected,
+    difference,
+    group_sets,
+    mean,
+)
+from evaluation.report.write import shown_cell
 from llm4gen_diffusers.provenance import fingerprint
 
 if TYPE_CHECKING:
@@ -36,11 +50,11 @@ def tables_of(*images: ImageSet) -> dict[str, Table]:
 
 
 def cell(table: Table, place: int, key: str) -> Cell:
-    return table.rows[place].cells[[column.key for column in table.columns].index(key)]
+    return table.rows[place].cells[key]
 
 
 def compared(table: Table, place: int, key: str) -> Cell:
-    return table.comparisons[place].cells[[column.key for column in table.compared_columns].index(key)]
+    return table.comparisons[place].cells[key]
 
 
 def t2i(make_set: SetMaker, name: str, **options: Any) -> ImageSet:
@@ -58,7 +72,7 @@ def t2i(make_set: SetMaker, name: str, **options: Any) -> ImageSet:
     return images
 
 
-def test_t2i_compbench_has_a_column_a_category(make_set: SetMaker) -> None:
+def test_t2i_compbench_has_a_column_for_each_category(make_set: SetMaker) -> None:
     images = t2i(make_set, "SD1.5")
     table = tables_of(images)["official"]
     assert [(column.title, column.metric, column.percent) for column in table.columns] == [
@@ -88,8 +102,10 @@ def test_differences_are_paired_and_corrected_over_the_table(make_set: SetMaker)
     assert isinstance(found, Compared)
     assert found.p == pytest.approx(expected.pvalue)
     assert found.value == pytest.approx(np.mean(means[0]) - np.mean(means[1]))
-    assert [row.label for row in table.comparisons] == ["LLM4GEN", "third"]
-    everything = sorted((c.p, c.p_holm) for row in table.comparisons for c in row.cells if isinstance(c, Compared))
+    assert [row.set for row in table.comparisons] == ["LLM4GEN", "third"]
+    everything = sorted(
+        (c.p, c.p_holm) for row in table.comparisons for c in row.cells.values() if isinstance(c, Compared)
+    )
     assert len(everything) == 12
     assert everything[0][1] == pytest.approx(min(1, 12 * everything[0][0]))
 
@@ -121,15 +137,15 @@ def test_geneval_overall_is_the_mean_of_the_task_means(make_set: SetMaker) -> No
     assert found.value == pytest.approx(macro[1])
     assert abs(macro[1] - np.mean(list(scores[1].values()))) > 0.01
     assert found.n == 4 * len(prompts)
-    difference = compared(table, 0, "geneval:macro")
-    assert isinstance(difference, Compared) and difference.value == pytest.approx(macro[1] - macro[0])
+    change = compared(table, 0, "geneval:macro")
+    assert isinstance(change, Compared) and change.value == pytest.approx(macro[1] - macro[0])
 
 
-def test_geneval_says_how_many_tasks_its_overall_is_of(make_set: SetMaker) -> None:
+def test_a_notice_says_that_geneval_tasks_are_missing(make_set: SetMaker) -> None:
     images = make_set("SD1.5", make_set.prompts(8, TASKS[:4]), benchmark="geneval")
     make_set.scores(images, "geneval", make_set.drawn("x"))
     (notice,) = build_report([images.path]).benchmarks[0].notices
-    assert "over 4 categories here; officially they are 6" in notice.text
+    assert "over 4 categories here; the official score is over 6" in notice.text
 
 
 def test_dpg_categories_pool_the_answers(make_set: SetMaker) -> None:
@@ -202,14 +218,18 @@ def test_scores_of_different_judges_are_not_compared(make_set: SetMaker) -> None
     assert compared(table, 0, "aesthetic") == Absent(OTHER_JUDGE)
     kept = compared(table, 1, "aesthetic")
     assert isinstance(kept, Compared)
-    assert kept.p_holm == kept.p  # what is refused is no comparison to correct for
+    assert kept.p_holm == kept.p  # a comparison that is not made does not count for the correction
     marked, unmarked = cell(table, 1, "aesthetic"), cell(table, 2, "aesthetic")
     assert isinstance(marked, Measured) and isinstance(unmarked, Measured)
     assert (marked.note, unmarked.note) == (OTHER_JUDGE, "")
     (refusal,) = [notice for notice in notices(*sets) if notice.kind == "other_judge"]
-    for needed in ("LLM4GEN and SD1.5 are not compared", "differ in hash", fingerprint({"judge": "x", "hash": "aa"})):
+    for needed in (
+        "LLM4GEN and SD1.5 are not compared",
+        "they differ in hash",
+        fingerprint({"judge": "x", "hash": "aa"}),
+    ):
         assert needed in refusal.text
-    assert [found.label for found in build_report([one.path for one in sets]).benchmarks[0].wins_and_losses] == [
+    assert [found["set"] for found in build_report([one.path for one in sets]).benchmarks[0].wins_and_losses] == [
         "third"
     ]
 
@@ -230,7 +250,7 @@ def test_only_the_same_prompts_and_seeds_are_paired(make_set: SetMaker) -> None:
     assert "share 5 of 7 prompts" in notice.text and "2 of 3 seeds" in notice.text
 
 
-def test_missing_images_and_scores_are_counted_and_told(make_set: SetMaker) -> None:
+def test_missing_images_and_scores_are_counted_and_reported(make_set: SetMaker) -> None:
     images = t2i(make_set, "SD1.5", without=["p000.1"])
     gone = images.rows()[3]
     (images.path / gone.file).unlink()
@@ -241,10 +261,10 @@ def test_missing_images_and_scores_are_counted_and_told(make_set: SetMaker) -> N
     found = cell(tables_of(images)["official"], 0, "blip_vqa:color")
     assert isinstance(found, Measured)
     assert (found.n, found.asked, found.prompts) == (9, 12, 6)
-    told = {notice.kind: notice.text for notice in notices(images)}
-    assert "2 of 72 images are missing" in told["missing_images"] and gone.id in told["missing_images"]
-    assert "has not scored 1 of 36 images" in told["missing_scores"]
-    assert "could not judge 1 of 36 images" in told["not_judged"]
+    texts = {notice.kind: notice.text for notice in notices(images)}
+    assert "2 of 72 images are missing" in texts["missing_images"] and gone.id in texts["missing_images"]
+    assert "has not scored 1 of 36 images" in texts["missing_scores"]
+    assert "could not judge 1 of 36 images" in texts["not_judged"]
     assert not build_report([images.path]).complete
 
 
@@ -253,7 +273,7 @@ def test_a_category_that_was_never_scored_is_named_as_missing(make_set: SetMaker
     make_set.scores(images, "spatial", lambda p, s: {"score": 0.5} if p.category == "spatial" else None)
     (notice,) = notices(images)
     assert notice.kind == "missing_metrics"
-    assert "BLIP-VQA" in notice.text and "3-in-1" in notice.text and "spatial detector" not in notice.text
+    assert "not scored by BLIP-VQA, Non-spatial, 3-in-1." in notice.text
 
 
 def test_numbers_of_whole_sets_keep_count_and_method(make_set: SetMaker) -> None:
@@ -271,6 +291,15 @@ def test_numbers_of_whole_sets_keep_count_and_method(make_set: SetMaker) -> None
     assert [notice.kind for notice in notices(images)].count("stale_scores") == 0
 
 
+def test_a_number_of_a_whole_set_may_have_no_interval(make_set: SetMaker) -> None:
+    images = make_set("SD1.5", make_set.prompts(4), seeds=(1,), benchmark="coco")
+    fid = {"value": 26.1, "low": None, "high": None, "n": 4, "how": "no interval: one value, from one seed"}
+    make_set.set_score(images, "fid", {"fid": fid})
+    found = cell(tables_of(images)[WHOLE_SETS], 0, "fid:fid")
+    assert found == Measured(26.1, None, None, 4, None, 4, "no interval: one value, from one seed")
+    assert shown_cell(found, False, 2).line == "26.10; n = 4 images"
+
+
 def test_sets_of_several_benchmarks_are_kept_apart(make_set: SetMaker) -> None:
     names = [("SD1.5", "coco"), ("SD1.5", "dense-prompts"), ("LLM4GEN", "coco"), ("LLM4GEN", "dense-prompts")]
     sets = [make_set(name, make_set.prompts(4), benchmark=kind, folder=f"{name}-{kind}") for name, kind in names]
@@ -282,3 +311,128 @@ def test_sets_of_several_benchmarks_are_kept_apart(make_set: SetMaker) -> None:
         ("DensePrompts", "SD1.5-dense-prompts"),
     ]
     assert all([images.label for images in one.group.sets] == ["SD1.5", "LLM4GEN"] for one in report.benchmarks)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(3)
+
+
+def mean_of(share: bool = True, **parts: np.ndarray) -> Measured | Absent:
+    """Mean of scores [P, K] by category."""
+    cells = {name: values[..., None] for name, values in parts.items()}
+    return mean(cells, share, sum(values.size for values in parts.values()))
+
+
+def by_prompt(values: np.ndarray) -> tuple[float, float, int]:
+    """Mean over all images, its standard error from the prompts' means, and their number; for complete values."""
+    means = values.mean(1)
+    return float(values.mean()), float(stats.sem(means)), len(means)
+
+
+def test_interval_is_that_of_the_prompts_means(rng: np.random.Generator) -> None:
+    values = rng.normal(5, 1, (40, 3)) + rng.normal(0, 1, (40, 1))
+    found = mean_of(share=False, all=values)
+    assert isinstance(found, Measured)
+    value, error, prompts = by_prompt(values)
+    low, high = stats.t.interval(0.95, prompts - 1, value, error)
+    assert (found.value, found.low, found.high) == pytest.approx((value, low, high))
+    assert (found.n, found.prompts, found.asked) == (120, 40, 120)
+    as_if_independent = stats.t.interval(0.95, 119, value, stats.sem(values.ravel()))
+    assert found.high - found.low > 1.3 * (as_if_independent[1] - as_if_independent[0])
+
+
+def test_a_missing_score_is_counted_and_left_out_of_the_mean(rng: np.random.Generator) -> None:
+    values = rng.uniform(size=(20, 4))
+    values[3, 1] = math.nan
+    found = mean_of(all=values)
+    assert isinstance(found, Measured)
+    assert (found.n, found.asked, found.value) == (79, 80, pytest.approx(np.nanmean(values)))
+    assert 0 <= found.low < found.value < found.high <= 1
+
+
+def test_macro_mean_adds_the_variances_of_the_categories(rng: np.random.Generator) -> None:
+    parts = {
+        name: rng.uniform(0, top, (count, 4)) for name, top, count in (("a", 1, 30), ("b", 0.6, 12), ("c", 0.2, 50))
+    }
+    found = mean_of(**parts)
+    assert isinstance(found, Measured)
+    known = [by_prompt(values) for values in parts.values()]
+    value = sum(one[0] for one in known) / 3
+    variances = [one[1] ** 2 for one in known]
+    freedom = sum(variances) ** 2 / sum(v**2 / (one[2] - 1) for v, one in zip(variances, known, strict=True))
+    half = stats.t.ppf(0.975, freedom) * math.sqrt(sum(variances)) / 3
+    assert (found.value, found.low, found.high) == pytest.approx((value, value - half, value + half))
+    assert found.value != pytest.approx(np.concatenate([one.ravel() for one in parts.values()]).mean(), abs=0.01)
+    assert (found.n, found.prompts) == (4 * 92, 92)
+    assert "delta method" in found.how
+
+
+def test_macro_interval_agrees_with_a_bootstrap_over_prompts() -> None:
+    rng = np.random.default_rng(8)
+    parts = {
+        str(n): (rng.uniform(size=(80, 4)) < rng.beta(1, 2, (80, 1)) * (0.5 + n / 10)).astype(float) for n in range(6)
+    }
+    found = mean_of(**parts)
+    assert isinstance(found, Measured)
+    draws = [np.mean([values[rng.integers(0, 80, 80)].mean() for values in parts.values()]) for _ in range(3000)]
+    low, high = np.quantile(draws, (0.025, 0.975))
+    assert (found.low, found.high) == (pytest.approx(low, abs=0.006), pytest.approx(high, abs=0.006))
+
+
+def test_a_constant_category_still_contributes_variance(rng: np.random.Generator) -> None:
+    varied = rng.integers(0, 2, (40, 4)).astype(float)
+    certain = mean_of(constant=np.ones((40, 4)), varied=varied)
+    alone = by_prompt(varied)[1] / 2
+    assert isinstance(certain, Measured)
+    assert certain.high - certain.low > 2 * stats.t.ppf(0.975, 39) * alone
+
+
+def test_difference_is_a_paired_t_test_over_prompts(rng: np.random.Generator) -> None:
+    a, b = rng.uniform(size=(25, 2)), rng.uniform(size=(25, 2))
+    found = difference({"": (a[..., None], b[..., None])}, share=False)
+    assert isinstance(found, Compared)
+    expected = stats.ttest_rel(a.mean(1), b.mean(1))
+    interval = expected.confidence_interval(0.95)
+    assert (found.p, found.low, found.high) == pytest.approx((expected.pvalue, interval.low, interval.high))
+    assert (found.pairs, found.prompts) == (50, 25)
+
+
+def test_only_images_with_both_scores_are_compared(rng: np.random.Generator) -> None:
+    a, b = rng.uniform(size=(10, 2)), rng.uniform(size=(10, 2))
+    a[0, 0] = b[5, 1] = math.nan
+    found = difference({"": (a[..., None], b[..., None])}, share=True)
+    assert isinstance(found, Compared)
+    assert found.pairs == 18
+    assert found.value == pytest.approx(np.nanmean(a - b))
+    assert found.value != pytest.approx(np.nanmean(a) - np.nanmean(b))
+
+
+def test_macro_difference_has_the_difference_of_the_macro_means(rng: np.random.Generator) -> None:
+    ours = {name: rng.uniform(size=(15, 2)) for name in "ab"}
+    baseline = {name: rng.uniform(size=(15, 2)) for name in "ab"}
+    found = difference({name: (ours[name][..., None], baseline[name][..., None]) for name in "ab"}, share=False)
+    assert isinstance(found, Compared)
+    known = [by_prompt(ours[name] - baseline[name]) for name in "ab"]
+    error = math.hypot(known[0][1], known[1][1]) / 2
+    freedom = (known[0][1] ** 2 + known[1][1] ** 2) ** 2 / sum(one[1] ** 4 / 14 for one in known)
+    value = (known[0][0] + known[1][0]) / 2
+    assert found.value == pytest.approx(value)
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(value) / error, freedom))
+
+
+def test_p_values_are_corrected_for_all_comparisons() -> None:
+    raw = [0.01, 0.04, 0.03, 0.5]
+    rows = corrected([{"x": Compared(0.1, 0, 0.2, p, p, 10, 5, "how"), "y": Absent("not scored")} for p in raw])
+    found = [row["x"] for row in rows]
+    assert all(isinstance(one, Compared) for one in found)
+    assert [one.p_holm for one in found] == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert [one.p for one in found] == raw
+    assert rows[0]["y"] == Absent("not scored")
+
+
+def test_one_prompt_or_no_score_gives_no_number() -> None:
+    assert mean_of(all=np.array([[0.5, 0.7]])) == Absent("one prompt has no interval")
+    assert mean_of(all=np.full((3, 2), math.nan)) == Absent("no scores")
+    assert mean_of(a=np.ones((4, 2)), b=np.ones((1, 2))) == Absent("b: one prompt has no interval")
+    assert difference({"": (np.ones((0, 2, 1)), np.ones((0, 2, 1)))}, share=True) == Absent("no scores")

@@ -31,13 +31,13 @@ def test_create_results_and_export(sets, tmp_path, capsys):
     study = tmp_path / "study"
     images = [f"base={sets[0]}", f"ours={sets[1]}"]
     assert vote("create", study, "--images", *images, "--pairs", 4, "--questions", "alignment") == 0
-    assert "Made: 4 pairs (4 of each two of base, ours; 4 prompts in 2 categories)" in capsys.readouterr().out
+    assert "Created: 4 pairs (4 of every two of base, ours; 4 prompts in 2 categories)" in capsys.readouterr().out
     assert vote("create", study, "--images", *images, "--pairs", 4, "--questions", "alignment") == 0
-    assert "Was there already" in capsys.readouterr().out
+    assert "Exists already" in capsys.readouterr().out
     assert vote("create", study, "--images", *images, "--pairs", 5) == 2
     assert "holds another study" in capsys.readouterr().err
     assert vote("results", study) == 2
-    assert "holds no vote yet" in capsys.readouterr().err
+    assert "has no votes yet" in capsys.readouterr().err
     folder = StudyFolder(study)
     votes = VoteFile(folder.study, folder.votes)
     asked = [(rater, task) for rater in ("ada", "bob") for task in votes.tasks(rater).values()]
@@ -59,18 +59,18 @@ def test_create_results_and_export(sets, tmp_path, capsys):
     assert vote("results", study) == 0
     assert "base : ours | 0 | 0 | 8" in capsys.readouterr().out
     assert json.loads((study / "results.json").read_text())["comparisons"][0]["losses"] == 8
-    assert "Quoted from the paper" in (study / "results.html").read_text()
+    assert "What the paper says" in (study / "results.html").read_text()
     assert vote("export", study, tmp_path / "pairs.jsonl") == 0
     assert len((tmp_path / "pairs.jsonl").read_text().splitlines()) == 4
 
 
-def test_errors_are_sentences(sets, tmp_path, capsys):
+def test_command_errors(sets, tmp_path, capsys):
     assert vote("create", tmp_path / "s", "--images", *sets) == 2
-    assert "Two sets are of a model named 'the same name'" in capsys.readouterr().err
+    assert "Two image sets have the model name 'the same name'" in capsys.readouterr().err
     assert vote("create", tmp_path / "s", "--images", sets[0]) == 2
     assert "expected two or more" in capsys.readouterr().err
     assert vote("create", tmp_path / "s", "--images", sets[0], tmp_path) == 2
-    assert "is no set of images" in capsys.readouterr().err
+    assert "is not an image set" in capsys.readouterr().err
     assert vote("serve", tmp_path / "s") == 2
-    assert "is no study" in capsys.readouterr().err
+    assert "is not a study" in capsys.readouterr().err
     assert not (tmp_path / "s").exists()

@@ -1,4 +1,4 @@
-"""The server as a process: what it answers, what it refuses, and that it never tells a model."""
+"""The server as a process: responses, refusals, and that it never reveals a model."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_no_answer_names_a_model(served, session):
             assert not any(name in told for name in (*NAMES, "p000", "categoryone", str(served.folder)))
 
 
-def test_images_are_the_same_pixels_without_anything_else(served, session):
+def test_images_are_sent_as_pixels_without_metadata(served, session):
     folder = StudyFolder(served.folder)
     study = folder.study
     tasks = VoteFile(study, folder.votes).tasks("ada")
@@ -77,13 +77,13 @@ def test_images_are_the_same_pixels_without_anything_else(served, session):
         assert told["text"] == task.pair.text
         for side, image in (("left", task.left), ("right", task.right)):
             _, headers, body = served.request(told[side])
-            with Image.open(io.BytesIO(body)) as shown, Image.open(folder.file(study, image)) as painted:
-                assert image.model in painted.text["parameters"]
-                assert shown.info == {} and shown.tobytes() == painted.tobytes()
+            with Image.open(io.BytesIO(body)) as shown, Image.open(folder.file(study, image)) as stored:
+                assert image.model in stored.text["parameters"]
+                assert shown.info == {} and shown.tobytes() == stored.tobytes()
             assert headers["Content-Type"] == "image/png" and "Last-Modified" not in headers
 
 
-def test_a_vote_is_on_the_disk_when_it_is_answered(served, session):
+def test_a_vote_is_on_the_disk_when_it_is_acknowledged(served, session):
     before = len(rows(served))
     status, _, body = served.request("/api/votes", ballot(session, 2, choice="right"))
     assert (status, json.loads(body)) == (200, {"saved": f"{2:032x}"})
@@ -98,12 +98,12 @@ def test_a_vote_is_on_the_disk_when_it_is_answered(served, session):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"task": "0" * 16}, "not among those that 'ada' is asked"),
+        ({"task": "0" * 16}, "not in the schedule of 'ada'"),
         ({"question": "taste"}, "Question 'taste' is not in this study"),
         ({"choice": "both"}, "choice: Input should be 'left', 'right' or 'tie'"),
         ({"choice": None}, "choice"),
-        ({"rater": " "}, "expected 1 to 60 letters"),
-        ({"rater": "\ud800"}, "expected 1 to 60 letters"),
+        ({"rater": " "}, "expected 1 to 60 printable"),
+        ({"rater": "\ud800"}, "expected 1 to 60 printable"),
         ({"seconds": -1}, "seconds: Input should be greater than or equal to 0"),
         ({"seconds": float("nan")}, "seconds"),
         ({"seconds": "2"}, "seconds"),
@@ -111,14 +111,14 @@ def test_a_vote_is_on_the_disk_when_it_is_answered(served, session):
         ({"left": "modelalpha"}, "left: Extra inputs are not permitted"),
     ],
 )
-def test_wrong_votes_are_refused_with_a_sentence(served, session, change, sentence):
+def test_invalid_votes_are_refused(served, session, change, sentence):
     before = rows(served)
     status, _, body = served.request("/api/votes", ballot(session, 99, **change))
     assert status == 400 and sentence in json.loads(body)["error"]
     assert rows(served) == before
 
 
-def test_requests_that_are_no_votes(served, session):
+def test_requests_that_are_not_votes(served, session):
     for content in (b"", b"{", b"[1]", b"null", b"[" * 60000):
         status, _, body = served.request("/api/votes", content)
         assert status == 400 and json.loads(body)["error"]
@@ -129,8 +129,8 @@ def test_requests_that_are_no_votes(served, session):
     assert status == 400 and "expected application/json" in json.loads(body)["error"]
 
 
-def test_a_vote_for_another_study_is_no_fault_of_the_vote(served, session):
-    """409, which the page takes as "later", and not 400, after which it would forget the vote."""
+def test_a_vote_for_another_study_is_a_conflict(served, session):
+    """409, after which the page tries again later; after 400 it would forget the vote."""
     assert served.request("/api/votes", ballot(session, 97, study="0" * 16))[0] == 409
 
 
@@ -157,13 +157,13 @@ def test_no_address_becomes_a_path(served, path):
     assert b"sha256" not in answer.read()
 
 
-def test_the_browser_is_told_to_load_nothing_from_elsewhere(served):
+def test_content_security_policy(served):
     _, headers, body = served.request("/")
     assert headers["Content-Security-Policy"].startswith("default-src 'none'")
     assert b"http://" not in body and b"https://" not in body
 
 
-def test_it_listens_on_this_machine_alone_and_once(served):
+def test_one_server_for_a_study_on_this_machine_only(served):
     code = "import sys; from evaluation.vote.server import serve; from evaluation.vote.study import StudyFolder\n"
     second = subprocess.run(
         [sys.executable, "-c", code + "serve(StudyFolder(sys.argv[1]), '127.0.0.1', 0)", str(served.folder)],
@@ -173,11 +173,11 @@ def test_it_listens_on_this_machine_alone_and_once(served):
         timeout=60,
     )
     assert "is served by another process already" in second.stderr
-    assert not any("Whoever reaches this machine" in line for line in served.said)
+    assert not any("Anyone who reaches this machine" in line for line in served.said)
 
 
 @pytest.mark.slow
-def test_killed_and_ended_servers_lose_nothing(tmp_path):
+def test_killed_and_stopped_servers_lose_no_vote(tmp_path):
     sets = {name: make_set(tmp_path / name, name, make_prompts(4)) for name in NAMES}
     folder = StudyFolder(tmp_path / "study")
     folder.create(make_study(folder.path, sets))

@@ -1,4 +1,4 @@
-"""Which pairs are chosen, and how each rater sees them."""
+"""The choice of pairs, and the schedule of each rater."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from vote_study import flat, make_prompts, make_set
 
 from evaluation.image_set import ImageSet
 from evaluation.prompts import Prompt
-from evaluation.vote.schedule import GAP, schedule
-from evaluation.vote.study import StudyFolder, make_study
+from evaluation.vote.study import GAP, StudyFolder, make_study, schedule
 from llm4gen_core import LLM4GENError
 
 
@@ -44,7 +43,7 @@ def test_pairs_have_one_prompt_and_seed_and_every_comparison_the_same(sets, tmp_
     assert len({pair.id for pair in study.pairs}) == 36
 
 
-def test_every_category_comes_by_its_share_and_prompts_before_second_seeds(two, tmp_path):
+def test_categories_by_share_and_prompts_before_second_seeds(two, tmp_path):
     study = make_study(tmp_path, two, pairs=32)
     assert Counter(pair.category for pair in study.pairs) == {"color": 24, "shape": 8}
     assert len({pair.prompt for pair in study.pairs}) == 32
@@ -53,14 +52,14 @@ def test_every_category_comes_by_its_share_and_prompts_before_second_seeds(two, 
     assert len(make_study(tmp_path, two, pairs=1000).pairs) == 64
 
 
-def test_the_same_seed_chooses_the_same_and_another_one_does_not(two, tmp_path):
+def test_choice_depends_on_the_seed(two, tmp_path):
     study = make_study(tmp_path, two, pairs=10, seed=3)
     assert make_study(tmp_path, two, pairs=10, seed=3) == study
     other = make_study(tmp_path, two, pairs=10, seed=4)
     assert {pair.prompt for pair in other.pairs} != {pair.prompt for pair in study.pairs}
 
 
-def test_a_study_comes_back_whole_and_is_not_replaced_by_another(two, tmp_path):
+def test_a_study_is_stored_and_not_replaced_by_another(two, tmp_path):
     folder = StudyFolder(tmp_path / "study")
     study = make_study(folder.path, two, pairs=10)
     assert folder.create(study) and folder.study == study
@@ -79,18 +78,18 @@ def test_sets_that_do_not_fit_together(two, sets, tmp_path):
     renamed = make_set(tmp_path / "renamed", "renamed", [Prompt(id="p000", text="something else")], (1,))
     with pytest.raises(LLM4GENError, match="'p000' has another text in renamed than in alpha"):
         make_study(tmp_path, {"alpha": two["alpha"], "renamed": renamed})
-    with pytest.raises(LLM4GENError, match="no set of images"):
+    with pytest.raises(LLM4GENError, match="is not an image set"):
         make_study(tmp_path, {"alpha": two["alpha"], "none": ImageSet(tmp_path / "nothing")})
 
 
-def test_an_image_that_was_painted_anew_is_refused(tmp_path):
+def test_a_changed_image_is_refused(tmp_path):
     prompts = make_prompts(2)
     sets = {name: make_set(tmp_path / name, name, prompts) for name in ("alpha", "beta")}
     folder = StudyFolder(tmp_path / "study")
     folder.create(make_study(folder.path, sets))
     image = folder.study.pairs[0].first
     flat("other", prompts[0], 0).save(sets["alpha"].path / image.file)
-    with pytest.raises(LLM4GENError, match="another one than when the study was made"):
+    with pytest.raises(LLM4GENError, match="is not the one that the study was created with"):
         folder.read(folder.study, image)
     (sets["alpha"].path / image.file).unlink()
     with pytest.raises(LLM4GENError, match="cannot be read"):
@@ -106,7 +105,7 @@ def test_study_and_sets_can_be_moved_together(tmp_path):
     assert moved.read(moved.study, moved.study.pairs[0].first)
 
 
-def test_order_and_sides_belong_to_the_rater(sets, tmp_path):
+def test_order_and_sides_depend_on_the_rater(sets, tmp_path):
     study = make_study(tmp_path, sets, pairs=40, repeat=0)
     ada, bob = schedule(study, "ada"), schedule(study, "bob")
     assert schedule(study, "ada") == ada
@@ -121,7 +120,7 @@ def test_order_and_sides_belong_to_the_rater(sets, tmp_path):
 
 
 @pytest.mark.parametrize("rater", ["ada", "bob", "cleo"])
-def test_repeated_pairs_come_again_with_sides_swapped_and_others_between(sets, tmp_path, rater):
+def test_repeated_pairs_have_swapped_sides_and_others_between(sets, tmp_path, rater):
     study = make_study(tmp_path, sets, pairs=20, repeat=0.2)
     tasks = schedule(study, rater)
     again = [task for task in tasks if task.repeat]
@@ -133,7 +132,7 @@ def test_repeated_pairs_come_again_with_sides_swapped_and_others_between(sets, t
         assert place[task.id] - place[first.id] > GAP
 
 
-def test_few_pairs_are_repeated_with_what_room_there_is(two, tmp_path):
+def test_repetition_in_a_small_study(two, tmp_path):
     tasks = schedule(make_study(tmp_path, two, pairs=2, repeat=0.5), "ada")
     assert [task.repeat for task in tasks] == [False, False, True]
     assert tasks[2].pair == tasks[0].pair

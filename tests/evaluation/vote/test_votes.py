@@ -1,4 +1,4 @@
-"""The file of votes: nothing is lost, nothing is written twice, the later vote counts."""
+"""The file of votes: nothing is lost or written twice, the later vote counts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def ballot(folder, number, choice="left", **others):
     return Ballot(id=f"{number:016x}", study=folder.study.id, choice=choice, **given)
 
 
-def test_a_vote_says_which_model_stood_where(folder):
+def test_a_vote_stores_the_models_on_both_sides(folder):
     votes = VoteFile(folder.study, folder.votes)
     for number, task in enumerate(votes.tasks("ada").values()):
         votes.write(votes.check(ballot(folder, number, task=task.id)))
@@ -49,7 +49,7 @@ def test_the_later_vote_counts_and_a_resent_one_is_written_once(folder):
     assert len(again) == 1 and again.raters == {"ada"} and again.choices("bob") == {}
 
 
-def test_a_torn_line_costs_only_itself(folder):
+def test_a_torn_line_loses_only_itself(folder):
     votes = VoteFile(folder.study, folder.votes)
     votes.write(votes.check(ballot(folder, 1)))
     with folder.votes.path.open("ab") as file:
@@ -61,32 +61,32 @@ def test_a_torn_line_costs_only_itself(folder):
     assert [vote.question for vote in read_votes(folder.study, folder.votes)] == ["quality", "alignment"]
 
 
-def test_votes_for_what_is_not_asked_are_refused(folder):
+def test_votes_outside_of_the_schedule_are_refused(folder):
     votes = VoteFile(folder.study, folder.votes)
-    with pytest.raises(LLM4GENError, match="Pair 'nothing' is not among those that 'ada' is asked"):
+    with pytest.raises(LLM4GENError, match="Pair 'nothing' is not in the schedule of 'ada'"):
         votes.check(ballot(folder, 1, task="nothing"))
     with pytest.raises(LLM4GENError, match="Question 'taste' .* expected one of quality, alignment"):
         votes.check(ballot(folder, 1, question="taste"))
     # That pairs are repeated is drawn for each rater.
     once = [task.id for task in votes.tasks("ada").values() if task.id + "-2" not in votes.tasks("ada")]
-    with pytest.raises(LLM4GENError, match="not among"):
+    with pytest.raises(LLM4GENError, match="not in the schedule"):
         votes.check(ballot(folder, 1, task=once[0] + "-2"))
 
 
-def test_damaged_and_foreign_lines_are_named(folder, tmp_path):
+def test_damaged_lines_and_lines_of_another_study_are_named(folder, tmp_path):
     folder.votes.append({"id": "1"})
-    with pytest.raises(LLM4GENError, match=r"votes\.jsonl, line 1, is no vote"):
+    with pytest.raises(LLM4GENError, match=r"votes\.jsonl, line 1, is not a vote"):
         VoteFile(folder.study, folder.votes)
     folder.votes.path.unlink()
     votes = VoteFile(folder.study, folder.votes)
     folder.votes.append({**votes.check(ballot(folder, 1)).model_dump(), "pair": "of another study"})
-    with pytest.raises(LLM4GENError, match="line 1, is a vote in another study"):
+    with pytest.raises(LLM4GENError, match="line 1, belongs to another study"):
         list(read_votes(folder.study, folder.votes))
 
 
-def test_names(folder):
+def test_rater_names(folder):
     assert rater_name("  Ada \t LOVELACE ") == "ada lovelace"
     assert rater_name("Zoe\u0308") == rater_name("ZOË") == "zoë"
     for bad in ("", "  ", "a" * 61, "a\x00b", "\ud800"):
-        with pytest.raises(LLM4GENError, match="expected 1 to 60 letters"):
+        with pytest.raises(LLM4GENError, match="expected 1 to 60 printable"):
             rater_name(bad)
