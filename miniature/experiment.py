@@ -44,21 +44,29 @@ from train.run_folder import RunFolder
 from . import GUIDANCE, STEPS
 from .base import train_autoencoder, train_clip, write_untrained_unet
 from .benchmark import caption_prompt
+from .captions import CATEGORIES
 from .dataset import SETS, SINGLE
 from .judge import accuracy, blurred, noisy
 from .language import train_decoder, train_encoder
 from .probe import probe_encoders
-from .results import ATTENTION_PROMPTS, FINAL, METRIC, Results, Scores, attention_files, image_set, read_scale, read_set
+from .results import (
+    ATTENTION_PROMPTS,
+    FINAL,
+    METRIC,
+    SHORT_SETS,
+    Results,
+    Scores,
+    attention_files,
+    image_set,
+    read_scale,
+    read_set,
+)
 from .variants import STRENGTH_VARIANTS, STRENGTHS, Variant
 from .world import first_pairs, write_pairs
 
-MAIN_SETS = ("color", "shape", "texture", "spatial", "count", "complex", "dense")
-HELD_OUT_SETS = ("combinations", "wordings", "four", "dense_wordings")
 CURVE_SETS = ("color", "dense")
 CURVE_POINTS = 5
 """Measurements along a training, the last included."""
-SHORT_SETS = {"one object": SINGLE.name, "two objects": "color"}
-"""Prompt sets that the base must master before anything is compared."""
 LLMS = {"t5": train_encoder, "llama": train_decoder}
 DISTURBANCES = {
     "rendered": (noisy, 0.0),
@@ -213,22 +221,17 @@ class Reproduction:
         maps = attention_files(self.folder, "base", 0)
         if not read_set(image_set(self.folder, "base", 0)) or not all(file.is_file() for file in maps):
             model = self._open({})
-            self._images("base", 0, model, (*MAIN_SETS, *HELD_OUT_SETS, SINGLE.name), scale.prompts)
+            self._images("base", 0, model, (*SETS, SINGLE.name), scale.prompts)
             self._attention_maps("base", 0, model)
-        words = {kind: self.base_words(name) for kind, name in SHORT_SETS.items()}
-        if min(words.values()) < scale.words:
-            found = ", ".join(f"{share:.3f} of the words of prompts of {kind}" for kind, share in words.items())
+        results = Results({("base", 0, FINAL): read_set(image_set(self.folder, "base", 0))})
+        found = {kind: results.mean("words", (name,), "base") for kind, name in SHORT_SETS.items()}
+        words = {kind: mean.mean for kind, mean in found.items() if mean}
+        if min(words.values(), default=0.0) < scale.words:
+            shares = ", ".join(f"{share:.3f} of the words of prompts of {kind}" for kind, share in words.items())
             raise LLM4GENError(
-                f"The base's images have {found}; expected at least {scale.words} of each, or there is nothing to "
+                f"The base's images have {shares}; expected at least {scale.words} of each, or there is nothing to "
                 "compare. Train it longer (another folder, more steps)."
             )
-
-    def base_words(self, prompt_set: str) -> float:
-        """Share of the requested words in the base's images of a prompt set."""
-        scores = {("base", 0, FINAL): read_set(image_set(self.folder, "base", 0))}
-        found = Results(scores).mean("words", (prompt_set,), "base")
-        assert found is not None
-        return found.mean
 
     # ---- variants
 
@@ -279,7 +282,7 @@ class Reproduction:
         return read_set(image_set(self.folder, variant.name, seed, name))
 
     def _final_sets(self, variant: Variant) -> tuple[str, ...]:
-        return (*MAIN_SETS, *(HELD_OUT_SETS if variant.is_core else ()))
+        return tuple(SETS) if variant.is_core else CATEGORIES
 
     def _strengths(self, variant: Variant) -> dict[str, float]:
         """Other strengths than 1 by the names of their image sets."""

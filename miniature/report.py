@@ -24,6 +24,7 @@ from .dataset import SETS
 from .results import (
     ATTENTION_PROMPTS,
     MEASURES,
+    SHORT_SETS,
     Contrast,
     Differences,
     Results,
@@ -187,8 +188,7 @@ class Report:
 
     def base(self) -> None:
         self.page.heading("The base")
-        found = {"one object": self.results.mean("words", ("single",), "base")}
-        found["two objects"] = self.results.mean("words", ("color",), "base")
+        found = {kind: self.results.mean("words", (name,), "base") for kind, name in SHORT_SETS.items()}
         words = {kind: mean.mean for kind, mean in found.items() if mean}
         if not words:
             self.page.text("The base has not been trained yet.")

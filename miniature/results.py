@@ -18,8 +18,12 @@ from evaluation.image_set import ImageSet, read_scores
 from evaluation.statistics import Difference, Estimate, estimate, holm, paired
 from llm4gen_core.files import read_json
 
+from .dataset import SINGLE
+
 METRIC = "miniature"
 FINAL = "final"
+SHORT_SETS = {"one object": SINGLE.name, "two objects": "color"}
+"""Prompt sets whose words the base must bring into its images before anything is compared."""
 ATTENTION_PROMPTS = (("color", 0), ("color", 1), ("color", 2), ("dense", 0))
 """Prompts (set, number) whose attention maps are drawn."""
 MEASURES = {

@@ -24,7 +24,7 @@ from miniature import MODELS, experiment, reproduce
 from miniature.__main__ import main
 from miniature.dataset import SETS
 from miniature.demo import _interruption
-from miniature.experiment import HELD_OUT_SETS, MAIN_SETS, QUICK, Reproduction, ship
+from miniature.experiment import QUICK, Reproduction, ship
 from miniature.judge import read
 from miniature.reproduce import QUICK_VARIANTS, run_tasks, tasks
 from miniature.results import Results, attention_files, image_set, read_scale, read_set
@@ -63,7 +63,7 @@ def test_every_variant_is_measured_on_its_prompt_sets(folder: Path) -> None:
     for name in ("base", *QUICK_VARIANTS):
         scored = Results.read(folder).scores[name, 0, "final"]
         sets = {key[0].rpartition("-")[0] for key in scored}
-        assert sets == {*MAIN_SETS, *HELD_OUT_SETS, *(["single"] if name == "base" else [])}, name
+        assert sets == {*SETS, *(["single"] if name == "base" else [])}, name
         assert len(scored) == len(sets) * QUICK.prompts
         assert all({"score", "words", "binding", "exact"} <= {*scores} for scores in scored.values())
 
