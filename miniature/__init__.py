@@ -1,13 +1,14 @@
-"""A complete small world to check text-to-image models in: scenes, their descriptions, and an exact judge of images.
+"""Miniature world: scenes, their captions and an exact judge of images; small models of it, and experiments with them.
 
-Everything follows from a seed. It imports neither `train` nor `evaluation`, and both may use it.
+Everything follows from a seed. The world itself (scenes, captions, facts, dataset, judge) needs neither torch nor the
+trainer.
 """
 
 from pathlib import Path
 
 MODELS = Path(__file__).parent / "models"
-"""Weights that were trained on this world and come with it: `base`, `t5` and `llm4gen`; `provenance.json` says how."""
+"""Folder of the shipped models: `base`, `t5`, `llm4gen` (adapter and UNet), and `provenance.json`."""
 
 STEPS, GUIDANCE = 20, 3.0
-"""Of DDIM, for all models of this world. More steps change nothing that the judge sees, and a higher scale burns these
-images out."""
+"""DDIM steps and guidance scale for all models of this world. More steps change nothing that the judge sees, and a
+higher scale oversaturates the images."""

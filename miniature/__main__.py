@@ -1,6 +1,6 @@
-"""`python -m miniature`: the small world, its experiments, and the demo.
+"""`python -m miniature`: the miniature world, its experiments, and the demo.
 
-Arguments only: torch and the rest load inside the command that needs them.
+Only arguments are defined here; torch and the rest are imported by the command that needs them.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from llm4gen_diffusers.command_line import Parser, quiet_libraries, run_command
 def build_parser() -> Parser:
     parser = Parser(
         prog="python -m miniature",
-        description="A text-to-image world small enough to be trained on a CPU, and the experiments in it. "
-        "Nothing is ever downloaded.",
+        description="A text-to-image world that can be trained on a CPU, and experiments in it. Nothing is ever "
+        "downloaded.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     demo = commands.add_parser(
         "demo",
         help="generate images and train with miniature models",
-        description="Generate images of dense prompts with the miniature that comes with the project, base and LLM4GEN "
-        "side by side, and show where both looked at an attribute and its entity; then train a miniature, interrupt "
-        "it, resume it, and generate an image with what came out. Takes about a minute on a CPU; nothing is "
+        description="Generate images of dense prompts with the miniature models that come with the project, base and "
+        "LLM4GEN side by side, with attention maps of an attribute and its entity; then train LLM4GEN, interrupt the "
+        "run, resume it, and generate an image with the result. Takes about half a minute on a CPU; nothing is "
         "downloaded.",
         epilog="example: python -m miniature demo --output demo",
     )
@@ -32,19 +32,18 @@ def build_parser() -> Parser:
     demo.set_defaults(run=_demo)
     commands.add_parser(
         "world",
-        help="make small models and captioned images to try the trainer with",
-        description="Make a base model and an LLM with random weights, and images of coloured shapes with their "
-        "captions, all small enough to train with on a CPU. The recipe `miniature` reads them from the folder "
-        "`miniature`.",
+        help="write small models and captioned images to try the trainer with",
+        description="Write a small base model, a small T5, and images of coloured shapes with their captions, to train "
+        "with on a CPU. The recipe `miniature` reads them from the folder `miniature`.",
         epilog="example: python -m miniature world miniature",
-        configured_by="miniature.miniature_world",
+        configured_by="miniature.world",
     )
     commands.add_parser(
         "reproduce",
-        help="check the paper's claims on a small world that is trained from scratch",
-        description="Make a world of small images with captions, train a CLIP, two language models and a base on it, "
-        "then the base with and without LLM4GEN and its ablations, generate images for sets of prompts, let an exact "
-        "judge score them, and write a report. What is there is not made again.",
+        help="test the paper's claims on small models that are trained from scratch",
+        description="Make small images with captions, train a CLIP, two language models and a base on them, then the "
+        "base with and without LLM4GEN and its ablations, generate images of prompt sets, score them with an exact "
+        "judge, and write a report. What is there is not made again.",
         epilog="example: python -m miniature reproduce reproduction --experiment all",
         configured_by="miniature.reproduce",
     )

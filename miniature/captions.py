@@ -1,23 +1,33 @@
-"""Captions of scenes: from "a red circle and a blue square" to paragraphs, with what they ask for and bind.
+"""Captions of scenes, from "a red circle and a blue square" to paragraphs, with the objects and bindings they ask for.
 
-A caption that tells no places names things in reading order from the top left. So a picture of it has nothing to guess
-but sizes and textures, which makes learning to paint several times faster than things in random places do.
+A caption that names no places lists objects in reading order from the top left. Then nothing but sizes and textures is
+left to guess, which makes learning several times faster than with objects in random places.
 
-A caption knows its attribute-entity pairs and what an image must show by construction, so neither has to be parsed.
-Some wordings (`held_out`) describe no training image; a language model may have read them.
+The attribute-entity pairs of a caption and what an image must show are known by construction; nothing is parsed. Some
+wordings (`held_out`) describe no training image, but language models may have read them.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from .scenes import Object, Scene
 
+WORDS = tuple(
+    "a above an and appear are bearing below blue bottom checkered checks circle circles cross "
+    "cross-shaped crosses cyan dark diamond diamond-shaped diamonds empty exactly figures four green ground "
+    "has here image in is it large left lies lower no object objects of on orange over pattern picture plain "
+    "purple red rest right ring ring-shaped rings round scene see shows side simple sits small something square "
+    "squares striped stripes that the there thing things this three to together top triangle triangles triangular "
+    "two under upper we what white with yellow".split()
+)
+"""All words of captions. The language models know each as one token; CLIP splits some, as real ones do."""
+
 CATEGORIES = ("color", "shape", "texture", "spatial", "count", "complex", "dense")
-"""Of captions; all but the last are T2I-CompBench's."""
+"""Categories of captions; all but the last are T2I-CompBench's."""
 
 RELATIONS = ("left", "right", "above", "below")
 
@@ -29,16 +39,16 @@ ADJECTIVES = {
     "diamond": "diamond-shaped",
     "ring": "ring-shaped",
 }
-_PLURALS = {"cross": "crosses"}
 PATTERNS = {"striped": "stripes", "checkered": "checks"}
-_NUMBERS = ("no", "one", "two", "three", "four")
 SIDES = {
     "left": ("to the left of", "on the left side of"),
     "right": ("to the right of", "on the right side of"),
     "above": ("above", "over"),
     "below": ("below", "under"),
 }
-"""Words of a relation: of training captions, and held out."""
+"""Words of a relation: in training captions, and held out."""
+_PLURALS = {"cross": "crosses"}
+_NUMBERS = ("no", "one", "two", "three", "four")
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ class Ask:
     """Objects that an image must show; None stands for anything.
 
     Attributes:
-        shape, color, texture, size, cell: of each of them.
+        shape, color, texture, size, cell: required of each of them.
         count: how many.
     """
 
@@ -60,13 +70,13 @@ class Ask:
 
 @dataclass(frozen=True)
 class Caption:
-    """A text and what it means.
+    """A text and its meaning.
 
     Attributes:
         text: lower-case words and punctuation.
         category: one of `CATEGORIES`.
         pairs: (start, end) of an attribute and of its entity, in characters of `text`.
-        asks: what an image must show.
+        asks: objects that an image must show.
         relations: (i, relation, j): object i of `asks` is left of, right of, above or below object j.
     """
 
@@ -77,199 +87,39 @@ class Caption:
     relations: tuple[tuple[int, str, int], ...] = ()
 
 
-@dataclass
-class _Text:
-    """A text that grows by words; spans are of single words."""
+def _caption(
+    marked: str, category: str, asks: Iterable[Ask], relations: tuple[tuple[int, str, int], ...] = ()
+) -> Caption:
+    """Caption of a marked text, in which "[red 1]" is an attribute of object 1 and "[circle 1 *]" is the entity."""
+    text = ""
+    attributes: list[tuple[tuple[int, int], str]] = []
+    entities = {}
+    for number, part in enumerate(re.split(r"\[([^]]+)]", marked)):
+        word, *mark = part.split() if number % 2 else [part]
+        span = len(text), len(text) + len(word)
+        text += word
+        if len(mark) == 2:
+            entities[mark[0]] = span
+        elif mark:
+            attributes.append((span, mark[0]))
+    pairs = tuple((span, entities[name]) for span, name in attributes)
+    return Caption(text, category, pairs, tuple(asks), relations)
 
-    text: str = ""
-    pairs: list[tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=list)
 
-    def add(self, words: str) -> tuple[int, int]:
-        """Append words and return their span; punctuation follows without a space."""
-        if self.text and words[0] not in ",.":
-            self.text += " "
-        start = len(self.text)
-        self.text += words
-        return start, len(self.text)
-
-    def bind(self, attributes: Sequence[tuple[int, int]], entity: tuple[int, int]) -> None:
-        self.pairs += [(attribute, entity) for attribute in attributes]
+def _join(parts: Sequence[str], last: str = "and") -> str:
+    """Join parts as in "x, y and z"."""
+    return f"{', '.join(parts[:-1])} {last} {parts[-1]}" if len(parts) > 1 else parts[0]
 
 
 def cell_name(cell: tuple[int, int], held_out: bool = False) -> str:
-    """ "top left" and the like; held out: "upper left". Of a grid of two by two."""
+    """Name a cell of a grid of two by two: "top left" and the like; held out: "upper left"."""
     row, column = cell
     return f"{(('upper', 'lower') if held_out else ('top', 'bottom'))[row]} {('left', 'right')[column]}"
 
 
 def article(word: str) -> str:
-    """ "a" or "an", as the word wants it."""
+    """Return "a" or "an", as the word needs."""
     return "an" if word[0] in "aeiou" else "a"
-
-
-def _noun_phrase(text: _Text, thing: Object, told: set[str], draws: random.Random, held_out: bool) -> None:
-    """ "a small striped red circle" and the like, telling those of colour, texture and size that are in `told`."""
-    texture = thing.texture if "texture" in told else ""
-    color = thing.color if "color" in told else ""
-    size = thing.size if "size" in told else ""
-    pattern = PATTERNS.get(texture, "")
-    if held_out:
-        form = "in" if color or pattern else "before"
-    else:
-        form = draws.choice(["before", "before", "that"] + (["with"] if pattern else []))
-    if form == "before":
-        words = [word for word in (size, texture, color) if word]
-        text.add(article((words + [thing.shape])[0]))
-        spans = [text.add(word) for word in words]
-        text.bind(spans, text.add(thing.shape))
-    elif form == "with":
-        words = [word for word in (size, color) if word]
-        text.add(article((words + [thing.shape])[0]))
-        spans = [text.add(word) for word in words]
-        entity = text.add(thing.shape)
-        text.add("with")
-        text.bind([*spans, text.add(pattern)], entity)
-    elif form == "that":
-        text.add(article(thing.shape))
-        entity = text.add(thing.shape)
-        words = [word for word in (size, color, texture) if word]
-        if words:
-            text.add("that is")
-            text.bind(_listed(text, words), entity)
-    else:
-        words = [word for word in (size, "" if pattern else texture) if word]
-        text.add(article((words + [thing.shape])[0]))
-        spans = [text.add(word) for word in words]
-        entity = text.add(thing.shape)
-        if color:
-            text.add("in")
-            spans.append(text.add(color))
-        if pattern:
-            text.add("bearing")
-            spans.append(text.add(pattern))
-        text.bind(spans, entity)
-
-
-def _listed(text: _Text, words: Sequence[str]) -> list[tuple[int, int]]:
-    """ "small, red and striped"."""
-    spans = []
-    for number, word in enumerate(words):
-        if number:
-            text.add("and" if number == len(words) - 1 else ",")
-        spans.append(text.add(word))
-    return spans
-
-
-def _join(text: _Text, parts: Sequence[Callable[[], None]], last: str = "and") -> None:
-    """ "x, y and z"."""
-    for number, part in enumerate(parts):
-        if number:
-            text.add(last if number == len(parts) - 1 else ",")
-        part()
-
-
-def _ask(thing: Object, told: set[str], cell: tuple[int, int] | None = None) -> Ask:
-    return Ask(
-        thing.shape,
-        thing.color if "color" in told else None,
-        thing.texture if "texture" in told else None,
-        thing.size if "size" in told else None,
-        cell,
-    )
-
-
-def listing(
-    scene: Scene,
-    draws: random.Random,
-    category: str = "complex",
-    told: Sequence[str] | None = None,
-    held_out: bool = False,
-    cells: bool = False,
-) -> Caption:
-    """ "a red circle and a small blue square": every object by its noun.
-
-    Args:
-        scene: what is described.
-        draws: wording, and with `cells` the order.
-        category: of the caption.
-        told: of "color", "texture" and "size"; by default, some at random for each object.
-        held_out: use wordings that describe no training image.
-        cells: say of every object where it is; the scene may have any places then.
-    """
-    text = _Text()
-    items = list(scene.objects)
-    if cells:
-        draws.shuffle(items)
-    asks = []
-    parts: list[Callable[[], None]] = []
-    for cell, thing in items:
-        chosen = _some(thing, draws) if told is None else set(told)
-
-        def part(cell: tuple[int, int] = cell, thing: Object = thing, chosen: set[str] = chosen) -> None:
-            _noun_phrase(text, thing, chosen, draws, held_out)
-            if cells:
-                text.add(f"in the {cell_name(cell, held_out)}")
-
-        parts.append(part)
-        asks.append(_ask(thing, chosen, cell if cells else None))
-    _join(text, parts, draws.choice(("and", "and", "together with")) if held_out else "and")
-    return Caption(text.text, category, tuple(text.pairs), tuple(asks))
-
-
-def _some(thing: Object, draws: random.Random) -> set[str]:
-    told = {"color"} if draws.random() < 0.8 else set()
-    if draws.random() < (0.2 if thing.texture == "plain" else 0.6):
-        told.add("texture")
-    if draws.random() < 0.35:
-        told.add("size")
-    return told
-
-
-def shapes_told(scene: Scene, draws: random.Random, held_out: bool = False) -> Caption:
-    """ "a round red thing and a triangular blue thing": the shape is the attribute."""
-    text = _Text()
-
-    def part(thing: Object) -> None:
-        shape = ADJECTIVES[thing.shape]
-        if held_out:
-            entity = text.add("something")
-            spans = [text.add(shape)]
-            text.add("in")
-            text.bind([*spans, text.add(thing.color)], entity)
-            return
-        text.add(article(shape))
-        spans = [text.add(shape), text.add(thing.color)]
-        text.bind(spans, text.add(draws.choice(("thing", "object"))))
-
-    _join(text, [partial(part, thing) for _, thing in scene.objects])
-    asks = tuple(Ask(thing.shape, thing.color) for _, thing in scene.objects)
-    return Caption(text.text, "shape", tuple(text.pairs), asks)
-
-
-def related(scene: Scene, draws: random.Random, told: Sequence[str] | None = (), held_out: bool = False) -> Caption:
-    """ "a circle to the left of a square", of the object at the top left and one beside or below it.
-
-    Args: as of `listing`, of a scene of `line_up`; other objects are appended in reading order ("and a ring").
-    """
-    (corner, first), *others = scene.objects
-    other = draws.choice([item for item in others if 0 in item[0]])
-    rest = [item for item in others if item is not other]
-    pair = [(corner, first), other]
-    draws.shuffle(pair)
-    items = [*pair, *rest]
-    [relation] = [relation for relation in RELATIONS if holds(relation, pair[0][0], pair[1][0])]
-    text = _Text()
-    asks = []
-    for number, (_, thing) in enumerate(items):
-        chosen = _some(thing, draws) if told is None else set(told)
-        if number == 1:
-            text.add(SIDES[relation][held_out])
-        elif number > 1:
-            text.add("and" if number == len(items) - 1 else ",")
-        _noun_phrase(text, thing, chosen, draws, held_out)
-        asks.append(_ask(thing, chosen))
-    category = "complex" if rest or told is None else "spatial"
-    return Caption(text.text, category, tuple(text.pairs), tuple(asks), ((0, relation, 1),))
 
 
 def holds(relation: str, cell: tuple[int, int], other: tuple[int, int]) -> bool:
@@ -282,88 +132,166 @@ def holds(relation: str, cell: tuple[int, int], other: tuple[int, int]) -> bool:
     }[relation]
 
 
-def counted(things: Sequence[tuple[Object, int]], draws: random.Random, held_out: bool = False) -> Caption:
-    """ "three red circles and a square".
+def _marked(words: Iterable[str], number: int) -> list[str]:
+    """Mark the words that are not empty as attributes of an object."""
+    return [f"[{word} {number}]" for word in words if word]
+
+
+def _noun_phrase(number: int, thing: Object, told: set[str], draws: random.Random, held_out: bool) -> str:
+    """Return "a small striped red circle" and the like, with those of color, texture and size that are in `told`."""
+    size, texture, color = (getattr(thing, name) if name in told else "" for name in ("size", "texture", "color"))
+    pattern = PATTERNS.get(texture, "")
+    if held_out:
+        form = "in" if color or pattern else "before"
+    else:
+        form = draws.choice(["before", "before", "that"] + (["with"] if pattern else []))
+    before = {
+        "before": (size, texture, color),
+        "with": (size, color),
+        "that": (),
+        "in": (size, "" if pattern else texture),
+    }[form]
+    first = next(filter(None, before), thing.shape)
+    phrase = " ".join([article(first), *_marked(before, number), f"[{thing.shape} {number} *]"])
+    if form == "that" and told:
+        phrase += f" that is {_join(_marked((size, color, texture), number))}"
+    after = {"with": [("with", pattern)], "in": [("in", color), ("bearing", pattern)]}.get(form, [])
+    return phrase + "".join(f" {preposition} [{word} {number}]" for preposition, word in after if word)
+
+
+def _ask(thing: Object, told: set[str], cell: tuple[int, int] | None = None) -> Ask:
+    return Ask(thing.shape, cell=cell, **{name: getattr(thing, name) for name in told})
+
+
+def _some(thing: Object, draws: random.Random) -> set[str]:
+    """Draw which of color, texture and size to tell of an object."""
+    told = {"color"} if draws.random() < 0.8 else set()
+    if draws.random() < (0.2 if thing.texture == "plain" else 0.6):
+        told.add("texture")
+    if draws.random() < 0.35:
+        told.add("size")
+    return told
+
+
+def listing(
+    scene: Scene,
+    draws: random.Random,
+    category: str = "complex",
+    told: Sequence[str] | None = None,
+    held_out: bool = False,
+    cells: bool = False,
+) -> Caption:
+    """Name every object: "a red circle and a small blue square".
 
     Args:
-        things: what, and how many of it.
-        draws: wording.
+        scene: what is described.
+        draws: wording, and with `cells` the order.
+        category: category of the caption.
+        told: of "color", "texture" and "size"; by default, some at random for each object.
+        held_out: use wordings that describe no training image.
+        cells: say of every object where it is; then the scene may have any places.
+    """
+    items = list(scene.objects)
+    if cells:
+        draws.shuffle(items)
+    chosen = [_some(thing, draws) if told is None else set(told) for _, thing in items]
+    last = draws.choice(("and", "and", "together with")) if held_out else "and"
+    parts = []
+    for number, ((cell, thing), words) in enumerate(zip(items, chosen, strict=True)):
+        phrase = _noun_phrase(number, thing, words, draws, held_out)
+        parts.append(f"{phrase} in the {cell_name(cell, held_out)}" if cells else phrase)
+    asks = [_ask(thing, words, cell if cells else None) for (cell, thing), words in zip(items, chosen, strict=True)]
+    return _caption(_join(parts, last), category, asks)
+
+
+def shapes_told(scene: Scene, draws: random.Random, held_out: bool = False) -> Caption:
+    """Name objects with the shape as an attribute: "a round red thing and a triangular blue thing"."""
+    parts = []
+    for number, (_, thing) in enumerate(scene.objects):
+        shape, color = _marked((ADJECTIVES[thing.shape], thing.color), number)
+        if held_out:
+            parts.append(f"[something {number} *] {shape} in {color}")
+        else:
+            noun = draws.choice(("thing", "object"))
+            parts.append(f"{article(ADJECTIVES[thing.shape])} {shape} {color} [{noun} {number} *]")
+    return _caption(_join(parts), "shape", [Ask(thing.shape, thing.color) for _, thing in scene.objects])
+
+
+def related(scene: Scene, draws: random.Random, told: Sequence[str] | None = (), held_out: bool = False) -> Caption:
+    """Relate the object at the top left to one beside or below it: "a circle to the left of a square".
+
+    Args: see `listing`, for a scene of `line_up`; other objects are appended in reading order ("and a ring").
+    """
+    (corner, first), *others = scene.objects
+    other = draws.choice([item for item in others if 0 in item[0]])
+    rest = [item for item in others if item is not other]
+    pair = [(corner, first), other]
+    draws.shuffle(pair)
+    items = [*pair, *rest]
+    [relation] = [relation for relation in RELATIONS if holds(relation, pair[0][0], pair[1][0])]
+    text, asks = "", []
+    for number, (_, thing) in enumerate(items):
+        words = _some(thing, draws) if told is None else set(told)
+        between = ["", f" {SIDES[relation][held_out]} ", " and " if number == len(items) - 1 else ", "][min(number, 2)]
+        text += between + _noun_phrase(number, thing, words, draws, held_out)
+        asks.append(_ask(thing, words))
+    category = "complex" if rest or told is None else "spatial"
+    return _caption(text, category, asks, ((0, relation, 1),))
+
+
+def counted(things: Sequence[tuple[Object, int]], held_out: bool = False) -> Caption:
+    """Count objects: "three red circles and a green square".
+
+    Args:
+        things: objects, and how many of each.
         held_out: use wordings that describe no training image.
     """
-    text = _Text()
-    asks = []
-
-    def part(thing: Object, count: int) -> None:
-        number = _NUMBERS[count]
-        text.add(f"exactly {number}" if held_out and count > 1 else number if count > 1 else "a")
-        noun = thing.shape if count == 1 else _PLURALS.get(thing.shape, thing.shape + "s")
-        if count == 1:
-            text.text = text.text[: -len("a")] + article(thing.color)
-        spans = [text.add(thing.color)]
-        text.bind(spans, text.add(noun))
-
-    parts: list[Callable[[], None]] = []
-    for thing, count in things:
-        parts.append(partial(part, thing, count))
-        asks.append(Ask(thing.shape, thing.color, count=count))
-    _join(text, parts)
-    return Caption(text.text, "count", tuple(text.pairs), tuple(asks))
+    parts = []
+    for number, (thing, count) in enumerate(things):
+        plural = _PLURALS.get(thing.shape, thing.shape + "s")
+        start, noun = (article(thing.color), thing.shape) if count == 1 else (_NUMBERS[count], plural)
+        exactly = "exactly " if held_out and count > 1 else ""
+        parts.append(f"{exactly}{start} [{thing.color} {number}] [{noun} {number} *]")
+    return _caption(_join(parts), "count", [Ask(thing.shape, thing.color, count=count) for thing, count in things])
 
 
 def paragraph(scene: Scene, draws: random.Random, held_out: bool = False) -> Caption:
-    """Sentences about every object, its attributes and its place, with pronouns and repetitions; objects differ."""
-    text = _Text()
+    """Describe every object, its attributes and its place in sentences, with pronouns and repetitions."""
     items = list(scene.objects)
     draws.shuffle(items)
     count = _NUMBERS[len(items)]
+    openings: tuple[str, ...] = (
+        f"the picture shows {count} objects on a dark ground.",
+        f"there are {count} things in this image.",
+        "this is a simple picture with a dark ground.",
+    )
     if held_out:
-        text.add(draws.choice((f"here we see {count} figures.", f"{count} figures appear in this scene.")))
-    else:
-        text.add(
-            draws.choice(
-                (
-                    f"the picture shows {count} objects on a dark ground.",
-                    f"there are {count} things in this image.",
-                    "this is a simple picture with a dark ground.",
-                )
-            )
-        )
-    for cell, thing in items:
-        _describe(text, cell, thing, draws, held_out)
-    sentences: dict[str, None] = {}
-    while len(sentences) < 2:
+        openings = (f"here we see {count} figures.", f"{count} figures appear in this scene.")
+    sentences = [draws.choice(openings)]
+    sentences += [_description(n, cell, thing, draws, held_out) for n, (cell, thing) in enumerate(items)]
+    relations: dict[str, None] = {}
+    while len(relations) < 2:
         (cell, first), (other, second) = draws.sample(items, 2)
         held = [relation for relation in RELATIONS if holds(relation, cell, other)]
-        sentences[f"the {first.shape} is {SIDES[draws.choice(held)][held_out]} the {second.shape}."] = None
-    for sentence in sentences:
-        text.add(sentence)
+        relations[f"the {first.shape} is {SIDES[draws.choice(held)][held_out]} the {second.shape}."] = None
+    sentences += relations
     if draws.random() < 0.5:
-        text.add("the rest of the picture is empty.")
-    told = {"color", "texture", "size"}
-    asks = tuple(_ask(thing, told, cell) for cell, thing in items)
-    return Caption(text.text, "dense", tuple(text.pairs), asks)
+        sentences.append("the rest of the picture is empty.")
+    asks = [_ask(thing, {"color", "texture", "size"}, cell) for cell, thing in items]
+    return _caption(" ".join(sentences), "dense", asks)
 
 
-def _describe(text: _Text, cell: tuple[int, int], thing: Object, draws: random.Random, held_out: bool) -> None:
-    """Two sentences about an object of a paragraph."""
+def _description(number: int, cell: tuple[int, int], thing: Object, draws: random.Random, held_out: bool) -> str:
+    """Return two sentences about an object."""
     where = f"in the {cell_name(cell, held_out)}"
     rest = [thing.size, thing.texture, thing.color]
     draws.shuffle(rest)
     first = rest[: draws.choice((0, 1, 2))]
     later = rest[len(first) :]
     form = draws.choice(("there", "stands", "the"))
-    if form == "there":
-        text.add(f"{where} {'lies' if held_out else 'there is'}")
-    if form == "the":
-        text.add("the")
-    else:
-        text.add(article((first + [thing.shape])[0]))
-    spans = [text.add(word) for word in first]
-    entity = text.add(thing.shape)
-    text.bind(spans, entity)
-    if form != "there":
-        text.add(f"{'sits' if held_out else 'is'} {where}")
-    text.add(".")
-    text.add("it is" if draws.random() < 0.6 else f"this {thing.shape} is")
-    text.bind(_listed(text, later), entity)
-    text.add(".")
+    start = f"{where} {'lies' if held_out else 'there is'} " if form == "there" else ""
+    end = "" if form == "there" else f" {'sits' if held_out else 'is'} {where}"
+    determiner = "the" if form == "the" else article([*first, thing.shape][0])
+    phrase = " ".join([determiner, *_marked(first, number), f"[{thing.shape} {number} *]"])
+    subject = "it is" if draws.random() < 0.6 else f"this {thing.shape} is"
+    return f"{start}{phrase}{end}. {subject} {_join(_marked(later, number))}."

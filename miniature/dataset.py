@@ -1,7 +1,7 @@
-"""What is trained on and what is measured: scenes with their captions, drawn from a seed.
+"""Training pairs and prompt sets: scenes with their captions, drawn from a seed.
 
-Training never shows the colour-shape combinations of `scenes.HELD_OUT`, four different objects, or the held-out
-wordings of `miniature.captions`; the sets of prompts named after these show nothing else.
+Training pairs never contain the colour-shape combinations of `scenes.HELD_OUT`, four different objects, or the held-out
+wordings of `captions`; the prompt sets named after these contain nothing else.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ Drawn = tuple[Scene, Caption]
 
 
 def pairs(seed: int, dense: float = 0.35) -> Iterator[Drawn]:
-    """Training scenes and their captions, without end.
+    """Yield training scenes and their captions without end.
 
     Args:
-        seed: another one gives other pairs.
-        dense: share of paragraphs; the others are short.
+        seed: seed of the pairs.
+        dense: share of paragraphs; the other captions are short.
     """
     draws = random.Random(f"pairs {seed}")
     while True:
@@ -29,18 +29,18 @@ def pairs(seed: int, dense: float = 0.35) -> Iterator[Drawn]:
 
 
 def documents(seed: int) -> Iterator[Caption]:
-    """What a language model reads, without end: captions of all combinations, wordings and numbers of objects."""
+    """Yield captions of all combinations, wordings and numbers of objects without end, for language models."""
     draws = random.Random(f"documents {seed}")
     while True:
         yield draw_pair(draws, draws.random() < 0.35, everything=True)[1]
 
 
 def draw_pair(draws: random.Random, dense: bool, everything: bool = False) -> Drawn:
-    """A scene and a caption of it.
+    """Draw a scene and a caption of it.
 
     Args:
-        draws: the randomness.
-        dense: a paragraph of two objects or more; otherwise any shorter form.
+        draws: random number generator.
+        dense: a paragraph about two objects or more; otherwise any shorter form.
         everything: held-out combinations, wordings and numbers of objects may occur.
     """
     rare = everything and draws.random() < 0.3
@@ -67,25 +67,25 @@ def draw_pair(draws: random.Random, dense: bool, everything: bool = False) -> Dr
 
 
 def _pair_first(things: Sequence[Object], draws: random.Random) -> Scene:
-    """The second thing beside the first or below it."""
+    """Place the second object beside the first or below it."""
     return line_up(things, below=draws.random() < 0.5)
 
 
 def _count(draws: random.Random, things: list[Object], held_out: bool = False) -> Drawn:
-    """Two or three equal objects, alone or beside another one."""
+    """Draw two or three equal objects, alone or beside another one."""
     number, others = draws.choice((2, 3)), draws.choice((0, 1))
     scene = line_up([things[0]] * number + [things[1]] * others)
-    return scene, counted([(things[0], number), (things[1], 1)][: 1 + others], draws, held_out)
+    return scene, counted([(things[0], number), (things[1], 1)][: 1 + others], held_out)
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts that measure one thing.
+    """A prompt set, which measures one skill.
 
     Attributes:
-        name: for tables and files.
-        title: for people.
-        draw: makes a prompt.
+        name: name in tables and files.
+        title: title in reports.
+        draw: draws a prompt; None to draw again.
     """
 
     name: str
@@ -93,7 +93,7 @@ class PromptSet:
     draw: Callable[[random.Random], Caption | None]
 
     def prompts(self, number: int, seed: int = 0) -> list[Caption]:
-        """So many prompts, always the same ones; the first of more are the same as fewer. Few forms may repeat."""
+        """Return prompts, always the same ones for a seed; the first of more are the same as fewer."""
         draws = random.Random(f"{self.name} {seed}")
         found: list[Caption] = []
         while len(found) < number:
@@ -104,7 +104,6 @@ class PromptSet:
 
 
 def _short(draws: random.Random, count: int = 2, rare: bool = False, unusual: bool = False) -> Caption:
-    """ "a red circle and a blue square"."""
     scene = line_up(draw_objects(draws, count, rare))
     return listing(scene, draws, "color", ("color",), held_out=unusual)
 
@@ -149,8 +148,7 @@ SETS = {
         PromptSet("dense_wordings", "Held out: wordings of paragraphs", lambda d: _dense(d, unusual=True)),
     )
 }
-"""All sets of prompts, by name."""
-
+"""Prompt sets by name."""
 
 SINGLE = PromptSet("single", "Single: one object with a colour", lambda d: _short(d, 1))
-"""The simplest prompts; no table shows them."""
+"""The simplest prompts, which the base must master before anything is compared."""

@@ -1,84 +1,93 @@
-"""What `python -m miniature reproduce` makes: world, base, a run of the trainer for each variant and seed, results.
+"""The work of `python -m miniature reproduce`: world, base, a run of the trainer for each variant and seed, image sets.
 
-Everything is in one folder and made once. What is there is not made again, so that the set can be finished over
-several sittings and by several processes at once, and a run that was interrupted goes on from its checkpoint.
+Everything is in one folder and made once. What is there is not made again, so that the experiments can be finished in
+several sessions and by several processes at once, and an interrupted run continues from its checkpoint.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from filelock import FileLock
-from pydantic import JsonValue
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from llm4gen_core import GuidanceOptions, LLM4GENError
-from llm4gen_core.files import write_text
+from evaluation.generate import generate
+from evaluation.metrics.base import Context
+from evaluation.models import LLM4GENModel, ModelFiles, PresetOptions, open_model
+from evaluation.prompts import Prompt
+from evaluation.score import score
+from llm4gen_core import GuidanceOptions, LLM4GENError, Span
+from llm4gen_core.files import read_json, whole_file, write_json
 from llm4gen_diffusers.attention import install_cross_attention
+from llm4gen_diffusers.attention_maps import attention_maps, strip
 from llm4gen_diffusers.devices import choose_device
-from llm4gen_diffusers.options import ModelFiles
-from llm4gen_diffusers.provenance import fingerprint, machine
-from llm4gen_diffusers.sampling import Pipeline
-from miniature.captions import Caption
-from miniature.dataset import SETS, SINGLE
-from miniature.judge import accuracy, blurred, noisy
+from llm4gen_diffusers.provenance import machine
 from train.loop import Trainer, resume, run
+from train.recipe import Recipe
 from train.recipe_file import load_recipe
 from train.run import ExportSettings, RunFolder, export
 
-from .autoencoder import train_autoencoder
-from .clip import train_clip
+from . import GUIDANCE, STEPS
+from .base import train_autoencoder, train_clip, write_untrained_unet
+from .benchmark import caption_prompt
+from .captions import CATEGORIES
+from .dataset import SETS, SINGLE
+from .judge import accuracy, blurred, noisy
 from .language import train_decoder, train_encoder
 from .probe import probe_encoders
-from .results import Result, Results
-from .scoring import generate, prompt_set, sample_maps, scores, to_bytes
+from .results import (
+    ATTENTION_PROMPTS,
+    FINAL,
+    METRIC,
+    SHORT_SETS,
+    Results,
+    Scores,
+    attention_files,
+    image_set,
+    read_scale,
+    read_set,
+)
 from .variants import STRENGTH_VARIANTS, STRENGTHS, Variant
-from .world import first_pairs, write_pairs, write_untrained_base
+from .world import first_pairs, write_pairs
 
-MAIN_SETS = ("color", "shape", "texture", "spatial", "count", "complex", "dense")
-HELD_OUT_SETS = ("combinations", "wordings", "four", "dense_wordings")
 CURVE_SETS = ("color", "dense")
 CURVE_POINTS = 5
 """Measurements along a training, the last included."""
-SHORT = {"one object": SINGLE, "two objects": SETS["color"]}
-"""What a base must be able to paint before anything is compared."""
-SAMPLES = 8
-"""Images of a set that are kept to be looked at."""
 LLMS = {"t5": train_encoder, "llama": train_decoder}
 DISTURBANCES = {
-    "rendered": noisy(0),
-    "noise 0.05": noisy(0.05),
-    "noise 0.1": noisy(0.1),
-    "noise 0.2": noisy(0.2),
-    "blur 0.4": blurred(0.4),
-    "blur 0.6": blurred(0.6),
-    "blur 1.0": blurred(1.0),
+    "rendered": (noisy, 0.0),
+    **{f"noise {deviation}": (noisy, deviation) for deviation in (0.05, 0.1, 0.2)},
+    **{f"blur {deviation}": (blurred, deviation) for deviation in (0.4, 0.6, 1.0)},
 }
-"""What the judge is tried on: standard deviations of noise, of pixels from 0 to 1, and of blur, in pixels."""
+"""Disturbances that the judge is tested on, with their standard deviations."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything.
+    """Sizes of everything.
 
     Attributes:
         pairs: images with captions.
-        vae_steps, clip_steps, llm_steps, base_steps, arm_steps: optimizer steps.
-        prompts: of each set; curve_prompts: of those that follow a training; probe_prompts: that probes learn from.
-        batch: images a step of base and arms.
-        warmup: steps in which the learning rate of base and arms rises.
-        words: share of words that the base must get right on each kind of `SHORT` before anything is compared.
-        judged: scenes that the judge is tried on.
+        vae_steps, clip_steps, llm_steps, base_steps, variant_steps: optimizer steps.
+        prompts: prompts of each set; curve_prompts: of the sets that follow a training; probe_prompts: training
+            prompts of the probes.
+        batch: images of a step, for base and variants.
+        warmup: steps of learning rate warm-up, for base and variants.
+        words: share of the requested words that the base must bring into its images on `SHORT_SETS`.
+        judged: scenes that the judge is tested on.
     """
 
     pairs: int = 30_000
@@ -86,7 +95,7 @@ class Scale:
     clip_steps: int = 1_500
     llm_steps: int = 4_000
     base_steps: int = 6_000
-    arm_steps: int = 2_000
+    variant_steps: int = 2_000
     prompts: int = 128
     curve_prompts: int = 64
     probe_prompts: int = 2_000
@@ -97,32 +106,32 @@ class Scale:
 
 
 QUICK = Scale(
-    pairs=400,
-    vae_steps=20,
-    clip_steps=20,
-    llm_steps=20,
-    base_steps=24,
-    arm_steps=10,
-    prompts=4,
-    curve_prompts=4,
-    probe_prompts=64,
-    batch=16,
+    pairs=200,
+    vae_steps=10,
+    clip_steps=5,
+    llm_steps=10,
+    base_steps=20,
+    variant_steps=5,
+    prompts=2,
+    curve_prompts=2,
+    probe_prompts=32,
+    batch=8,
     warmup=2,
     words=0.0,
     judged=50,
 )
-"""Shows that everything runs; nothing is learned well enough to be compared."""
+"""Enough to see that everything runs; nothing is learned well enough to be compared."""
 
 
 class Reproduction:
-    """One folder.
+    """Folder of a reproduction.
 
     Args:
         folder: made if it does not exist.
-        scale: how much of everything; None for what the folder was begun with.
+        scale: sizes of everything; None for those that the folder was begun with.
 
     Raises:
-        LLM4GENError: the folder was begun with another scale, or with None is no reproduction.
+        LLM4GENError: the folder was begun with another scale, or with None is not a reproduction.
     """
 
     def __init__(self, folder: Path, scale: Scale | None = None) -> None:
@@ -130,35 +139,39 @@ class Reproduction:
         self.device = choose_device(None)
         self.world = folder / "world"
         self.base = folder / "base"
-        self.results = Results(folder / "results.jsonl")
         self.scale = self._begin(scale)
 
     def _begin(self, scale: Scale | None) -> Scale:
         file = self.folder / "reproduction.json"
         if not file.is_file():
             if scale is None:
-                raise LLM4GENError(f"{self.folder} holds no reproduction: there is no reproduction.json.")
-            _write_json(file, {"scale": asdict(scale)})
+                raise LLM4GENError(f"{self.folder} is not a reproduction: there is no reproduction.json.")
+            write_json(file, {"scale": asdict(scale)})
             return scale
-        found = json.loads(file.read_text(encoding="utf-8"))["scale"]
-        if scale is not None and found != asdict(scale):
-            wanted = asdict(scale)
-            differing = [name for name in wanted if found.get(name) != wanted[name]]
+        found = read_scale(self.folder)
+        wanted = found if scale is None else asdict(scale)
+        if differing := [name for name in wanted if found.get(name) != wanted[name]]:
             raise LLM4GENError(
                 f"{self.folder} holds a reproduction with {', '.join(f'{n} {found.get(n)}' for n in differing)}; this "
-                f"one would have {', '.join(f'{n} {wanted[n]}' for n in differing)}. Give another folder, or go on "
-                "with the options that it was begun with."
+                f"one would have {', '.join(f'{n} {wanted[n]}' for n in differing)}. Choose another folder, or the "
+                "options that it was begun with."
             )
         return Scale(**found)
 
-    # ---- what all arms share
+    # ---- shared by all variants
+
+    def measure_judge(self) -> None:
+        """Measure the judge where the content of images is known."""
+        with self._once("judge", self.folder / "judge.json") as file:
+            if file is not None:
+                write_json(file, {name: accuracy(self.scale.judged, *way) for name, way in DISTURBANCES.items()})
 
     def make_world(self) -> None:
-        """Images, CLIP and LLMs, and what these know of binding; each is kept as soon as it is made."""
+        """Make images, encoders and the probes of what they know of binding; each part is kept once it is there."""
         if (self.world / "world.json").is_file():
             return
         scale, base, device = self.scale, self.world / "base", self.device
-        self._part("images", lambda: _write_untrained(self.world, base, scale.pairs))
+        self._part("images", partial(self._write_images, base))
         found = {
             "vae": self._part("vae", lambda: train_autoencoder(base / "vae", scale.vae_steps, device=device)),
             "clip": self._part(
@@ -171,127 +184,134 @@ class Reproduction:
         found["probe"] = self._part("probe", lambda: probe_encoders(base, llms, scale.probe_prompts))
         parts = {name: part["found"] for name, part in found.items()}
         seconds = sum(part["seconds"] for part in found.values())
-        _write_json(self.world / "world.json", {**parts, "seconds": seconds, "machine": machine()})
+        write_json(self.world / "world.json", {**parts, "seconds": seconds, "machine": machine()})
+
+    def _write_images(self, base: Path) -> None:
+        write_pairs(self.world, self.scale.pairs)
+        write_untrained_unet(base)
 
     def _part(self, name: str, make: Callable[[], Any]) -> dict[str, Any]:
-        """What making one part of the world has found, in how many seconds; made if it is not there."""
+        """Return the record of one part of the world, {"found": …, "seconds": …}; the part is made if missing."""
         record = self.world / f"{name}.json"
         with self._once(name, record) as file:
             if file is not None:
                 started = time.monotonic()
                 found = make()
-                _write_json(file, {"found": found, "seconds": round(time.monotonic() - started)})
-        return dict(json.loads(record.read_text(encoding="utf-8")))
-
-    def try_judge(self) -> None:
-        """How often the judge is right where the truth is known."""
-        with self._once("judge", self.folder / "judge.json") as file:
-            if file is not None:
-                tried = {name: accuracy(self.scale.judged, disturb) for name, disturb in DISTURBANCES.items()}
-                _write_json(file, tried)
+                write_json(file, {"found": found, "seconds": round(time.monotonic() - started)})
+        return read_json(record, "Record", "delete it, and the same command makes it again")
 
     def train_base(self) -> None:
-        """The base, by the project's own trainer; then a diffusers folder of it.
+        """Train the base with the trainer, write it as a diffusers folder, and generate and score its images.
 
         Raises:
-            LLM4GENError: it does not paint what short prompts name, so that there is nothing to compare.
+            LLM4GENError: its images lack the words of short prompts, so that there is nothing to compare.
         """
+        scale = self.scale
         with self._once("base", self.base / "base.json") as file:
-            if file is None:
-                return
-            started = time.monotonic()
-            overrides = [f"model.base={self.world / 'base'}", f"data.sources={self.world / 'pairs.jsonl'}"]
-            steps = self.scale.base_steps
-            overrides += [f"train.steps={steps}", f"checkpoints.every={max(1, steps // 4)}"]
-            run_folder = self._train("miniature-base", "base", overrides)
-            shutil.copytree(self.world / "base", self.base, dirs_exist_ok=True)
-            for part in ("unet", "scheduler"):
-                shutil.copytree(run_folder.export / part, self.base / part, dirs_exist_ok=True)
-            pipeline = Pipeline.from_files(ModelFiles(base=self.base), self.device)
-            for name in (*MAIN_SETS, *HELD_OUT_SETS):
-                self._score(pipeline, "base", 0, name, steps, self.scale.prompts)
-            self._keep_pictures(pipeline, "base-0")
-            words = {name: _words(pipeline, prompts.prompts(self.scale.prompts)) for name, prompts in SHORT.items()}
-            if min(words.values()) < self.scale.words:
-                found = ", ".join(f"{share:.3f} of the words of prompts of {name}" for name, share in words.items())
-                raise LLM4GENError(
-                    f"The base paints {found}; expected at least {self.scale.words} of each, or there is nothing to "
-                    "compare. Train it longer (another folder, more steps)."
-                )
-            seconds = round(time.monotonic() - started)
-            _write_json(file, {"words": words, "seconds": seconds, "machine": machine()})
+            if file is not None:
+                started = time.monotonic()
+                overrides = [f"model.base={self.world / 'base'}", f"data.sources={self.world / 'pairs.jsonl'}"]
+                overrides += [f"train.steps={scale.base_steps}", f"checkpoints.every={max(1, scale.base_steps // 4)}"]
+                run_folder = self._train("miniature-base", "base", overrides)
+                shutil.copytree(self.world / "base", self.base, dirs_exist_ok=True)
+                for part in ("unet", "scheduler"):
+                    shutil.copytree(run_folder.export / part, self.base / part, dirs_exist_ok=True)
+                write_json(file, {"seconds": round(time.monotonic() - started), "machine": machine()})
+        maps = attention_files(self.folder, "base", 0)
+        if not read_set(image_set(self.folder, "base", 0)) or not all(file.is_file() for file in maps):
+            model = self._open({})
+            self._images("base", 0, model, (*SETS, SINGLE.name), scale.prompts)
+            self._attention_maps("base", 0, model)
+        results = Results({("base", 0, FINAL): read_set(image_set(self.folder, "base", 0))})
+        found = {kind: results.mean("words", (name,), "base") for kind, name in SHORT_SETS.items()}
+        words = {kind: mean.mean for kind, mean in found.items() if mean}
+        if min(words.values(), default=0.0) < scale.words:
+            shares = ", ".join(f"{share:.3f} of the words of prompts of {kind}" for kind, share in words.items())
+            raise LLM4GENError(
+                f"The base's images have {shares}; expected at least {scale.words} of each, or there is nothing to "
+                "compare. Train it longer (another folder, more steps)."
+            )
 
-    # ---- arms
+    # ---- variants
 
-    def fill_caches(self, arm: Variant) -> None:
-        """Encode images and captions once, which trainings that start together would do each for itself."""
-        spec = [one for one in arm.overrides if one.startswith("llm.")]
-        name = "-".join(["cache", arm.llm, *spec])
+    def fill_caches(self, variant: Variant) -> None:
+        """Encode images and captions once, which training runs that start together would each do by themselves."""
+        spec = [one for one in variant.overrides if one.startswith("llm.")]
+        name = "-".join(["cache", variant.llm, *spec])
         with self._once(name, self.world / "cache" / f"{name}.json") as file:
             if file is not None:
                 path = self.folder / "runs" / name
-                folder = RunFolder(path)
-                workers = f"data.workers={min(8, os.cpu_count() or 1)}"
-                overrides = [*self._overrides(arm, 0), *self._sizes(), workers, f"output={path}"]
-                recipe = load_recipe(arm.recipe, overrides)
                 path.mkdir(parents=True, exist_ok=True)
-                Trainer(recipe, folder)
+                workers = f"data.workers={min(8, os.cpu_count() or 1)}"
+                recipe = self._recipe(variant.recipe, path, [*self._overrides(variant, 0), workers])
+                Trainer(recipe, RunFolder(path))
                 shutil.rmtree(path)
-                _write_json(file, spec)
+                write_json(file, spec)
 
-    def run_variant(self, arm: Variant, seed: int) -> None:
-        """Train one arm with one seed, and paint and judge what comes out."""
-        steps, name = self.scale.arm_steps, f"{arm.name}-{seed}"
-        folder = self._train(arm.recipe, f"{arm.trained_as or arm.name}-{seed}", self._overrides(arm, seed))
-        for step in () if arm.trained_as else self._curve_steps():
-            with self._checkpoint(folder, step, arm, seed) as pipeline:
-                if pipeline is not None:
-                    for prompts in CURVE_SETS:
-                        self._score(pipeline, arm.name, seed, prompts, step, self.scale.curve_prompts)
-        pipeline = self._painter(arm, folder.export)
-        for prompts in self._final_sets(arm):
-            self._score(pipeline, arm.name, seed, prompts, steps, self.scale.prompts)
-        for strength in self._strengths(arm):
-            for prompts in CURVE_SETS:
-                self._score(pipeline, arm.name, seed, prompts, steps, self.scale.prompts, strength)
-        self._keep_pictures(pipeline, name, maps=arm.experiment == "core")
-        for checkpoint in () if arm.trained_as else sorted(folder.checkpoints.glob("step-*"))[:-1]:
+    def run_variant(self, variant: Variant, seed: int) -> None:
+        """Train a variant with one seed, and generate and score its images."""
+        run_name = f"{variant.trained_as or variant.name}-{seed}"
+        folder = self._train(variant.recipe, run_name, self._overrides(variant, seed))
+        for step in () if variant.trained_as else self._curve_steps():
+            checkpoint, exported = folder.checkpoints / f"step-{step:08d}", folder.path / f"export-{step}"
+            if checkpoint.is_dir() and not self._scored(variant, seed, f"step-{step}"):
+                with contextlib.redirect_stdout(None):
+                    export(ExportSettings(source=str(checkpoint), output=str(exported), force=True))
+                model = self._open_variant(variant, exported)
+                self._images(variant.name, seed, model, CURVE_SETS, self.scale.curve_prompts, f"step-{step}")
+                shutil.rmtree(exported)
+        model = self._open_variant(variant, folder.export)
+        self._images(variant.name, seed, model, self._final_sets(variant), self.scale.prompts)
+        if variant.is_core:
+            self._attention_maps(variant.name, seed, model)
+        for name, strength in self._strengths(variant).items():
+            model.pipeline.strength = strength
+            self._images(variant.name, seed, model, CURVE_SETS, self.scale.prompts, name)
+        for checkpoint in () if variant.trained_as else sorted(folder.checkpoints.glob("step-*"))[:-1]:
             shutil.rmtree(checkpoint)  # large, and measured
 
-    def is_done(self, arm: Variant, seed: int) -> bool:
-        """Whether all results and the pictures of an arm are there."""
-        steps = self.scale.arm_steps
-        wanted = [(name, steps, 1.0) for name in self._final_sets(arm)]
-        wanted += [(name, steps, strength) for name in CURVE_SETS for strength in self._strengths(arm)]
-        return self._samples(f"{arm.name}-{seed}").is_file() and all(
-            self.results.find(arm=arm.name, seed=seed, set=name, step=step, strength=strength)
-            for name, step, strength in wanted
-        )
+    def is_done(self, variant: Variant, seed: int) -> bool:
+        """Whether all images of a variant are there and scored."""
+        wanted = {prompt.id for prompt in _prompts(self._final_sets(variant), self.scale.prompts)}
+        scored = [{key[0] for key in self._scored(variant, seed, name)} for name in (FINAL, *self._strengths(variant))]
+        maps = attention_files(self.folder, variant.name, seed) if variant.is_core else []
+        return wanted <= scored[0] and all(scored) and all(file.is_file() for file in maps)
 
-    def _final_sets(self, arm: Variant) -> tuple[str, ...]:
-        return (*MAIN_SETS, *(HELD_OUT_SETS if arm.experiment == "core" else ()))
+    def _scored(self, variant: Variant, seed: int, name: str = FINAL) -> Scores:
+        return read_set(image_set(self.folder, variant.name, seed, name))
 
-    def _strengths(self, arm: Variant) -> tuple[float, ...]:
-        return STRENGTHS if arm.name in STRENGTH_VARIANTS else ()
+    def _final_sets(self, variant: Variant) -> tuple[str, ...]:
+        return tuple(SETS) if variant.is_core else CATEGORIES
+
+    def _strengths(self, variant: Variant) -> dict[str, float]:
+        """Other strengths than 1 by the names of their image sets."""
+        strengths = STRENGTHS if variant.name in STRENGTH_VARIANTS else ()
+        return {f"strength-{strength:g}": strength for strength in strengths if strength != 1}
 
     def _every(self) -> int:
-        return max(1, self.scale.arm_steps // CURVE_POINTS)
+        return max(1, self.scale.variant_steps // CURVE_POINTS)
 
     def _curve_steps(self) -> range:
-        return range(self._every(), self.scale.arm_steps, self._every())
+        return range(self._every(), self.scale.variant_steps, self._every())
 
-    def _overrides(self, arm: Variant, seed: int) -> list[str]:
+    def _overrides(self, variant: Variant, seed: int) -> list[str]:
         file = self.world / "pairs.jsonl"
-        if arm.pairs is not None:
-            file = first_pairs(file, min(arm.pairs, self.scale.pairs))
+        if variant.pairs is not None:
+            file = first_pairs(file, min(variant.pairs, self.scale.pairs))
         overrides = [f"model.base={self.base}", f"data.sources={file}", f"seed={seed}"]
-        overrides += [f"train.steps={self.scale.arm_steps}", f"checkpoints.every={self._every()}"]
-        if arm.llm:
-            overrides.append(f"model.llm={self.world / arm.llm}")
-        return [*overrides, *arm.overrides]
+        overrides += [f"train.steps={self.scale.variant_steps}", f"checkpoints.every={self._every()}"]
+        if variant.llm:
+            overrides.append(f"model.llm={self.world / variant.llm}")
+        return [*overrides, *variant.overrides]
+
+    def _recipe(self, name: str, path: Path, overrides: Sequence[str]) -> Recipe:
+        batch = self.scale.batch
+        sizes = [f"train.batch_size={batch}", f"train.micro_batch={batch}", f"logging.every={min(50, self._every())}"]
+        sizes += [f"optimizer.warmup_steps={self.scale.warmup}", f"data.cache.folder={self.world / 'cache'}"]
+        return load_recipe(name, [*overrides, *sizes, f"output={path}"])
 
     def _train(self, recipe: str, name: str, overrides: Sequence[str]) -> RunFolder:
-        """Train, or go on, or do nothing where there is an export; arms that share a training wait for each other."""
+        """Train, resume, or do nothing if there is an export; variants that share a run wait for each other."""
         path = self.folder / "runs" / name
         folder = RunFolder(path)
         path.parent.mkdir(exist_ok=True)
@@ -301,74 +321,48 @@ class Reproduction:
             if folder.checkpoints.exists():
                 resume(path)
             else:
-                run(load_recipe(recipe, [*overrides, *self._sizes(), f"output={path}"]))
+                run(self._recipe(recipe, path, overrides))
         return folder
-
-    def _sizes(self) -> list[str]:
-        batch = self.scale.batch
-        sizes = [f"train.batch_size={batch}", f"train.micro_batch={batch}"]
-        sizes += [f"optimizer.warmup_steps={self.scale.warmup}", f"logging.every={min(50, self._every())}"]
-        return [*sizes, f"data.cache.folder={self.world / 'cache'}"]
-
-    def _painter(self, arm: Variant, export: Path) -> Pipeline:
-        files: dict[str, Any] = {"lambda_mode": arm.lambda_mode}
-        if arm.llm:
-            files |= {"adapter": export / "adapter.safetensors", "llm": self.world / arm.llm}
-        if (export / "unet").is_dir():
-            files["unet"] = export / "unet"
-        if (export / "text_encoder").is_dir():
-            files["clip"] = export / "text_encoder"
-        pipeline = Pipeline.from_files(ModelFiles(base=self.base, **files), self.device)
-        install_cross_attention(pipeline.family.unet, GuidanceOptions(alpha=0))  # as in training, and faster here
-        return pipeline
-
-    @contextlib.contextmanager
-    def _checkpoint(self, folder: RunFolder, step: int, arm: Variant, seed: int) -> Iterator[Pipeline | None]:
-        """What a checkpoint paints with; None where it has painted already, or is gone."""
-        done = all(self.results.find(arm=arm.name, seed=seed, set=name, step=step) for name in CURVE_SETS)
-        checkpoint = folder.checkpoints / f"step-{step:08d}"
-        if done or not checkpoint.is_dir():
-            yield None
-            return
-        output = folder.path / f"export-{step}"
-        with contextlib.redirect_stdout(None):
-            export(ExportSettings(source=str(checkpoint), output=str(output), force=True))
-        yield self._painter(arm, output)
-        shutil.rmtree(output)
 
     # ---- measuring
 
-    def _score(
-        self, pipeline: Pipeline, arm: str, seed: int, name: str, step: int, number: int, strength: float = 1.0
+    def _open_variant(self, variant: Variant, exported: Path) -> LLM4GENModel:
+        files: dict[str, Any] = {"lambda_mode": variant.lambda_mode}
+        if variant.llm:
+            files |= {"adapter": exported / "adapter.safetensors", "llm": self.world / variant.llm}
+        parts = {"unet": exported / "unet", "clip": exported / "text_encoder"}
+        return self._open(files | {name: folder for name, folder in parts.items() if folder.is_dir()})
+
+    def _open(self, files: Mapping[str, Any]) -> LLM4GENModel:
+        """Load the base with other files in place of its own. CLIP reads one chunk, as in training."""
+        given = ModelFiles(base=self.base, chunks=1, batch=128, **files)
+        model = open_model(given, PresetOptions(steps=STEPS, guidance=GUIDANCE), str(self.device))
+        assert isinstance(model, LLM4GENModel)
+        install_cross_attention(model.pipeline.family.unet, GuidanceOptions(alpha=0))  # faster than diffusers' here
+        return model
+
+    def _images(
+        self, variant: str, seed: int, model: LLM4GENModel, sets: Sequence[str], prompts: int, name: str = FINAL
     ) -> None:
-        captions, prompts = prompt_set(name, number)
-        if self.results.has(arm, seed, name, step, strength, prompts):
-            return
-        started = time.monotonic()
-        found = scores(generate(pipeline, captions, None if pipeline.adapter is None else strength), captions)
-        made: dict[str, JsonValue] = {
-            "scale": fingerprint(asdict(self.scale)),
-            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else self.device.type,
-            "seconds": round(time.monotonic() - started, 1),
-            "torch": torch.__version__,
-        }
-        self.results.append(Result(arm=arm, seed=seed, set=name, step=step, strength=strength, scores=found,
-                                   prompts=prompts, made=made))  # fmt: skip
+        """Generate and score the image set of a variant; one that is there is only completed."""
+        path = image_set(self.folder, variant, seed, name).path
+        images = generate(path, f"{variant}, seed {seed}", model, _prompts(sets, prompts), [0], benchmark=METRIC)
+        score(images, [METRIC], Context(judges=Path()), batch=128)
 
-    def _samples(self, name: str) -> Path:
-        return self.folder / "samples" / f"{name}.npz"
-
-    def _keep_pictures(self, pipeline: Pipeline, name: str, maps: bool = True) -> None:
-        """Images, and where they looked at words, for the report."""
-        images = {prompts: generate(pipeline, SETS[prompts].prompts(SAMPLES)) for prompts in CURVE_SETS}
-        if maps:
-            _write_arrays(self.folder / "maps" / f"{name}.npz", sample_maps(pipeline))
-        # Last of all: that the samples are there says that the arm is done.
-        _write_arrays(self._samples(name), {k: to_bytes(v) for k, v in images.items()})
+    def _attention_maps(self, variant: str, seed: int, model: LLM4GENModel) -> None:
+        """Draw the attention to attributes and entities of short prompts, and to one pair of a dense one."""
+        for file, (name, number) in zip(attention_files(self.folder, variant, seed), ATTENTION_PROMPTS, strict=True):
+            if not file.is_file():
+                caption = SETS[name].prompts(number + 1)[number]
+                pairs = caption.pairs[:1] if name == "dense" else caption.pairs  # CLIP cuts the later ones off
+                words = [Span(*end, caption.text[slice(*end)]) for pair in pairs for end in pair]
+                found = attention_maps(model.pipeline, caption.text, words, model.settings, seed=number, progress=False)
+                with whole_file(file) as temporary:
+                    Image.fromarray(strip(found)).save(temporary, format="PNG")
 
     @contextlib.contextmanager
     def _once(self, what: str, file: Path) -> Iterator[Path | None]:
-        """The file that says that something has been made, or None if it has; one process at a time makes it."""
+        """Yield the file that says that something was made, or None if it was; one process at a time makes it."""
         with FileLock(self.folder / f"{what}.lock"):
             if file.is_file():
                 yield None
@@ -377,23 +371,72 @@ class Reproduction:
             yield file
 
 
-def _write_untrained(world: Path, base: Path, pairs: int) -> None:
-    write_pairs(world, pairs)
-    write_untrained_base(base)
+def _prompts(sets: Sequence[str], number: int) -> list[Prompt]:
+    """Return the first prompts of each set; the noise of the n-th has the seed n."""
+    found = []
+    for name in sets:
+        for index, caption in enumerate((SINGLE if name == SINGLE.name else SETS[name]).prompts(number)):
+            prompt = caption_prompt(name, index, caption)
+            found.append(prompt.model_copy(update={"about": {**prompt.about, "seed": index}}))
+    return found
 
 
-def _words(pipeline: Pipeline, captions: Sequence[Caption]) -> float:
-    """Share of the words that the pipeline brings into its images."""
-    return float(np.mean(np.array(scores(generate(pipeline, captions), captions)["words"], float)))
+# ---- shipping
 
 
-def _write_arrays(path: Path, arrays: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with open(partial, "wb") as file:
-        np.savez_compressed(file, **arrays)
-    partial.replace(path)
+def ship(reproduction: Reproduction, target: Path) -> Path:
+    """Copy the base, the T5 and LLM4GEN of seed 0 in half precision, with their provenance.
 
+    Args:
+        reproduction: the variant `llm4gen` was trained with seed 0.
+        target: folder, which must not exist: `base` (diffusers), `t5` (Hugging Face), `llm4gen` (adapter and UNet) and
+            `provenance.json`.
 
-def _write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    Returns:
+        `target`.
+
+    Raises:
+        LLM4GENError: the variant was not trained, or the target exists.
+    """
+    variant, seed, llm = "llm4gen", 0, "t5"
+    trained = reproduction.folder / "runs" / f"{variant}-{seed}"
+    if not (trained / "export").is_dir():
+        raise LLM4GENError(f"{trained / 'export'} does not exist; train {variant} with seed {seed} first.")
+    if target.exists():
+        raise LLM4GENError(f"{target} exists already; delete it first, or choose another folder.")
+    partial_folder = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial_folder, ignore_errors=True)
+    for name, source in (("base", reproduction.base), (llm, reproduction.world / llm)):
+        shutil.copytree(source, partial_folder / name)
+    (partial_folder / "base" / "base.json").unlink(missing_ok=True)
+    for file in partial_folder.rglob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            metadata = weights.metadata()
+            tensors = {name: weights.get_tensor(name) for name in weights.keys()}
+        halves = {name: one.half() if one.dtype == torch.float32 else one for name, one in tensors.items()}
+        save_file(halves, file, metadata=metadata)
+    with contextlib.redirect_stdout(None):
+        export(ExportSettings(source=str(trained), output=str(partial_folder / variant), dtype="float16"))
+    for file in partial_folder.rglob("config.json"):
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if config.pop("_name_or_path", None) is not None:  # libraries write down the folder a model was read from
+            write_json(file, config)
+    files = sorted(partial_folder.rglob("*.safetensors"))
+    recipe = (trained / "recipe.yaml").read_text(encoding="utf-8")
+    world = read_json(reproduction.world / "world.json", "World")
+    provenance = {
+        "made by": "python -m miniature reproduce",
+        "scale": asdict(reproduction.scale),
+        "variant": variant,
+        "seed": seed,
+        "recipe": recipe.replace(str(reproduction.folder), "REPRODUCTION"),
+        "world": {name: value for name, value in world.items() if name != "machine"},
+        "machine": {name: value for name, value in machine().items() if name != "command"},
+        "precision": "float16, trained and measured in float32",
+        "sha256": {
+            str(file.relative_to(partial_folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files
+        },
+    }
+    write_json(partial_folder / "provenance.json", provenance)
+    partial_folder.replace(target)
+    return target

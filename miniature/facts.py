@@ -1,7 +1,7 @@
 """Sentences that repeat what a caption says: the redundancy of real text, from which language models learn to bind.
 
-"a red circle and a blue square. the color of the square is blue. the red thing is a circle." Whoever predicts the last
-word of such a sentence must know which attribute belongs to which object.
+"a red circle and a blue square. the color of the square is blue. the red thing is a circle." To predict the last word
+of such a sentence a model must know which attribute belongs to which object.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from .captions import ADJECTIVES, SIDES, Ask, Caption, article, cell_name
 
+FACT_WORDS = ("color", "shape", "size")
+"""Words of facts that no caption contains."""
 _OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 
 
@@ -30,12 +32,12 @@ class Fact:
 
 
 def facts(caption: Caption, draws: random.Random, number: int) -> list[Fact]:
-    """Random facts that follow from a caption, in the words of all captions, held-out ones too.
+    """Draw facts that follow from a caption, in the wordings of all captions, held-out ones too.
 
     Args:
-        caption: with objects of different shapes and colours; of one of category "count" nothing follows.
-        draws: which facts, and how they are said.
-        number: how many are tried; an object of which one thing alone is known gives none.
+        caption: with objects of different shapes and colours; nothing follows from one of category "count".
+        draws: which facts, and their wording.
+        number: facts to try; an object of which only one thing is known gives none.
     """
     if caption.category == "count":
         return []
@@ -53,7 +55,7 @@ def facts(caption: Caption, draws: random.Random, number: int) -> list[Fact]:
 
 
 def color_of(ask: Ask) -> Fact:
-    """The simplest fact, of an object of known colour: "the circle is red."."""
+    """Return the simplest fact about an object of known colour: "the circle is red."."""
     return _fact(f"the {ask.shape} is", str(ask.color), "color")
 
 
@@ -63,10 +65,10 @@ def _fact(beginning: str, answer: str, kind: str) -> Fact:
 
 
 def _choices(ask: Ask, draws: random.Random) -> list[tuple[str, str, str]]:
-    """What can be said of an object: (beginning of a sentence, its last words, kind).
+    """List what can be said of an object: (beginning of a sentence, its last words, kind).
 
-    A beginning says what kind of answer follows: of "the circle is ..." nobody could know whether a colour or a size is
-    meant, and who cannot know learns to guess.
+    The beginning says what kind of answer follows. After "the circle is ..." nobody could know whether a colour or a
+    size is meant, and a model would learn to guess.
     """
     assert ask.shape is not None
     place = None if ask.cell is None else cell_name(ask.cell, draws.random() < 0.4)

@@ -1,7 +1,7 @@
-"""The judge: reads an image back into the objects that it shows, and says how much of a caption they fulfil.
+"""Judge: reads an image back into the objects that it shows and compares them with a caption.
 
-It knows every picture that a cell can hold, and takes the nearest one. There is nothing to learn and nothing to
-install; what it gets wrong on noisy and blurred images is measured by `miniature.judge.accuracy`.
+It knows every pattern that a cell can show and takes the nearest one. There is nothing to learn and nothing to install;
+`accuracy` measures its errors on noisy and blurred images.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from .scenes import (
 Pixels = NDArray[np.float32]
 
 CLEAR = 0.7
-"""A cell shows an object if the nearest picture explains this share of what makes it differ from the background.
+"""A cell shows an object if the nearest pattern explains this share of its difference from the background.
 
-Shares are of squared pixel differences, less what white noise all over the image adds to them: a picture explains no
-noise, and without that allowance noise of .2 would hide a quarter of all objects.
+The share is of squared pixel differences, less the part that white noise all over the image adds to them: no pattern
+explains noise, and without that allowance noise of .2 would hide a quarter of all objects.
 """
 
 _WORDS = ("shape", "color", "texture", "size")
@@ -50,33 +50,32 @@ Found = Sequence[tuple[tuple[int, int], Object]]
 
 @dataclass(frozen=True)
 class Reading:
-    """What an image shows.
+    """Content of an image.
 
     Attributes:
         scene: the objects, each in its cell.
-        unclear: cells that differ from the background, but look like no object.
-        error: root mean square distance of the pixels, from 0 to 1, from those of `scene`.
+        unclear: cells that differ from the background but look like no object.
     """
 
     scene: Scene
     unclear: tuple[tuple[int, int], ...]
-    error: float
 
 
 @dataclass(frozen=True)
 class Score:
-    """How an image fulfils a caption; all from 0 to 1, None where the caption does not ask for it.
+    """How well an image matches a caption, as shares from 0 to 1.
 
     Attributes:
-        accuracy: share of what is asked for that is there: every object with all of its attributes and in its place,
-            each found once; every relation; every number.
-        words: share of the attribute words and nouns that fit something in the image, as a bag: which belongs to which
-            does not count.
-        binding: of the objects that are told by two words or more, each of which fits something in the image, the
-            share that is there with all of its words, wherever it is. A system that knows the bag of words alone gets
-            about a half with two objects of two words. None if there is no such object, or nothing to confuse it with,
-            and for category "count", where equal objects are asked for.
-        exact: 1 if all is there and nothing else is.
+        accuracy: requested content present: share of the requested objects (with all attributes and in their place,
+            each found once), relations and numbers.
+        words: requested words present: share of the attribute words and nouns that fit something in the image, as a
+            bag of words, whichever belong together.
+        binding: attribute binding, among objects whose words are all present: of the objects described by two words or
+            more, each of which fits something in the image, the share that is present with all of its words, in any
+            place. The selection depends on the image, so that models are compared on different objects. Knowing the
+            bag of words alone gives about a half for two objects of two words. None if there is no such object, or
+            nothing to confuse it with, and for category "count", whose objects are alike.
+        exact: 1 if all of the content is present and nothing else is.
     """
 
     accuracy: float
@@ -86,28 +85,28 @@ class Score:
 
 
 @functools.cache
-def _pictures() -> tuple[list[Object], Pixels]:
-    """Every object, and its cell as a row of pixels from 0 to 1."""
+def _patterns() -> tuple[list[Object], Pixels]:
+    """All objects, and their cells as rows of pixels from 0 to 1."""
     things = [Object(*values) for values in itertools.product(SHAPES, COLORS, TEXTURES, SIZES)]
     return things, _unit(np.stack([sprite(thing)[0].reshape(-1) for thing in things]))
 
 
 def _unit(images: NDArray[Any]) -> Pixels:
-    """uint8 to numbers from 0 to 1."""
+    """Convert uint8 to numbers from 0 to 1."""
     return np.divide(images, 255, dtype=np.float32)
 
 
 def read(images: NDArray[np.generic]) -> list[Reading]:
     """Find the objects in images.
 
-    Of all pictures that a cell can hold the nearest is taken, which is the likeliest one under white noise. Whether it
-    is an object at all is decided by `CLEAR`.
+    The nearest of all patterns is taken for a cell, which is the most likely one under white noise; `CLEAR` decides
+    whether it is an object at all.
 
     Args:
-        images: [N, 8 rows, 8 columns, 3]; uint8, or floating from 0 to 1.
+        images: [N, 8 rows, 8 columns, 3]; uint8, or floating point from 0 to 1.
 
     Raises:
-        ValueError: there is no image, they do not consist of whole cells, or they hold other numbers.
+        ValueError: there is no image, they do not consist of whole cells, or the dtype is another one.
     """
     if images.ndim != 4 or images.shape[3] != 3 or not images.size or images.shape[1] % CELL or images.shape[2] % CELL:
         raise ValueError(
@@ -115,50 +114,36 @@ def read(images: NDArray[np.generic]) -> list[Reading]:
             f"{CELL}"
         )
     if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
-        raise ValueError(f"images are of {images.dtype}; expected uint8, or floating numbers from 0 to 1")
+        raise ValueError(f"images have dtype {images.dtype}; expected uint8, or floating point from 0 to 1")
     pixels: Pixels = _unit(images) if images.dtype == np.uint8 else images.astype(np.float32)
     count, rows, columns = len(pixels), pixels.shape[1] // CELL, pixels.shape[2] // CELL
     cells = pixels.reshape(count, rows, CELL, columns, CELL, 3).transpose(0, 1, 3, 2, 4, 5)
     cells = cells.reshape(count, rows, columns, -1)
-    things, pictures = _pictures()
+    things, patterns = _patterns()
     empty = np.tile(np.asarray(BACKGROUND, np.float32) / 255, CELL * CELL)
-    # Squared distances from all pictures, without the term that all share.
-    nearest = ((pictures**2).sum(1) - 2 * cells @ pictures.T).argmin(3)
-    rest = cells - pictures[nearest]
+    # Squared distances to all patterns, without the term that they share.
+    nearest = ((patterns**2).sum(1) - 2 * cells @ patterns.T).argmin(3)
+    rest = cells - patterns[nearest]
     from_nearest = (rest**2).sum(3)
     from_empty = ((cells - empty) ** 2).sum(3)
     shows = from_nearest < from_empty
     noise = cells.shape[3] * _noise(np.where(shows[..., None], rest, cells - empty))
     clear = shows & (from_nearest - noise <= (1 - CLEAR) * (from_empty - noise))
+    unclear = shows & ~clear
     readings = []
     for number in range(count):
-        found = [
-            ((row, column), things[nearest[number, row, column]])
-            for row, column in np.ndindex(rows, columns)
-            if clear[number, row, column]
-        ]
-        unclear = [
-            (row, column)
-            for row, column in np.ndindex(rows, columns)
-            if shows[number, row, column] and not clear[number, row, column]
-        ]
-        squares = np.where(clear[number], from_nearest[number], from_empty[number])
-        error = float(np.sqrt(squares.mean() / cells.shape[3]))
-        readings.append(Reading(Scene(tuple(found), rows, columns), tuple(unclear), error))
+        grid = list(np.ndindex(rows, columns))
+        objects = tuple((cell, things[nearest[number][cell]]) for cell in grid if clear[number][cell])
+        scene = Scene(objects, rows, columns)
+        readings.append(Reading(scene, tuple(cell for cell in grid if unclear[number][cell])))
     return readings
 
 
 def _noise(rest: Pixels) -> Pixels:
-    """Variance of the white noise in images, from what the nearest pictures leave of them.
+    """Estimate the variance of the white noise [N, 1, 1] from residuals [N, rows, columns, 8 * 8 * 3].
 
-    Of the differences of neighbouring pixels the median is taken, as Donoho and Johnstone (1994) do with wavelets:
-    noise is everywhere, what is wrong with an object is smooth or in a few places.
-
-    Args:
-        rest: [N, rows, columns, 8 * 8 * 3].
-
-    Returns:
-        [N, 1, 1].
+    It is taken from the median difference of neighbouring pixels, as Donoho and Johnstone (1994) do with wavelets:
+    noise is everywhere, while errors of an object are smooth or in a few places.
     """
     steps = np.abs(np.diff(rest.reshape(*rest.shape[:3], CELL, CELL, 3), axis=4))
     # The median of |x| is .6745 standard deviations, and the difference of two has twice the variance of one.
@@ -167,7 +152,7 @@ def _noise(rest: Pixels) -> Pixels:
 
 
 def score(reading: Reading, caption: Caption) -> Score:
-    """How an image fulfils a caption."""
+    """Compare an image with a caption."""
     asks, found = caption.asks, reading.scene.objects
     fulfilled = [
         float(len(_cells(found, ask)) == ask.count) if ask.count > 1 or caption.category == "count" else float(is_there)
@@ -185,7 +170,7 @@ def score(reading: Reading, caption: Caption) -> Score:
 
 
 def _matched(asks: Sequence[Ask], found: Found) -> list[bool]:
-    """For each ask whether an object fits it; an object counts for one of them, and as many as possible are served."""
+    """Whether an object matches each ask; an object counts for one ask, and as many asks as possible are matched."""
     misfits = np.array([[not _fits(ask, cell, thing) for cell, thing in found] for ask in asks], bool)
     served = [False] * len(asks)
     if found:
@@ -195,7 +180,7 @@ def _matched(asks: Sequence[Ask], found: Found) -> list[bool]:
 
 
 def _bound(asks: Sequence[Ask], found: Found) -> list[bool]:
-    """Of each ask with words to bind, all of which are in the image, whether an object has them together."""
+    """Whether an object has all words together, for each ask of two words or more that are all in the image."""
     if len(asks) < 2:
         return []
     placeless = [replace(ask, cell=None) for ask in asks]
@@ -208,7 +193,7 @@ def _bound(asks: Sequence[Ask], found: Found) -> list[bool]:
 
 
 def _words(asks: Sequence[Ask], found: Found) -> float:
-    """Share of the words that fit something, each thing once for a word."""
+    """Share of the words that fit something; an object counts once for a word."""
     wanted = Counter(word for ask in asks for word in _told(ask) * ask.count)
     there = Counter((name, getattr(thing, name)) for _, thing in found for name in _WORDS)
     return (wanted & there).total() / wanted.total()
@@ -227,24 +212,23 @@ def _cells(found: Found, ask: Ask) -> list[tuple[int, int]]:
     return [cell for cell, thing in found if _fits(ask, cell, thing)]
 
 
-def accuracy(
-    scenes: int, disturb: Callable[[Pixels, np.random.Generator], Pixels], seed: int = 0
-) -> tuple[float, float]:
-    """How often the judge is right on images of which the truth is known.
+def accuracy(scenes: int, disturb: Callable[..., Pixels], deviation: float = 0.0, seed: int = 0) -> tuple[float, float]:
+    """Measure the judge on images whose content is known.
 
     Args:
-        scenes: how many images, of two to four objects.
-        disturb: what happens to the images [N, 16, 16, 3], from 0 to 1, before the judge sees them.
-        seed: of scenes and disturbance.
+        scenes: number of images, of two to four objects.
+        disturb: `noisy`, `blurred` or another change of the images [N, 16, 16, 3], from 0 to 1.
+        deviation: strength of the change.
+        seed: seed of scenes and disturbance.
 
     Returns:
-        Share of all objects that are read with all of their attributes in their place, and share of all images that
+        Share of the objects that are read with all of their attributes in their place, and share of the images that
         are read without any error.
     """
     draws = random.Random(seed)
     truths = [place(draws, draw_objects(draws, draws.randint(2, 4))) for _ in range(scenes)]
     images = np.stack([render(scene) for scene in truths])
-    readings = read(disturb(_unit(images), np.random.default_rng(seed)))
+    readings = read(disturb(_unit(images), np.random.default_rng(seed), deviation))
     right = total = perfect = 0
     for truth, reading in zip(truths, readings, strict=True):
         right += len(set(truth.objects) & set(reading.scene.objects))
@@ -253,21 +237,13 @@ def accuracy(
     return right / total, perfect / scenes
 
 
-def noisy(deviation: float) -> Callable[[Pixels, np.random.Generator], Pixels]:
-    """Gaussian noise of a standard deviation, pixels from 0 to 1."""
-
-    def disturb(images: Pixels, draws: np.random.Generator) -> Pixels:
-        return images + draws.normal(0, deviation, images.shape).astype(np.float32)
-
-    return disturb
+def noisy(images: Pixels, draws: np.random.Generator, deviation: float) -> Pixels:
+    """Add Gaussian noise of a standard deviation, for pixels from 0 to 1."""
+    return images + draws.normal(0, deviation, images.shape).astype(np.float32)
 
 
-def blurred(deviation: float) -> Callable[[Pixels, np.random.Generator], Pixels]:
-    """Gaussian blur of a standard deviation in pixels."""
+def blurred(images: Pixels, draws: np.random.Generator, deviation: float) -> Pixels:
+    """Blur images by a Gaussian of a standard deviation in pixels."""
+    from scipy.ndimage import gaussian_filter
 
-    def disturb(images: Pixels, draws: np.random.Generator) -> Pixels:
-        from scipy.ndimage import gaussian_filter
-
-        return gaussian_filter(images, (0, deviation, deviation, 0))
-
-    return disturb
+    return gaussian_filter(images, (0, deviation, deviation, 0))

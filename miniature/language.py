@@ -1,19 +1,19 @@
-"""The world's language models: a T5-like encoder and a Llama-like decoder that have read much and seen nothing.
+"""Language models of the miniature: a T5-like encoder and a Llama-like decoder, trained on text alone.
 
-What they read are captions followed by sentences that repeat what was said (`miniature.facts`): whoever is to
-predict the last word of "a red circle and a blue square. the square is blue." has to know which colour belongs to which
-shape. That is the knowledge that CLIP lacks and that LLM4GEN brings to the pipeline.
+Their documents are captions followed by sentences that repeat them (`facts`): to predict the last word of "a red circle
+and a blue square. the square is blue." a model has to know which colour belongs to which shape. That is the knowledge
+that CLIP lacks and LLM4GEN brings in.
 
-The encoder predicts masked words, as BERT does; the decoder the next word. Both are saved in the format of their
-big brothers.
+The encoder predicts masked words, as BERT does; the decoder predicts the next word. Both are saved in the format of
+T5 v1.1 and Llama.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,32 +21,31 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from miniature.captions import listing
-from miniature.dataset import documents
-from miniature.facts import color_of, facts
-from miniature.scenes import draw_objects, place
-from miniature.words import FACT_WORDS, WORDS
+from llm4gen_core.files import write_json
 
-from .clip import warm_cosine
-from .small_models import write_t5_tokenizer
+from .base import fit
+from .captions import WORDS, listing
+from .dataset import documents
+from .facts import FACT_WORDS, color_of, facts
+from .scenes import draw_objects, place
 
-WIDTH = 128
+D_LLM = 128
 LAYERS = 4
-RATE = 1e-3
-"""Learning rate; with three times as much, single facts were still half unknown after 500 steps."""
+LEARNING_RATE = 1e-3
+"""With three times as much, half of the facts were still unknown after 500 steps."""
 CHARACTERS = 11_000
-"""Of a batch, padding included: about 64 short documents or 16 long ones."""
+"""Characters of a batch, padding included: about 64 short documents or 16 long ones."""
 PRIMER = 0.2
-"""Share of the steps in which language models read nothing but the simplest documents. What binds is found there within
-some hundred steps; in the variety of all documents it was not found in more than a thousand."""
-ANSWER = 10.0
-"""Weight of an answer among the decoder's next words, most of which no one can know."""
-_MASKED_WORDS = 0.03
-"""Share of the words of a caption that the encoder does not see."""
+"""Share of the steps, the first ones, on the simplest documents alone. Binding is learned there within some hundred
+steps, and was not learned from the mix of all documents in more than a thousand."""
+ANSWER_WEIGHT = 10.0
+"""Loss weight of an answer among the decoder's next words, most of which cannot be known."""
+MASKED_WORDS = 0.03
+"""Share of the words of a document that the encoder has to predict, beside the answers."""
 _IGNORED = -100
 
 
@@ -55,8 +54,8 @@ class Document:
     """A text to learn from.
 
     Attributes:
-        text: a caption and the sentences that repeat it.
-        answers: (start, end, kind) of what these sentences tell, in characters; see `miniature.facts.Fact`.
+        text: a caption and sentences that repeat it.
+        answers: (start, end, kind) of what these sentences tell, in characters; see `facts.Fact`.
     """
 
     text: str
@@ -64,11 +63,11 @@ class Document:
 
 
 def read(seed: int, primer: bool = False) -> Iterator[Document]:
-    """Documents without end.
+    """Yield documents without end.
 
     Args:
-        seed: another one gives other documents.
-        primer: of two coloured objects each, and one sentence that repeats the colour of one of them.
+        seed: seed of the documents.
+        primer: only documents of two coloured objects, and one sentence that repeats the colour of one of them.
     """
     draws = random.Random(f"read {seed}")
     captions = documents(seed)
@@ -88,13 +87,12 @@ def read(seed: int, primer: bool = False) -> Iterator[Document]:
 
 
 def batches(seed: int, primer: bool = False) -> Iterator[list[Document]]:
-    """Documents of about the same length together, in random order."""
+    """Yield batches of documents of about the same length, in random order."""
     draws = random.Random(f"batches {seed}")
     source = read(seed, primer)
     while True:
-        documents = sorted(islice(source, 512), key=lambda document: len(document.text))
         found: list[list[Document]] = [[]]
-        for document in documents:
+        for document in sorted(islice(source, 512), key=lambda document: len(document.text)):
             if (len(found[-1]) + 1) * len(document.text) > CHARACTERS:
                 found.append([])
             found[-1].append(document)
@@ -103,24 +101,25 @@ def batches(seed: int, primer: bool = False) -> Iterator[list[Document]]:
 
 
 def train_encoder(folder: Path, steps: int, seed: int = 0, device: torch.device | str = "cpu") -> dict[str, float]:
-    """A T5-like encoder, trained to predict masked words, saved as a Hugging Face folder of T5 v1.1.
+    """Train a T5-like encoder to predict masked words and save it as a Hugging Face folder of T5 v1.1.
 
     Args:
-        folder: to write.
+        folder: folder to write.
         steps: optimizer steps.
-        seed: of weights and documents.
-        device: to train on.
+        seed: seed of weights and documents.
+        device: device to train on.
 
     Returns:
-        By kind of fact, the share of new ones that it completes.
+        By kind of fact, the share of new facts that it completes.
     """
     size = write_t5_tokenizer(folder, WORDS + FACT_WORDS, sentinels=1)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    sentinel = tokenizer.convert_tokens_to_ids("<extra_id_0>")
     config = T5Config(
         vocab_size=size,
-        d_model=WIDTH,
+        d_model=D_LLM,
         d_kv=16,
-        d_ff=3 * WIDTH,
+        d_ff=3 * D_LLM,
         num_layers=LAYERS,
         num_heads=8,
         relative_attention_max_distance=64,
@@ -130,30 +129,26 @@ def train_encoder(folder: Path, steps: int, seed: int = 0, device: torch.device 
         eos_token_id=1,
         architectures=["T5EncoderModel"],
     )
+    draws = random.Random(f"masks {seed}")
+
+    def masked_words(document: Document) -> list[tuple[int, int, str]]:
+        return [(*m.span(), "") for m in re.finditer("[a-z-]+", document.text) if draws.random() < MASKED_WORDS]
+
+    def batch(documents: Sequence[Document], everywhere: bool) -> _Batch:
+        found = _batch(tokenizer, documents, masked_words if everywhere else None)
+        return replace(found, ids=torch.where(found.labels == _IGNORED, found.ids, sentinel))
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = T5EncoderModel(config)
         _look_at_neighbours(model)
-        head = nn.Linear(WIDTH, size)
-        both = nn.ModuleList((model, head)).to(device)
+        head = nn.Linear(D_LLM, size)
 
-        def answers(tokens: _Tokens) -> tuple[Tensor, Tensor]:
-            hidden = model(input_ids=tokens.ids, attention_mask=tokens.mask).last_hidden_state
-            asked = tokens.labels != _IGNORED
-            return head(hidden[asked]), asked
+        def predict(batch: _Batch) -> Tensor:
+            hidden = model(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
+            return head(hidden[batch.labels != _IGNORED])
 
-        sentinel = tokenizer.convert_tokens_to_ids("<extra_id_0>")
-        draws = random.Random(f"masks {seed}")
-
-        def tokens(documents: Sequence[Document], words: float = 0.0) -> _Tokens:
-            return _masked(tokenizer, documents, sentinel, draws, words).to(device)
-
-        def loss(documents: Sequence[Document], is_primer: bool) -> Tensor:
-            return _loss(answers, tokens(documents, 0 if is_primer else _MASKED_WORDS))
-
-        _fit(both, loss, steps, seed)
-        model.eval()
-        known = _known(answers, tokens, seed)
+        known = _train(nn.ModuleList((model, head)).to(device), predict, batch, steps, seed, device)
     model.config.save_pretrained(folder)
     state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
     del state["encoder.embed_tokens.weight"]  # the same tensor as shared.weight, which safetensors stores once
@@ -162,16 +157,16 @@ def train_encoder(folder: Path, steps: int, seed: int = 0, device: torch.device 
 
 
 def train_decoder(folder: Path, steps: int, seed: int = 0, device: torch.device | str = "cpu") -> dict[str, float]:
-    """A Llama-like decoder, trained to predict the next word, saved as a Hugging Face folder.
+    """Train a Llama-like decoder to predict the next word and save it as a Hugging Face folder.
 
-    Args and Returns: as of `train_encoder`.
+    Args and Returns: see `train_encoder`.
     """
     size = write_t5_tokenizer(folder, WORDS + FACT_WORDS, sentinels=1)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     config = LlamaConfig(
         vocab_size=size,
-        hidden_size=WIDTH,
-        intermediate_size=3 * WIDTH,
+        hidden_size=D_LLM,
+        intermediate_size=3 * D_LLM,
         num_hidden_layers=LAYERS,
         num_attention_heads=4,
         max_position_embeddings=512,
@@ -180,97 +175,115 @@ def train_decoder(folder: Path, steps: int, seed: int = 0, device: torch.device 
         pad_token_id=0,
         architectures=["LlamaForCausalLM"],
     )
+
+    def batch(documents: Sequence[Document], everywhere: bool) -> _Batch:
+        found = _batch(tokenizer, documents)
+        if not everywhere:
+            return found
+        labels = torch.where(found.mask.bool(), found.ids, _IGNORED)
+        labels[:, 0] = _IGNORED
+        return replace(found, labels=labels, weights=torch.where(found.labels == _IGNORED, 1.0, ANSWER_WEIGHT))
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: Any = LlamaForCausalLM(config)
-        model.to(device)
 
-        def everything(tokens: _Tokens) -> tuple[Tensor, Tensor]:
-            logits = model(input_ids=tokens.ids, attention_mask=tokens.mask).logits
-            # What stands at a place is predicted from the place before it.
-            logits = torch.cat((logits[:, :1], logits[:, :-1]), 1)
-            asked = tokens.labels != _IGNORED
-            return logits[asked], asked
+        def predict(batch: _Batch) -> Tensor:
+            logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits
+            # The token at a position is predicted from the position before it.
+            return torch.cat((logits[:, :1], logits[:, :-1]), 1)[batch.labels != _IGNORED]
 
-        def tokens(documents: Sequence[Document], everywhere: bool = False) -> _Tokens:
-            return _next_words(tokenizer, documents, everywhere).to(device)
-
-        def loss(documents: Sequence[Document], is_primer: bool) -> Tensor:
-            return _loss(everything, tokens(documents, everywhere=not is_primer))
-
-        _fit(model, loss, steps, seed)
-        model.eval()
-        known = _known(everything, tokens, seed)
+        known = _train(model.to(device), predict, batch, steps, seed, device)
     model.cpu().save_pretrained(folder)
     return known
 
 
 @dataclass(frozen=True)
-class _Tokens:
-    """A batch: ids, mask and labels [B, L] each, the kind of fact that a label belongs to, and how much it weighs."""
+class _Batch:
+    """Tokens of documents.
+
+    Attributes:
+        ids, mask: inputs [B, L].
+        labels: tokens to predict [B, L], else `_IGNORED`.
+        weights: weight of each label in the loss [B, L].
+        kinds: kind of fact that a label belongs to, else "", [B][L].
+    """
 
     ids: Tensor
     mask: Tensor
     labels: Tensor
-    kinds: list[list[str]]
     weights: Tensor
+    kinds: list[list[str]]
 
-    def to(self, device: torch.device | str) -> _Tokens:
-        ids, mask, labels, weights = (t.to(device) for t in (self.ids, self.mask, self.labels, self.weights))
-        return _Tokens(ids, mask, labels, self.kinds, weights)
+    def to(self, device: torch.device | str) -> _Batch:
+        tensors = {name: getattr(self, name).to(device) for name in ("ids", "mask", "labels", "weights")}
+        return replace(self, **tensors)
 
 
-def _tokenize(tokenizer: Any, documents: Sequence[Document]) -> tuple[Tensor, Tensor, list[list[tuple[int, int]]]]:
+def _batch(
+    tokenizer: Any,
+    documents: Sequence[Document],
+    more: Callable[[Document], Sequence[tuple[int, int, str]]] | None = None,
+) -> _Batch:
+    """Batch whose labels are the tokens of the answers, and of what `more` finds in a document, as (start, end, "")."""
     encoded = tokenizer([document.text for document in documents], padding=True, return_offsets_mapping=True)
-    return torch.tensor(encoded["input_ids"]), torch.tensor(encoded["attention_mask"]), encoded["offset_mapping"]
-
-
-def _masked(
-    tokenizer: Any, documents: Sequence[Document], sentinel: int, draws: random.Random, words: float
-) -> _Tokens:
-    """Answers, and a share of all words, give way to the sentinel."""
-    ids, mask, offsets = _tokenize(tokenizer, documents)
+    ids = torch.tensor(encoded["input_ids"])
     labels = torch.full_like(ids, _IGNORED)
     kinds = [[""] * ids.shape[1] for _ in documents]
     for row, document in enumerate(documents):
-        spans = list(document.answers)
-        if words:
-            spans += [(*match.span(), "") for match in re.finditer("[a-z-]+", document.text) if draws.random() < words]
-        for column, kind in _columns(offsets[row], spans):
-            labels[row, column] = ids[row, column]
-            kinds[row][column] = kind
-    return _Tokens(torch.where(labels == _IGNORED, ids, sentinel), mask, labels, kinds, torch.ones(ids.shape))
+        spans = [*document.answers, *(more(document) if more else ())]
+        for column, (start, end) in enumerate(encoded["offset_mapping"][row]):
+            for first, last, kind in spans:
+                if start < last and first < end:
+                    labels[row, column] = ids[row, column]
+                    kinds[row][column] = kind
+    return _Batch(ids, torch.tensor(encoded["attention_mask"]), labels, torch.ones(ids.shape), kinds)
 
 
-def _next_words(tokenizer: Any, documents: Sequence[Document], everywhere: bool) -> _Tokens:
-    """Every token but the first is to be predicted, an answer above all; or only the answers."""
-    ids, mask, offsets = _tokenize(tokenizer, documents)
-    labels = torch.where(mask.bool(), ids, _IGNORED) if everywhere else torch.full_like(ids, _IGNORED)
-    labels[:, 0] = _IGNORED
-    kinds = [[""] * ids.shape[1] for _ in documents]
-    weights = torch.ones(ids.shape)
-    for row, document in enumerate(documents):
-        for column, kind in _columns(offsets[row], document.answers):
-            labels[row, column] = ids[row, column]
-            kinds[row][column] = kind
-            weights[row, column] = ANSWER
-    return _Tokens(ids, mask, labels, kinds, weights)
+def _train(
+    model: nn.Module,
+    predict: Callable[[_Batch], Tensor],
+    batch: Callable[[Sequence[Document], bool], _Batch],
+    steps: int,
+    seed: int,
+    device: torch.device | str,
+) -> dict[str, float]:
+    """Train a language model; the share of new facts that it completes, by kind.
 
+    Args:
+        model: the modules to train.
+        predict: logits [N, V] of the N labels of a batch.
+        batch: makes a batch of documents; the flag asks for other words than the answers, too.
+        steps, seed, device: see `train_encoder`.
+    """
+    primer, source = batches(seed, primer=True), batches(seed)
 
-def _columns(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int, str]]) -> Iterator[tuple[int, str]]:
-    """Tokens that share a character with a span, and its kind."""
-    for column, (start, end) in enumerate(offsets):
-        for first, last, kind in spans:
-            if start < last and first < end:
-                yield column, kind
+    def loss(step: int) -> Tensor:
+        is_primer = step < PRIMER * steps
+        tokens = batch(next(primer if is_primer else source), not is_primer).to(device)
+        asked = tokens.labels != _IGNORED
+        weights = tokens.weights[asked]
+        losses = F.cross_entropy(predict(tokens), tokens.labels[asked], reduction="none")
+        return (weights * losses).sum() / weights.sum()
+
+    adamw: Any = {"lr": LEARNING_RATE, "betas": (0.9, 0.98), "weight_decay": 0.01}
+    fit("LLM", model, loss, steps, warmup=100, max_norm=1.0, **adamw)
+    right: dict[str, list[bool]] = {}
+    with torch.no_grad():
+        for new in islice(batches(seed + 1_000_000), 30):
+            tokens = batch(new, False).to(device)
+            asked = tokens.labels != _IGNORED
+            hits = (predict(tokens).argmax(1) == tokens.labels[asked]).tolist()
+            for (row, column), hit in zip(asked.nonzero().tolist(), hits, strict=True):
+                right.setdefault(tokens.kinds[row][column], []).append(hit)
+    return {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items()) if kind}
 
 
 def _look_at_neighbours(model: Any) -> None:
-    """Half of the heads begin by looking one, two or three tokens back, or one ahead.
+    """Initialize four of the eight heads to look one, two or three tokens back, or one ahead.
 
-    T5's positions are a table of biases that begins flat and, at the learning rates that suit everything else, takes
-    thousands of steps to become sharp; nothing can be bound before that. With this start a few hundred suffice. All
-    of it goes on learning.
+    T5's position biases start flat and, at the learning rate that suits everything else, take thousands of steps to
+    become sharp; nothing can be bound before that. From this start a few hundred suffice. All of it goes on learning.
     """
     table = model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
     half = table.shape[0] // 2
@@ -282,37 +295,32 @@ def _look_at_neighbours(model: Any) -> None:
             table[row, head] += 5
 
 
-def _fit(model: nn.Module, loss_of: Any, steps: int, seed: int) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, steps, 100))
-    primer, source = batches(seed, primer=True), batches(seed)
-    model.train()
-    for step in (bar := tqdm(range(steps), desc="LLM", unit="step", dynamic_ncols=True)):
-        is_primer = step < PRIMER * steps
-        loss = loss_of(next(primer if is_primer else source), is_primer)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+def write_t5_tokenizer(path: Path, words: Sequence[str], sentinels: int = 0) -> int:
+    """Write a Unigram tokenizer with T5's special tokens: `<pad>` 0, `</s>` 1, `<unk>` 2, last `<extra_id_0>`, ...
 
+    Args:
+        path: folder; made if it does not exist.
+        words: one token each, with the space before them; anything else is split into letters.
+        sentinels: how many tokens stand for masked text.
 
-def _loss(answers: Any, tokens: _Tokens) -> Tensor:
-    logits, asked = answers(tokens)
-    weights = tokens.weights[asked]
-    return (weights * F.cross_entropy(logits, tokens.labels[asked], reduction="none")).sum() / weights.sum()
-
-
-@torch.no_grad()
-def _known(answers: Any, tokenize: Any, seed: int) -> dict[str, float]:
-    """Share of facts completed, by kind, over new documents."""
-    right: dict[str, list[bool]] = {}
-    source = batches(seed + 1_000_000)
-    for batch in islice(source, 30):
-        tokens = tokenize(batch)
-        logits, asked = answers(tokens)
-        hits = (logits.argmax(1) == tokens.labels[asked]).tolist()
-        for (row, column), hit in zip(asked.nonzero().tolist(), hits, strict=True):
-            right.setdefault(tokens.kinds[row][column], []).append(hit)
-    return {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items()) if kind}
+    Returns:
+        Size of the vocabulary.
+    """
+    special = ["<pad>", "</s>", "<unk>"]
+    extra = [f"<extra_id_{number}>" for number in range(sentinels)]
+    pieces = [(token, 0.0) for token in special]
+    pieces += [(f"▁{word}", -2.0) for word in words]
+    pieces.append(("▁", -4.0))
+    pieces += [(chr(code), -6.0) for code in range(ord("!"), ord("~") + 1)]
+    pieces += [(token, 0.0) for token in extra]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special + extra])
+    path.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(path / "tokenizer.json"))
+    options = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 512}
+    tokens = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    write_json(path / "tokenizer_config.json", {**options, **tokens})
+    return len(pieces)

@@ -1,7 +1,6 @@
-"""What an encoder's features know of binding: a linear reader that is shown one word's hidden state.
+"""Linear probes of binding in encoders: from the hidden state of the word "circle" alone, which colour is the circle?
 
-There is nothing to fuse unless the LLM knows something that CLIP does not, so this is asked before any adapter is
-trained: from the hidden state of the word "circle" alone, which colour has the circle?
+Fusion can only help if the LLM knows something that CLIP does not, so this is measured before any adapter is trained.
 """
 
 from __future__ import annotations
@@ -14,37 +13,39 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llm4gen_core import LLMEncoder
+from llm4gen_core.prompt_tokens import prompt_offsets
 from llm4gen_diffusers.families import family_class
-from miniature.captions import ADJECTIVES, Caption
-from miniature.dataset import SETS
-from miniature.scenes import COLORS
+
+from .captions import ADJECTIVES, Caption
+from .dataset import SETS
+from .scenes import COLORS
 
 PROBES = {"short prompts": "color", "dense prompts": "dense"}
-"""Sets of prompts in which colours are to be found, by what the report calls them."""
+"""Prompt sets to probe, by their titles in the report."""
 _COLORS = tuple(COLORS)
 _SHAPES = {"thing", "object", *ADJECTIVES}
 
 Features = Callable[[Sequence[str]], tuple[Tensor, list[list[tuple[int, int]]]]]
-"""Of texts: hidden states [B, L, d], and the characters (start, end) of every token."""
+"""Maps texts to hidden states [B, L, d] and the characters (start, end) of every token."""
 
 
 def probe_encoders(base: Path, llms: dict[str, Path], prompts: int = 2_000) -> dict[str, dict[str, float]]:
-    """How well a linear reader finds the colour of an object in the hidden state of its noun.
+    """Measure how well a linear probe finds the colour of an object in the hidden state of its noun.
 
     Args:
         base: folder with the CLIP.
         llms: Hugging Face folders by name.
-        prompts: of each set to learn from; a quarter as many others are asked.
+        prompts: training prompts of each set; the probe is tested on a quarter as many others.
 
     Returns:
-        By encoder ("clip" and the names of `llms`, and "chance"), then by `PROBES`, the share of right answers. A
-        noun that an encoder has cut off counts as wrong.
+        Accuracy by encoder ("clip", the names of `llms`, and "chance"), then by `PROBES`. A noun that an encoder has
+        cut off counts as wrong.
     """
     encoders = {"clip": _clip(base), **{name: _llm(folder) for name, folder in llms.items()}}
     found: dict[str, dict[str, float]] = {name: {} for name in encoders}
     found["chance"] = {}
     for title, name in PROBES.items():
-        asked = SETS[name].prompts(prompts + prompts // 4, seed=1)  # not those that are painted
+        asked = SETS[name].prompts(prompts + prompts // 4, seed=1)  # not those that images are generated from
         learned, asked = asked[:prompts], asked[prompts:]
         for encoder, features in encoders.items():
             found[encoder][title] = _probe(features, learned, asked)
@@ -73,7 +74,7 @@ def _probe(features: Features, learned: Sequence[Caption], asked: Sequence[Capti
 
 
 def _examples(features: Features, captions: Sequence[Caption]) -> tuple[Tensor, Tensor, int]:
-    """Hidden states [N, d] of nouns and the numbers [N] of their colours, and how many nouns were cut off."""
+    """Collect hidden states [N, d] of nouns, the indices [N] of their colours, and the number of nouns cut off."""
     states, colors, cut = [], [], 0
     for first in range(0, len(captions), 250):
         part = captions[first : first + 250]
@@ -98,8 +99,6 @@ def _clip(base: Path) -> Features:
 
 
 def _llm(folder: Path) -> Features:
-    from llm4gen_core.prompt_tokens import prompt_offsets
-
     encoder = LLMEncoder.from_folder(folder)
     return lambda texts: (
         encoder.encode(texts).hidden,

@@ -1,413 +1,481 @@
-"""The report of a reproduction: a page and its Markdown, from the files of one folder and nothing else.
+"""The report of a reproduction: `report.html` and `report.md`, from the files of its folder alone.
 
-What has not been run yet is said to be missing. Every sentence about how something came out is made from the numbers.
+What has not been run is named. Every sentence about a result is made from the numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import product
+from itertools import combinations, pairwise, product
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from PIL import Image
 
-from evaluation.report.html_page import ONE_SEED, Cell, Page, markdown_table, plain
+from evaluation.report.page import Cell, Page, plain
 from evaluation.statistics import Difference, Estimate, kendall
-from miniature.captions import CATEGORIES
-from miniature.dataset import SETS
+from llm4gen_core.files import read_json, write_text
 
-from .report_data import (
-    ATTRIBUTES,
-    CALLED,
-    CONTRAST_SETS,
+from .captions import CATEGORIES
+from .dataset import SETS
+from .results import (
+    ATTENTION_PROMPTS,
     MEASURES,
-    PAPER,
-    PAPER_MEANS,
-    TITLES,
-    Columns,
+    SHORT_SETS,
+    Contrast,
     Differences,
-    ReportData,
+    Results,
+    Values,
+    attention_files,
     difference_of,
-    first_of,
+    image_set,
     mean_of,
+    prompts_of,
+    read_scale,
+    restricted,
 )
-from .results import Result
-from .variants import CORE, STRENGTH_VARIANTS, STRENGTHS, VARIANTS
+from .variants import BASE_PAPER, CORE, STRENGTH_VARIANTS, STRENGTHS, VARIANTS
 
-TITLE = "LLM4GEN in miniature"
 ENCODERS = {"clip": "CLIP", "t5": "T5-like encoder", "llama": "Llama-like decoder", "chance": "Chance"}
 CURVES = {"color": "short prompts (colour)", "dense": "dense prompts"}
-"""The two sets that the main claims are about."""
-ALPHA, FLAT, SAMPLES = 0.05, 0.1, 6
-"""The p value of what is beyond chance, a rise that a flat curve must exclude, and the prompts shown of a set."""
+"""Prompt sets of the main claims."""
+CLAIMED = ("score", "words", "binding")
+"""Measures of the main claims."""
+ATTRIBUTES = ("color", "shape", "texture")
+"""Prompt sets that are compared with T2I-CompBench's attribute binding."""
+CONTRAST_SETS = ("color", "dense", "texture", "shape")
+ALPHA, FLAT, SAMPLES, OTHER_STRENGTHS = 0.05, 0.1, 6, (0.5, 1.5)
+"""Significance level, a rise that a flat curve must exclude, prompts shown of a set, λ that are compared with 1."""
+
+TITLES = {"base": "Base"} | {name: variant.title for name, variant in VARIANTS.items()}
+PAPER = {"base": BASE_PAPER} | {name: variant.paper for name, variant in VARIANTS.items() if variant.paper}
+PAPER_MEANS = {name: fmean(scores) for name, scores in PAPER.items()}
 CORE_ROWS = ("base", *CORE)
-MODULES = ("base", *(a.name for a in VARIANTS.values() if a.experiment == "modules"), "no_regularisation", "llm4gen")
+MODULES = ("base", *(v.name for v in VARIANTS.values() if v.experiment == "modules"), "no_regularisation", "llm4gen")
 LLMS = ("base", "llama", "llama_mean", "llm4gen")
 BALANCES = {"no_regularisation": "0", "balance_0.03": "0.03", "llm4gen": "0.1", "balance_0.3": "0.3", "balance_1": "1"}
-AWAY = (0.5, 1.5)
-"""λ away from 1, at which the readings are compared."""
 TOKENS = {"llm4gen": "Both (LLM4GEN)", "tokens_clip": "CLIP's", "tokens_llm": "The LLM's"}
+SET_NAMES = {name: one.title.split(": ")[name not in CATEGORIES].lower() for name, one in SETS.items()}
+"""Prompt sets as they are called within a sentence."""
 
-Points: TypeAlias = "Mapping[float, Estimate | None]"
+Columns: TypeAlias = "dict[str, Callable[[str], Cell]]"
+"""Cell of a variant by header."""
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.html`, which is returned, and without its images `report.md`; the folder may lack anything else."""
-    data, report = ReportData(folder), _Report(TITLE)
-    for section in (_summary, _how_it_was_made, _world, _judge, _base, _core, _curves, _paper_tables, _scaling):
-        section(report, data)
-    for section in (_strengths, _guidance, _samples, _maps, _what_differs):
-        section(report, data)
-    report.write(folder / "report.html")
-    (folder / "report.md").write_text("\n".join(report.markdown), encoding="utf-8", newline="\n")
+    """Write `report.html`, which is returned, and `report.md`, its Markdown without images."""
+    report = Report(folder, Results.read(folder))
+    for section in (
+        report.summary,
+        report.provenance,
+        report.world,
+        report.judge,
+        report.base,
+        report.core,
+        report.curves,
+        report.paper_tables,
+        report.data_size,
+        report.strengths,
+        report.guidance,
+        report.samples,
+        report.attention,
+        report.disagreements,
+    ):
+        section()
+    report.page.write(folder / "report.html")
+    write_text(folder / "report.md", report.page.markdown())
     return folder / "report.html"
 
 
-class _Report(Page):
-    """Writes the Markdown beside the page; plots and images are on the page alone."""
+class Report:
+    """Sections of the report, each a method that adds to `page`.
 
-    def __init__(self, title: str) -> None:
-        super().__init__(title)
-        self.markdown = [f"# {title}\n"]
+    Args:
+        folder: folder of the reproduction, which may lack anything.
+        results: scores of its image sets.
+    """
 
-    def heading(self, text: str, level: int = 2) -> None:
-        super().heading(text, level)
-        if self.markdown[-1].startswith("##"):
-            self.markdown.pop()  # nothing but images stood beneath it
-        self.markdown.append(f"{'#' * level} {text}\n")
+    def __init__(self, folder: Path, results: Results) -> None:
+        self.folder = folder
+        self.page = Page("LLM4GEN in miniature")
+        self.results = results
+        self.made = _json(folder / "world" / "world.json")
+        self.scale = read_scale(folder) if (folder / "reproduction.json").is_file() else {}
+        self.steps = self.scale.get("variant_steps", 0)
+        pairs = (*combinations(CORE[::-1], 2), ("finetune", "base"))
+        self.contrasts = {
+            measure: self.results.differences(
+                Contrast(a, b, measure, (name,)) for a, b in pairs for name in CONTRAST_SETS
+            )
+            for measure in CLAIMED
+        }
 
-    def text(self, text: str, points: Sequence[str] = ()) -> None:
-        """Paragraphs, the points of a list after them, and what a dagger in them means."""
-        text = "\n\n".join([text, "\n".join(f"- {point}" for point in points)]).strip()
-        text += f"\n\n{ONE_SEED}" * ("†" in text)
-        super().text(text)
-        self.markdown.append(f"{text}\n")
+    # ---- sections
 
-    def table(
-        self, columns: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str, highlight: Collection[int] = ()
-    ) -> None:
-        super().table(columns, rows, caption, highlight)
-        one_seed = any(isinstance(cell, Estimate) and not cell.over_seeds for row in rows for cell in row)
-        self.markdown += [f"{caption}{f' {ONE_SEED}' * one_seed}\n", markdown_table(columns, rows)]
+    def summary(self) -> None:
+        self.page.heading("Summary")
+        self.page.text(
+            "**These are miniature results.** Small models were trained from scratch on a synthetic world of images of "
+            "16 × 16 pixels. They show the effect of LLM4GEN's parts there, and say nothing about SD1.5."
+        )
+        claims = {"finetune": "the fine-tuned base", "no_regularisation": "itself without its regulariser"}
+        lines = [
+            f"**LLM4GEN against {claim}**, {MEASURES[measure]} on {what}: "
+            f"{_verdict(self.contrasts[measure].get(Contrast('llm4gen', b, measure, (name,))))}."
+            for (b, claim), measure, (name, what) in product(claims.items(), CLAIMED, CURVES.items())
+        ]
+        adjusted = "with 95 % intervals and p adjusted as in the [tables of all of them](#the-core)"
+        self.page.text(f"Differences paired by prompt and training seed, {adjusted}:", lines)
+        self.page.text("See [what differs from the paper](#what-differs-from-the-paper).")
 
-    def arms(
-        self, data: ReportData, titles: Mapping[str, str], columns: Columns, caption: str, head: str = "Variant"
-    ) -> None:
-        """A row for each arm that has been run; the others are named beneath."""
-        there = [arm for arm in titles if data.seeds(arm)]
+    def provenance(self) -> None:
+        self.page.heading("How it was made")
+        rows = [
+            image_set(self.folder, name, seed).rows()[0] for name in TITLES for seed in self.results.seeds(name)[:1]
+        ]
+        seconds = {
+            "the world": self.made.get("seconds"),
+            "the base": _json(self.folder / "base" / "base.json").get("seconds"),
+        }
+        facts = {
+            "Scale": [f"{name.replace('_', ' ')} {value:,}" for name, value in self.scale.items()],
+            "The world was made on": self.made.get("machine", {}).get("devices") or ["CPU"] * bool(self.made),
+            "Time": [f"{what} {taken:,} s" for what, taken in seconds.items() if taken is not None],
+            "Images were generated on": sorted({str(row.made["device"]) for row in rows}),
+            "With torch": sorted({str(row.made["torch"]) for row in rows}),
+        }
+        points = [f"{what}: {', '.join(values)}" for what, values in facts.items() if values]
+        self.page.text("", points or ["Nothing yet"])
+        seeds: Columns = {"Training seeds": lambda name: ", ".join(map(str, self.results.seeds(name)))}
+        titles = {name: f"`{name}`: {title}" for name, title in TITLES.items()}
+        self.variants(titles, seeds, "Variants that were trained to the end and measured.")
+
+    def world(self) -> None:
+        self.page.heading("The world and its encoders")
+        if objects := self.made.get("vae", {}).get("objects"):
+            self.page.text(f"The autoencoder reconstructs {plain(objects)} of the objects of new images unchanged.")
+        if retrieval := self.made.get("clip", {}).get("retrieval"):
+            self.page.text(f"CLIP finds the caption of an image among 1,000 in {plain(retrieval)} of the cases.")
+        self.shares(self.made, ("t5", "llama"), "Share of facts about a caption that a language model completes.")
+        probe = self.made.get("probe", {})
+        self.shares(probe, ENCODERS, "Share of objects whose colour a linear probe finds in the state of their noun.")
+        if llms := [name for name in ("t5", "llama") if name in probe and "clip" in probe]:
+            clip = probe["clip"].items()
+            lacking = [f"{ENCODERS[n]}, {kind}" for n in llms for kind, share in clip if probe[n].get(kind, 0) <= share]
+            verdict = f"does not hold for: {'; '.join(lacking)}" if lacking else "holds here"
+            self.page.text(f"LLM4GEN's premise, that the LLM knows more of binding than CLIP does, {verdict}.")
+        else:
+            self.page.text(f"The {'encoders have not been probed' if self.made else 'world has not been made'} yet.")
+
+    def judge(self) -> None:
+        self.page.heading("The judge")
+        self.page.text(
+            "It reads an image back into objects and compares them with the caption. **Requested content present** is "
+            "the share of the requested objects, relations and numbers; it is compared with T2I-CompBench's attribute "
+            "binding. **Requested words present** is the share of the words that fit something in the image, whichever "
+            "belong together. **Binding** is, among objects whose words are all present, the share that has "
+            "them together; as the selection of these objects depends on the image, models are compared on different "
+            "objects."
+        )
+        if judge := _json(self.folder / "judge.json"):
+            rows: list[list[Cell]] = [[name, *map(float, shares)] for name, shares in judge.items()]
+            self.page.table(["Images", "Objects", "Whole images"], rows, "Share read correctly, where it is known.")
+        else:
+            self.page.text("The judge has not been tested yet.")
+
+    def base(self) -> None:
+        self.page.heading("The base")
+        found = {kind: self.results.mean("words", (name,), "base") for kind, name in SHORT_SETS.items()}
+        words = {kind: mean.mean for kind, mean in found.items() if mean}
+        if not words:
+            self.page.text("The base has not been trained yet.")
+            return
+        least = self.scale.get("words", 0.9)
+        verdict = "enough" if min(words.values()) >= least else "**too few**"
+        shares = " and ".join(f"{plain(share)} of the words of prompts of {kind}" for kind, share in words.items())
+        self.page.text(f"Its images have {shares}, {verdict} to compare: at least {plain(least)} of each are required.")
+
+    def core(self) -> None:
+        self.page.heading("The core")
+        self.page.text("All variants start from the base and train equally long, on the same data.")
+        rows = {name: TITLES[name] for name in CORE_ROWS}
+        columns: Columns = {}
+        for measure in MEASURES:
+            columns |= self.columns(measure, CURVES)
+        self.variants(rows, columns, "LLM4GEN against its base, on short prompts (colour) and dense ones.")
+        for measure, contrasts in self.contrasts.items():
+            lines: list[list[Cell]] = [
+                [
+                    f"{TITLES[a]} − {TITLES[b]}",
+                    *(contrasts.get(Contrast(a, b, measure, (name,))) for name in CONTRAST_SETS),
+                ]
+                for a, b in dict.fromkeys((one.a, one.b) for one in contrasts)
+            ]
+            if lines:
+                adjusted = f"p is adjusted for all {len(contrasts)} (Holm), intervals are not"
+                caption = f"Differences in {MEASURES[measure]}, paired by prompt and seed; {adjusted}."
+                headers = ["Difference", *(SET_NAMES[name].capitalize() for name in CONTRAST_SETS)]
+                self.page.table(headers, lines, caption)
+        self.variants(rows, self.columns("score", CATEGORIES), "Requested content present, by category.")
+        columns = {}
+        for name in (name for name in SETS if name not in CATEGORIES):
+            bound = any(self.results.mean("binding", (name,), row) for row in rows)
+            columns |= self.columns("binding" if bound else "score", [name])
+        self.variants(rows, columns, "Held out: kinds of prompts that no training showed.")
+
+    def curves(self) -> None:
+        self.page.heading("Training curves")
+        self.page.text("The training of a variant is finished when its curve is flat.")
+        for measure, name in product(CLAIMED, CURVES):
+            y = f"{MEASURES[measure]}, {SET_NAMES[name]}"
+            curves = {TITLES[row]: self.results.curve(row, measure, name, self.steps) for row in CORE}
+            curves = {title: curve for title, curve in curves.items() if curve}
+            found = {title: {at: mean_of(one) for at, one in curve.items()} for title, curve in curves.items()}
+            keys = {key for curve in curves.values() for key in prompts_of(*curve.values())}
+            base = mean_of(restricted(self.results.values("base", measure, (name,)), keys))
+            missing = f"No training curve has been measured yet: {y}."
+            references = {"Base": base.mean} if base else None
+            if self.plot(found, "steps", y, f"During training: {y}.", missing, references=references):
+                self.page.text(f"The last interval of {y}:", [f"{t}: {self.slope(c)}." for t, c in curves.items()])
+
+    def slope(self, curve: Mapping[int, Values]) -> str:
+        """Whether the last interval of a curve still rises."""
+        *_, (before, earlier), (last, values) = [(0, {}), *curve.items()]
+        if last != self.steps:
+            return f"not finished, measured up to step {last:,}"
+        if (difference := difference_of(values, earlier)) is None:
+            return f"steps {before:,} and {last:,} have no seed in common"
+        verdict = "**still rising**" if difference.mean > 0 else "**falling**"
+        if difference.low <= 0 <= difference.high:
+            flat = difference.high < FLAT
+            verdict = "flat" if flat else "no change beyond chance, but too uncertain to be called flat"
+        return f"from step {before:,} to {last:,} {plain(difference)}: {verdict}"
+
+    def paper_tables(self) -> None:
+        self.page.heading("The Cross-Adapter's parts (Table 4)")
+        self.beside_paper(MODULES, "Module")
+        ours = {name: mean.mean for name in MODULES if (mean := self.results.mean("score", ATTRIBUTES, name))}
+        agreement = kendall(ours, {name: PAPER_MEANS[name] for name in ours}) if len(ours) > 1 else None
+        if agreement and np.isfinite(agreement.tau):
+            tau = f"{agreement.tau:.2f} (p = {agreement.p:.2g}) over {len(ours)} rows"
+            tied = "The paper's “MLP or CrossAttention” is two rows here, which are tied in the paper."
+            self.page.text(f"Kendall's τ between the means here and the paper's is {tau}. {tied}")
+        self.page.heading("Encoder against decoder (Table 3)")
+        self.page.text("LLM4GEN has the encoder; the decoder is compared with the paper's Llama-2/13B.")
+        self.beside_paper(LLMS, "LLM")
+
+    def beside_paper(self, rows: Sequence[str], head: str) -> None:
+        """Add a table of the paper with our scores beside it, and the rows that come in another order."""
+        columns = self.columns("score", ATTRIBUTES)
+        columns["Mean of the three"] = partial(self.results.mean, "score", ATTRIBUTES)
+        columns["Paper: colour, shape, texture"] = lambda row: " ".join(f"{x:.2f}" for x in PAPER.get(row, ())) or None
+        columns["Paper: mean"] = lambda row: f"{PAPER_MEANS[row]:.2f}" if row in PAPER else None
+        columns |= self.columns("binding", ("dense",))
+        caption = "Requested content present and, on dense prompts, binding; the paper's scores in percent."
+        self.variants({row: TITLES[row] for row in rows}, columns, caption, head)
+        orders = self.orders(rows)
+        lines = _sentences(orders)
+        many = f"Of {len(orders)} pairs of rows, paired by prompt and the seeds that both have,"
+        if lines:
+            reversed_ = f"{len(lines)} are reversed against the paper (p adjusted for all of these pairs):"
+            self.page.text(f"{many} {reversed_}", lines)
+        else:
+            self.page.text(f"{many} all are in the paper's order." if orders else "No two rows can be compared yet.")
+
+    def data_size(self) -> None:
+        self.page.heading("How much data it needs (Fig. 8a)")
+        found: dict[str, Mapping[float, Estimate | None]] = {}
+        for title, sets in (("colour, shape, texture", ATTRIBUTES), ("dense", ("dense",))):
+            found[title] = {pairs: self.results.mean("score", sets, name) for name, pairs in self.sizes().items()}
+        caption = "Requested content present by the number of training pairs; LLM4GEN has all of them."
+        missing = "Fewer than two sizes of the training data have been run yet."
+        if self.plot(found, "pairs", MEASURES["score"], caption, missing, log_x=True):
+            lines = _sentences(self.growth(), below=np.inf)
+            self.page.text(
+                "From each size to the next (p adjusted for all of these):", lines or ["No two share a seed."]
+            )
+
+    def strengths(self) -> None:
+        self.page.heading("λ when generating")
+        self.page.text(
+            "Eq. 3 can be read in three ways. *Embedding*: one attention over CLIP's tokens and λ times the LLM's, as "
+            "in the official script. *Value*: λ scales the values of the LLM's tokens alone; in training, where λ is "
+            "1, it is the same. *Decoupled*: a separate attention to the LLM's tokens, times λ, is added to that to "
+            "CLIP's. At λ = 0 the LLM's tokens are left out in all of them."
+        )
+        columns: Columns = {}
+        for name in CURVES:
+            found = {
+                mode: {at: self.results.mean("score", (name,), row, _image_set(at)) for at in STRENGTHS}
+                for row, mode in STRENGTH_VARIANTS.items()
+            }
+            caption = f"Requested content present on {SET_NAMES[name]} prompts by λ; all were trained with λ = 1."
+            missing = f"No other λ than 1 has been measured yet: {SET_NAMES[name]}."
+            self.plot(found, "λ", MEASURES["score"], caption, missing)
+            columns[f"{SET_NAMES[name].capitalize()}, λ = 1"] = partial(self.results.mean, "score", (name,))
+            for other in OTHER_STRENGTHS:
+                columns[f"{SET_NAMES[name].capitalize()}, λ = {other:g} less λ = 1"] = partial(self.change, name, other)
+        titles = {row: mode.capitalize() for row, mode in STRENGTH_VARIANTS.items()}
+        caption = "Requested content present at λ = 1, and the change with another λ, paired by prompt and seed (p as "
+        self.variants(titles, columns, f"{caption}they are).", "Reading")
+
+    def change(self, prompt_set: str, strength: float, variant: str) -> Difference | None:
+        """Requested content present at another λ less that at 1."""
+        values = partial(self.results.values, variant, "score", (prompt_set,))
+        return difference_of(values(_image_set(strength)), values())
+
+    def guidance(self) -> None:
+        columns = self.columns("binding", CURVES)
+        columns["Requested content present on colour, shape, texture"] = partial(self.results.mean, "score", ATTRIBUTES)
+        self.page.heading("Weight of the regulariser")
+        caption = "By the gradient that the regulariser adds, as a share of the diffusion loss's."
+        self.variants(BALANCES, columns, caption, "Share")
+        self.page.heading("Which copy of a word the regulariser binds")
+        self.variants(TOKENS, columns, "By the tokens whose attention maps are guided.", "Tokens")
+
+    def samples(self) -> None:
+        self.page.heading("Samples")
+        there = [row for row in CORE_ROWS if self.results.seeds(row)]
+        if not there:
+            self.page.text("No images have been generated yet.")
+        for name in CURVES if there else ():
+            rows, prompts = [], [""]
+            for variant in there:
+                images = image_set(self.folder, variant, self.results.seeds(variant)[0])
+                chosen = [row for row in images.rows() if row.category == name][:SAMPLES]
+                rows.append((TITLES[variant], [np.asarray(images.open(row)) for row in chosen]))
+                prompts = [row.text for row in chosen]
+            caption = f"{SETS[name].title}: the first prompts, the same noise in a column. First training seed."
+            self.page.images(rows, prompts, caption)
+
+    def attention(self) -> None:
+        self.page.heading("Attention maps (Fig. 9)")
+        files = {
+            TITLES[name]: attention_files(self.folder, name, seed)
+            for name in ("base", "llm4gen")
+            for seed in self.results.seeds(name)[:1]
+        }
+        note = "First training seed. Every map has a scale of its own; in percent, the word's share of the attention."
+        for index, (name, number) in enumerate(ATTENTION_PROMPTS):
+            there = {title: paths[index] for title, paths in files.items() if paths[index].is_file()}
+            if rows := [(title, [np.asarray(Image.open(file))]) for title, file in there.items()]:
+                self.page.images(rows, [SETS[name].prompts(number + 1)[number].text], note, scale=1)
+        if not any(file.is_file() for paths in files.values() for file in paths):
+            self.page.text("No attention maps have been made yet.")
+
+    def disagreements(self) -> None:
+        self.page.heading("What differs from the paper")
+        compared: dict[str, Differences] = {
+            "Table 4": self.orders(MODULES),
+            "Table 3": self.orders(LLMS, MODULES),
+            "More data": self.growth(),
+        }
+        for measure, contrasts in self.contrasts.items():
+            wanted = [Contrast("llm4gen", "no_regularisation", measure, (name,)) for name in CURVES]
+            compared[f"The regulariser, {MEASURES[measure]}"] = {
+                key: contrasts[key] for key in wanted if key in contrasts
+            }
+        made = sum(map(len, compared.values()))
+        lines = [f"{what}: {line}" for what, differences in compared.items() for line in _sentences(differences)]
+        if lines:
+            self.page.text(f"Of {made} comparisons, {len(lines)} are the other way round than in the paper:", lines)
+        else:
+            self.page.text(f"None of {made} comparisons." if made else "Nothing can be compared with the paper yet.")
+
+    # ---- comparisons and tables
+
+    def orders(self, rows: Sequence[str], known: Sequence[str] = ()) -> Differences:
+        """Differences of each two rows that the paper orders, its better one first, but for those both in `known`."""
+        ordered = sorted((row for row in rows if row in PAPER), key=lambda row: -PAPER_MEANS[row])
+        return self.results.differences(
+            Contrast(a, b, "score", ATTRIBUTES)
+            for a, b in combinations(ordered, 2)
+            if PAPER[a] != PAPER[b] and not {a, b} <= {*known}
+        )
+
+    def sizes(self) -> dict[str, int]:
+        """Numbers of training pairs of the variants that were run, ascending; LLM4GEN has all."""
+        full = self.scale.get("pairs")
+        sizes = {one.name: one.pairs for one in VARIANTS.values() if one.pairs and (full is None or one.pairs < full)}
+        sizes |= {"llm4gen": full} if full else {}
+        return {name: sizes[name] for name in sorted(sizes, key=lambda name: sizes[name]) if self.results.seeds(name)}
+
+    def growth(self) -> Differences:
+        """Differences between each number of pairs and the next smaller."""
+        steps = pairwise(self.sizes())
+        return self.results.differences(Contrast(more, less, "score", ATTRIBUTES) for less, more in steps)
+
+    def columns(self, measure: str, sets: Iterable[str]) -> Columns:
+        """Column of a measure for each prompt set."""
+        title = MEASURES[measure]
+        return {
+            f"{title[0].upper()}{title[1:]}, {SET_NAMES[name]}": partial(self.results.mean, measure, (name,))
+            for name in sets
+        }
+
+    def variants(self, titles: Mapping[str, str], columns: Columns, caption: str, head: str = "Variant") -> None:
+        """Add a table with a row for each variant that was run; the others are named beneath."""
+        there = [name for name in titles if self.results.seeds(name)]
         if there:
-            rows = [[titles[arm], *(cell(arm) for cell in columns.values())] for arm in there]
-            self.table([head, *columns], rows, caption, [n for n, arm in enumerate(there) if arm == "llm4gen"])
-        if missing := [title for arm, title in titles.items() if arm not in there]:
-            self.text(f"Not run yet: {'; '.join(missing)}.")
+            rows = [[titles[name], *(cell(name) for cell in columns.values())] for name in there]
+            highlight = [number for number, name in enumerate(there) if name == "llm4gen"]
+            self.page.table([head, *columns], rows, caption, highlight)
+        if missing := [title for name, title in titles.items() if name not in there]:
+            self.page.text(f"Not run yet: {'; '.join(missing)}.")
 
-    def plot(self, found: Mapping[str, Points], x: str, y: str, caption: str, missing: str, **options: Any) -> bool:
-        """As `lines`, of two points or more each; a sentence, and False, if there are none."""
+    def shares(self, shares: Mapping[str, Any], encoders: Iterable[str], caption: str) -> None:
+        """Add a table of shares by encoder and kind."""
+        there = [name for name in encoders if name in shares]
+        if kinds := list(dict.fromkeys(kind for name in there for kind in shares[name])):
+            rows = [[ENCODERS[name], *(shares[name].get(kind) for kind in kinds)] for name in there]
+            self.page.table(["Encoder", *kinds], rows, caption)
+
+    def plot(
+        self,
+        found: Mapping[str, Mapping[Any, Estimate | None]],
+        x: str,
+        y: str,
+        caption: str,
+        missing: str,
+        **options: Any,
+    ) -> bool:
+        """Add a plot of the lines with two points or more; if there are none, add a sentence and return False."""
         series = {name: [(at, mean) for at, mean in points.items() if mean] for name, points in found.items()}
         if series := {name: points for name, points in series.items() if len(points) > 1}:
-            self.lines(series, x, y, caption, **options)
+            self.page.lines(series, x, y, caption, **options)
         else:
-            self.text(missing)
+            self.page.text(missing)
         return bool(series)
 
 
-def _said(differences: Differences, below: float = 0) -> list[str]:
-    """Of those below 0, where the paper has them above, or another number."""
-    lines = []
-    for (a, b, sets), difference in differences.items():
-        names = f"*{TITLES[a]}* − *{TITLES[b]}* on {', '.join(CALLED[name] for name in sets)}"
-        paper = f"; in the paper +{PAPER_MEANS[a] - PAPER_MEANS[b]:.2f} points" if {a, b} <= {*PAPER} else ""
-        beyond = "beyond" if difference.p <= ALPHA else "within"
-        if difference.mean < below:
-            lines.append(f"{names}: {plain(difference)}, {beyond} chance{paper}.")
-    return lines
+def _json(path: Path) -> dict[str, Any]:
+    return read_json(path, "Record") if path.is_file() else {}
 
 
-def _summary(report: _Report, data: ReportData) -> None:
-    report.heading("Summary")
-    report.text(
-        "**These are miniature results.** Small models were trained from scratch on a synthetic world of pictures of "
-        "16 × 16 pixels. They show what LLM4GEN's parts do there, and are no statement about SD1.5."
-    )
-    lines = [
-        f"**LLM4GEN against {claim}**, {measure} on {what}: "
-        f"{_verdict(data.contrasts[measure].get(('llm4gen', b, (name,))))}."
-        for b, claim in (("finetune", "the fine-tuned base"), ("no_regularisation", "itself without its regulariser"))
-        for measure in MEASURES
-        for name, what in CURVES.items()
-    ]
-    adjusted = "with 95 % intervals and p adjusted as in the [tables of all of them](#the-core)"
-    report.text(f"Differences paired by prompt and training seed, {adjusted}:", lines)
-    report.text("See [what differs from the paper](#what-differs-from-the-paper).")
+def _image_set(strength: float) -> str:
+    return "final" if strength == 1 else f"strength-{strength:g}"
 
 
 def _verdict(difference: Difference | None) -> str:
-    """On a difference that the paper has above 0."""
+    """Sentence on a difference that the paper has above 0."""
     if difference is None:
         return "not run yet"
-    direction = f"clearly {'in' if difference.mean > 0 else 'against'} the paper's direction"
-    verdict = direction if difference.p <= ALPHA else "no difference that can be told from chance"
+    direction = f"significant, {'in' if difference.mean > 0 else 'against'} the paper's direction"
+    verdict = direction if difference.p <= ALPHA else "not significant"
     return f"{plain(difference)} with {difference.seeds} training seed{'s' * difference.over_seeds}: {verdict}"
 
 
-def _how_it_was_made(report: _Report, data: ReportData) -> None:
-    report.heading("How it was made")
-    made = {
-        "Scale": [f"{name.replace('_', ' ')} {value:,}" for name, value in data.scale.items()],
-        "The world was made on": data.world.get("machine", {}).get("devices") or ["CPU"] * bool(data.world),
-        "Painted on": sorted({str(one.made["device"]) for one in data.results if "device" in one.made}),
-        "With torch": sorted({str(one.made["torch"]) for one in data.results if "torch" in one.made}),
-    }
-    report.text("", [f"{what}: {', '.join(values)}" for what, values in made.items() if values] or ["Nothing yet"])
-    seeds: Columns = {"Training seeds": lambda arm: ", ".join(map(str, data.seeds(arm)))}
-    titles = {arm: f"`{arm}`: {title}" for arm, title in TITLES.items()}
-    report.arms(data, titles, seeds, "What has been trained to the end and painted with.")
-
-
-def _world(report: _Report, data: ReportData) -> None:
-    report.heading("The world and its encoders")
-    if objects := data.world.get("vae", {}).get("objects"):
-        report.text(f"The autoencoder gives {plain(objects)} of the objects of new pictures back as they were.")
-    if retrieval := data.world.get("clip", {}).get("retrieval"):
-        report.text(f"CLIP finds the caption of a picture among 1,000 in {plain(retrieval)} of the cases.")
-    _shares(report, data.world, ("t5", "llama"), "Share of facts about a caption that a language model completes.")
-    probe = data.world.get("probe", {})
-    _shares(report, probe, ENCODERS, "Share of objects whose colour a linear reader finds in the state of their noun.")
-    if llms := [name for name in ("t5", "llama") if name in probe and "clip" in probe]:
-        clip = probe["clip"].items()
-        lacking = [f"{ENCODERS[n]}, {kind}" for n in llms for kind, share in clip if probe[n].get(kind, 0) <= share]
-        verdict = f"does not hold for: {'; '.join(lacking)}" if lacking else "holds here"
-        report.text(f"LLM4GEN's premise, that the LLM knows more of what belongs together than CLIP does, {verdict}.")
-    else:
-        report.text(f"The {'encoders have not been probed' if data.world else 'world has not been made'} yet.")
-
-
-def _shares(report: _Report, shares: Mapping[str, Any], encoders: Iterable[str], caption: str) -> None:
-    there = [name for name in encoders if name in shares]
-    if kinds := list(dict.fromkeys(kind for name in there for kind in shares[name])):
-        rows = [[ENCODERS[name], *(shares[name].get(kind) for kind in kinds)] for name in there]
-        report.table(["Encoder", *kinds], rows, caption)
-
-
-def _judge(report: _Report, data: ReportData) -> None:
-    report.heading("The judge")
-    report.text(
-        "It reads an image back into objects and compares them with the caption. **Accuracy** is the share of what is "
-        "asked for that is there; it stands beside T2I-CompBench's attribute binding. **Words** is the share of the "
-        "words that fit something in the image, whatever belongs to what; **binding**, of the objects all of whose "
-        "words are there, the share that has them together; **exact**, of images that show all of it and nothing else."
-    )
-    if data.judge:
-        rows: list[list[Cell]] = [[name, *map(float, shares)] for name, shares in data.judge.items()]
-        report.table(["Images", "Objects", "Whole images"], rows, "Share read right where the truth is known.")
-    else:
-        report.text("The judge has not been tested yet.")
-
-
-def _base(report: _Report, data: ReportData) -> None:
-    report.heading("The base")
-    if (words := data.base.get("words")) is None:
-        report.text("The base has not been trained yet.")
-        return
-    least = data.scale.get("words", 0.9)
-    enough = min(words.values()) >= least
-    verdict = f"{'enough' if enough else '**too few**'} to compare: at least {plain(least)} of each are required"
-    found = " and ".join(f"{plain(share)} of the words of prompts of {kind}" for kind, share in words.items())
-    report.text(f"It paints {found}, {verdict}.")
-
-
-def _core(report: _Report, data: ReportData) -> None:
-    report.heading("The core")
-    report.text("All arms start from the base and train equally long, on the same data.")
-    rows = {arm: TITLES[arm] for arm in CORE_ROWS}
-    columns: Columns = {}
-    for measure in (*MEASURES, "exact"):
-        columns |= data.columns(measure, CURVES, f"{measure}, {{}}")
-    report.arms(data, rows, columns, "LLM4GEN against its base, on short prompts (colour) and dense ones.")
-    for measure, contrasts in data.contrasts.items():
-        lines: list[list[Cell]] = [
-            [f"{TITLES[a]} − {TITLES[b]}", *(contrasts.get((a, b, (name,))) for name in CONTRAST_SETS)]
-            for a, b in dict.fromkeys((a, b) for a, b, _ in contrasts)
-        ]
-        if lines:
-            adjusted = f"p is adjusted for all {len(contrasts)} (Holm), intervals are not"
-            caption = f"Differences in {measure}, paired by prompt and seed; {adjusted}."
-            report.table(["Difference", *(CALLED[name].capitalize() for name in CONTRAST_SETS)], lines, caption)
-    report.arms(data, rows, data.columns("accuracy", CATEGORIES), "Accuracy by category.")
-    columns = {}
-    for name in (name for name in SETS if name not in CATEGORIES):
-        bound = any(data.mean("binding", (name,), arm) for arm in rows)
-        columns |= data.columns("binding" if bound else "accuracy", [name], "{}" if bound else "{} (accuracy)")
-    report.arms(data, rows, columns, "Held out: binding on prompts of kinds that no training showed.")
-
-
-def _curves(report: _Report, data: ReportData) -> None:
-    report.heading("Learning curves")
-    report.text("An arm is finished when its curve is flat.")
-    for measure, name in product(MEASURES, CURVES):
-        curves = {TITLES[arm]: curve for arm in CORE if (curve := data.curve(arm, name))}
-        found: dict[str, Points] = {t: {x: mean_of([r], measure) for x, r in c.items()} for t, c in curves.items()}
-        like = [results[0] for curve in curves.values() for results in curve.values()]
-        base = mean_of([first_of(data.final("base", [name])[0], like[0])], measure) if like else None
-        y, missing = (
-            f"{measure}, {CALLED[name]}",
-            f"No learning curve has been measured yet: {measure}, {CALLED[name]}.",
-        )
-        references = {"Base": base.mean} if base else None
-        if report.plot(found, "steps", y, f"During training: {y}.", missing, references=references):
-            slopes = [f"{title}: {_slope(data, c, measure)}." for title, c in curves.items()]
-            report.text(f"The last interval of {y}:", slopes)
-
-
-def _slope(data: ReportData, curve: Mapping[int, list[Result]], measure: str) -> str:
-    """Whether the last interval of a curve still rises."""
-    *_, (before, earlier), (last, results) = [(0, []), *curve.items()]
-    if last != data.steps:
-        return f"not finished, measured up to step {last:,}"
-    if (difference := difference_of([results], [earlier], measure)) is None:
-        return f"steps {before:,} and {last:,} have no seed in common"
-    verdict = "**still rising**" if difference.mean > 0 else "**falling**"
-    if difference.low <= 0 <= difference.high:
-        verdict = "flat" if difference.high < FLAT else "no change beyond chance, but too uncertain to be called flat"
-    return f"from step {before:,} to {last:,} {plain(difference)}: {verdict}"
-
-
-def _paper_tables(report: _Report, data: ReportData) -> None:
-    report.heading("The Cross-Adapter's parts (Table 4)")
-    _beside_paper(report, data, MODULES, "Module")
-    ours = {arm: mean.mean for arm in MODULES if (mean := data.mean("accuracy", ATTRIBUTES, arm))}
-    agreement = kendall(ours, {arm: PAPER_MEANS[arm] for arm in ours}) if len(ours) > 1 else None
-    if agreement and np.isfinite(agreement.tau):
-        tau = f"{agreement.tau:.2f} (p = {agreement.p:.2g}) over {len(ours)} rows"
-        tied = "The paper's “MLP or CrossAttention” is two rows here, which are tied in the paper."
-        report.text(f"Kendall's τ between the means here and the paper's is {tau}. {tied}")
-    report.heading("Encoder against decoder (Table 3)")
-    report.text("LLM4GEN has the encoder; the decoder stands beside the paper's Llama-2/13B.")
-    _beside_paper(report, data, LLMS, "LLM")
-
-
-def _beside_paper(report: _Report, data: ReportData, arms: Sequence[str], head: str) -> None:
-    """A table of the paper's, and which rows come in another order."""
-    columns = data.columns("accuracy", ATTRIBUTES)
-    columns["Mean of the three"] = partial(data.mean, "accuracy", ATTRIBUTES)
-    columns["Paper: colour, shape, texture"] = lambda arm: " ".join(f"{x:.2f}" for x in PAPER.get(arm, ())) or None
-    columns["Paper: mean"] = lambda arm: f"{PAPER_MEANS[arm]:.2f}" if arm in PAPER else None
-    columns |= data.columns("binding", ("dense",), "binding, {}")
-    caption = "Accuracy and, on dense prompts, binding here; the paper's scores in percent."
-    report.arms(data, {arm: TITLES[arm] for arm in arms}, columns, caption, head)
-    lines = _said(orders := data.orders(arms))
-    many = f"Of {len(orders)} pairs of rows, paired by prompt and the seeds that both have,"
-    if lines:
-        report.text(f"{many} {len(lines)} are reversed against the paper (p adjusted for all of these pairs):", lines)
-    else:
-        report.text(f"{many} all are in the paper's order." if orders else "No two rows can be compared yet.")
-
-
-def _scaling(report: _Report, data: ReportData) -> None:
-    report.heading("How much data it needs (Fig. 8a)")
-    found: dict[str, Points] = {}
-    for title, sets in (("colour, shape, texture", ATTRIBUTES), ("dense", ("dense",))):
-        found[title] = {pairs: data.mean("accuracy", sets, arm) for arm, pairs in data.sizes().items()}
-    caption = "Accuracy by the number of training pairs; LLM4GEN has all of them."
-    missing = "Fewer than two sizes of the training data have been run yet."
-    if report.plot(found, "pairs", "accuracy", caption, missing, log_x=True):
-        lines = _said(data.growth(), below=np.inf)
-        report.text("From each size to the next (p adjusted for all of these):", lines or ["No two share a seed."])
-
-
-def _strengths(report: _Report, data: ReportData) -> None:
-    report.heading("λ at painting time")
-    report.text(
-        "Eq. 3 can be read in three ways. *Embedding*: one attention over CLIP's tokens and λ times the LLM's, as in "
-        "the official script. *Value*: λ scales the values of the LLM's tokens alone; in training, where λ is 1, it is "
-        "the same. *Decoupled*: an attention of its own to the LLM's tokens, times λ, beside that to CLIP's. At λ = 0 "
-        "the LLM's tokens are left out in all of them."
-    )
-    for name in CURVES:
-        found = {mode: _by_strength(data, arm, name) for arm, mode in STRENGTH_VARIANTS.items()}
-        caption = f"Accuracy on {CALLED[name]} prompts by the λ that they are painted with; all were trained with 1."
-        missing = f"No other λ than 1 has been painted with yet: {CALLED[name]}."
-        report.plot(found, "λ", "accuracy", caption, missing)
-    columns: Columns = {}
-    for name in CURVES:
-        columns[f"{CALLED[name].capitalize()}, λ = 1"] = partial(data.mean, "accuracy", (name,))
-        for other in AWAY:
-            columns[f"λ = {other:g}, less that"] = partial(_change, data, name, other)
-    titles = {arm: mode.capitalize() for arm, mode in STRENGTH_VARIANTS.items()}
-    caption = "Accuracy at λ = 1, and what painting with another λ changes, paired by prompt and seed (p as they are)."
-    report.arms(data, titles, columns, caption, "Reading")
-
-
-def _by_strength(data: ReportData, arm: str, name: str) -> dict[float, Estimate | None]:
-    return {strength: data.mean("accuracy", (name,), arm, strength) for strength in STRENGTHS}
-
-
-def _change(data: ReportData, name: str, strength: float, arm: str) -> Difference | None:
-    """Accuracy at another λ less that at 1."""
-    return difference_of(data.final(arm, (name,), strength), data.final(arm, (name,)), "accuracy")
-
-
-def _guidance(report: _Report, data: ReportData) -> None:
-    columns = data.columns("binding", CURVES, "binding, {}")
-    columns["Accuracy on colour, shape, texture"] = partial(data.mean, "accuracy", ATTRIBUTES)
-    report.heading("Weight of the regulariser")
-    report.arms(data, BALANCES, columns, "By the gradient that it adds, as a share of the diffusion loss's.", "Share")
-    report.heading("Which of a word's two tokens the regulariser binds")
-    report.arms(data, TOKENS, columns, "By the token whose attention map is guided.", "Token")
-
-
-def _samples(report: _Report, data: ReportData) -> None:
-    report.heading("Samples")
-    found = {arm: _arrays(data.folder / "samples", arm) for arm in CORE_ROWS}
-    if not any(found.values()):
-        report.text("No samples have been kept yet.")
-    for name in CURVES:
-        rows = [(TITLES[arm], list(arrays[name][:SAMPLES])) for arm, arrays in found.items() if name in arrays]
-        if count := min((len(images) for _, images in rows), default=0):
-            prompts = [caption.text for caption in SETS[name].prompts(count)]
-            caption = f"{SETS[name].title}: the first prompts, the same noise in a column. First training seed."
-            report.images([(title, images[:count]) for title, images in rows], prompts, caption)
-
-
-def _maps(report: _Report, data: ReportData) -> None:
-    report.heading("Attention maps (Fig. 9)")
-    prompts: dict[tuple[str, ...], list[tuple[str, NDArray[np.uint8], list[NDArray[np.floating]]]]] = {}
-    for arm in ("base", "llm4gen"):
-        arrays = _arrays(data.folder / "maps", arm)
-        for number in sorted(int(key.split(".")[0]) for key in arrays if key.endswith(".prompt")):
-            image, maps, told, prompt = (arrays[f"{number}.{key}"] for key in ("image", "maps", "words", "prompt"))
-            prompts.setdefault((str(prompt), *map(str, told)), []).append((TITLES[arm], image, list(maps)))
-    if not prompts:
-        report.text("No attention maps have been kept yet.")
-    for (text, *words), rows in prompts.items():
-        report.maps(rows, words, f"Where words were looked at: “{text}”. First training seed.")
-
-
-def _arrays(folder: Path, arm: str) -> dict[str, NDArray[Any]]:
-    """Of an arm's first seed; empty if there is no file."""
-    files = {file.stem.removeprefix(f"{arm}-"): file for file in folder.glob(f"{arm}-*.npz")}
-    if not (seeds := sorted((seed for seed in files if seed.isdecimal()), key=int)):
-        return {}
-    with np.load(files[seeds[0]], allow_pickle=False) as arrays:
-        return dict(arrays)
-
-
-def _what_differs(report: _Report, data: ReportData) -> None:
-    report.heading("What differs from the paper")
-    regulariser = [("llm4gen", "no_regularisation", (name,)) for name in CURVES]
-    compared: dict[str, Differences] = {
-        "Table 4, accuracy": data.orders(MODULES),
-        "Table 3, accuracy": data.orders(LLMS, MODULES),
-        "More data, accuracy": data.growth(),
-    }
-    for measure, contrasts in data.contrasts.items():
-        compared[f"The regulariser, {measure}"] = {key: contrasts[key] for key in regulariser if key in contrasts}
-    made = sum(len(differences) for differences in compared.values())
-    lines = [f"{what}: {line}" for what, differences in compared.items() for line in _said(differences)]
-    if lines:
-        report.text(f"Of {made} comparisons, {len(lines)} are the other way round than in the paper:", lines)
-    else:
-        report.text(f"None of {made} comparisons." if made else "Nothing can be compared with the paper yet.")
+def _sentences(differences: Differences, below: float = 0) -> list[str]:
+    """Sentences on the differences below 0 (or another number), where the paper has them above."""
+    lines = []
+    for one, difference in differences.items():
+        names = f"*{TITLES[one.a]}* − *{TITLES[one.b]}* on {', '.join(SET_NAMES[name] for name in one.sets)}"
+        known = {one.a, one.b} <= {*PAPER}
+        paper = f"; in the paper +{PAPER_MEANS[one.a] - PAPER_MEANS[one.b]:.2f} points" if known else ""
+        significant = "significant" if difference.p <= ALPHA else "not significant"
+        if difference.mean < below:
+            lines.append(f"{names}: {plain(difference)}, {significant}{paper}.")
+    return lines

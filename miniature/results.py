@@ -1,216 +1,193 @@
-"""What was measured: one file to which several sittings, and several processes at once, add."""
+"""Scores of a reproduction: read from its image sets, averaged and compared.
+
+The image sets are in `images/VARIANT/SEED/`: `final` with the prompts of all prompt sets, `step-N` during the training
+and `strength-X` with another λ. A prompt's category is its prompt set.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
-from llm4gen_core import LLM4GENError
-from llm4gen_core.files import JSONLines
+from evaluation.image_set import ImageSet, read_scores
+from evaluation.statistics import Difference, Estimate, estimate, holm, paired
+from llm4gen_core.files import read_json
 
-Key: TypeAlias = tuple[str, int, str, int, float, str]
-"""arm, seed, set, step, strength, prompts."""
+from .dataset import SINGLE
+
+METRIC = "miniature"
+FINAL = "final"
+SHORT_SETS = {"one object": SINGLE.name, "two objects": "color"}
+"""Prompt sets whose words the base must bring into its images before anything is compared."""
+ATTENTION_PROMPTS = (("color", 0), ("color", 1), ("color", 2), ("dense", 0))
+"""Prompts (set, number) whose attention maps are drawn."""
+MEASURES = {
+    "score": "requested content present",
+    "words": "requested words present",
+    "binding": "binding (of objects whose words are all present)",
+    "exact": "all content and nothing else present",
+}
+"""Numbers of the metric `miniature` and their titles."""
+
+Key: TypeAlias = "tuple[str, str]"
+"""Id and text of a prompt."""
+Scores: TypeAlias = "Mapping[Key, Mapping[str, float | None]]"
+"""Scores of an image set, by prompt and measure."""
+Values: TypeAlias = "dict[int, dict[Key, float]]"
+"""Values of a variant by training seed and prompt; NaN where a measure does not apply."""
 
 
-class Result(BaseModel):
-    """One painting of a set of prompts by one trained model, judged.
+@dataclass(frozen=True)
+class Contrast:
+    """Difference a - b of two variants in a measure, over some prompt sets."""
 
-    Attributes:
-        arm: what was trained.
-        seed: of the training.
-        set: name of the prompt set.
-        step: optimizer steps of the weights that painted.
-        strength: lambda.
-        scores: by measure, one value for each image in the set's order; None where a measure does not apply.
-        prompts: `fingerprint` of prompts, noise seeds and painting settings. Only results with the same one can be
-            paired.
-        made: where it comes from: recipe, device, seconds, versions, date. JSON values.
-    """
+    a: str
+    b: str
+    measure: str
+    sets: tuple[str, ...]
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    arm: str = Field(min_length=1)
-    seed: int
-    set: str = Field(min_length=1)
-    step: int = Field(ge=0)
-    strength: float
-    scores: dict[str, list[float | None]] = Field(min_length=1)
-    prompts: str = Field(min_length=1)
-    made: dict[str, JsonValue]
+Differences: TypeAlias = "dict[Contrast, Difference]"
 
-    @field_validator("scores")
-    @classmethod
-    def _of_one_length(cls, scores: dict[str, list[float | None]]) -> dict[str, list[float | None]]:
-        lengths = {measure: len(values) for measure, values in scores.items()}
-        if len({*lengths.values()}) > 1 or 0 in lengths.values():
-            raise ValueError(f"have {lengths} values; expected one for each image, and one image or more")
-        return scores
 
-    @property
-    def key(self) -> Key:
-        """A later result with the same one replaces an earlier."""
-        return (self.arm, self.seed, self.set, self.step, self.strength, self.prompts)
+def read_scale(folder: Path) -> dict[str, Any]:
+    """Return the sizes that a reproduction was begun with, fields of `experiment.Scale`."""
+    scale = dict(read_json(folder / "reproduction.json", "Scale")["scale"])
+    if "arm_steps" in scale:  # the name in folders of former versions
+        scale["variant_steps"] = scale.pop("arm_steps")
+    return scale
+
+
+def attention_files(folder: Path, variant: str, seed: int) -> list[Path]:
+    """Return the files of a variant's attention maps, one for each of `ATTENTION_PROMPTS`."""
+    return [folder / "attention" / f"{variant}-{seed}-{number}.png" for number in range(len(ATTENTION_PROMPTS))]
+
+
+def image_set(folder: Path, variant: str, seed: int, name: str = FINAL) -> ImageSet:
+    """Return an image set of a variant, which need not exist."""
+    return ImageSet(folder / "images" / variant / str(seed) / name)
+
+
+def read_set(images: ImageSet) -> Scores:
+    """Read the scores of an image set; empty if it is not there or not complete."""
+    if not images.path.is_dir():
+        return {}
+    scores = read_scores(images, METRIC)
+    found = {(row.prompt, row.text): scores.get((row.id, row.sha256)) for row in images.rows()}
+    complete = {key: one for key, one in found.items() if one is not None}
+    return complete if len(complete) == len(images.prompts) else {}
 
 
 class Results:
-    """A JSONL file of results; need not exist yet.
+    """Scores of a reproduction's image sets.
 
     Args:
-        path: the file. A lock file stands beside it, NAME.lock.
+        scores: by variant, training seed and name of the image set; only of complete image sets.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self._file = JSONLines(path, "Results")
-        self._seen: tuple[int, int] | None = None
-        self._results: dict[Key, Result] = {}
+    def __init__(self, scores: Mapping[tuple[str, int, str], Scores]) -> None:
+        self.scores = scores
 
-    def append(self, result: Result) -> None:
-        """Add a line, and have it on the disk."""
-        self._file.append(result.model_dump())
+    @classmethod
+    def read(cls, folder: Path) -> Results:
+        """Read all image sets of a reproduction."""
+        paths = sorted((folder / "images").glob("*/[0-9]*/*/"))
+        found = {(path.parts[-3], int(path.parts[-2]), path.name): read_set(ImageSet(path)) for path in paths}
+        return cls({place: scores for place, scores in found.items() if scores})
 
-    def load(self) -> list[Result]:
-        """All results in the order of their first lines; of those with the same key the last.
+    def seeds(self, variant: str, name: str = FINAL) -> list[int]:
+        """Training seeds of which there is an image set."""
+        return sorted(seed for one, seed, found in self.scores if (one, found) == (variant, name))
 
-        Needs no lock, so that a file can be read where nothing can be written. A line that another process is just
-        writing looks torn, and is left out.
+    def values(self, variant: str, measure: str, sets: Collection[str], name: str = FINAL) -> Values:
+        """Values of a measure on prompt sets; empty if one of the sets was not measured."""
+        found: Values = {}
+        for seed in self.seeds(variant, name):
+            chosen = {key: one for key, one in self.scores[variant, seed, name].items() if _set_of(key) in sets}
+            if {_set_of(key) for key in chosen} == set(sets):
+                numbers = {key: one.get(measure) for key, one in chosen.items()}
+                found[seed] = {key: np.nan if number is None else number for key, number in numbers.items()}
+        return found
 
-        Raises:
-            LLM4GENError: a line is no result; names file and line.
+    def mean(self, measure: str, sets: Collection[str], variant: str, name: str = FINAL) -> Estimate | None:
+        """Mean over seeds and prompts; None if there is nothing to average."""
+        return mean_of(self.values(variant, measure, sets, name))
+
+    def differences(self, contrasts: Iterable[Contrast]) -> Differences:
+        """Differences of the contrasts that can be compared; p-values are adjusted for their number (Holm)."""
+        found = {}
+        for one in contrasts:
+            a, b = (self.values(variant, one.measure, one.sets) for variant in (one.a, one.b))
+            if difference := difference_of(a, b, b_is_fixed=one.b == "base"):
+                found[one] = difference
+        adjusted = holm([difference.p for difference in found.values()])
+        return {key: replace(found[key], p=p) for key, p in zip(found, adjusted, strict=True)}
+
+    def curve(self, variant: str, measure: str, prompt_set: str, last: int) -> dict[int, Values]:
+        """Values during a training by step, on the prompts that all steps have; `last` is the step of the final ones.
+
+        Empty if only the final values are there.
         """
-        try:
-            state = self.path.stat()
-        except FileNotFoundError:
-            return []
-        if self._seen != (state.st_size, state.st_mtime_ns):
-            results: dict[Key, Result] = {}
-            for number, line in self._file.lines():
-                result = self._parse(line, number)
-                results[result.key] = result
-            self._results, self._seen = results, (state.st_size, state.st_mtime_ns)
-        return list(self._results.values())
-
-    def find(
-        self,
-        *,
-        arm: str | None = None,
-        seed: int | None = None,
-        set: str | None = None,
-        step: int | Literal["last"] | None = None,
-        strength: float | None = None,
-        prompts: str | None = None,
-    ) -> list[Result]:
-        """Results with these values, by arm, set, prompts, strength, step and seed; None is any value.
-
-        Args:
-            arm: as in `Result`, like the others.
-            step: "last" is the last step that any seed has reached; by arm, set, strength and prompts. A seed that
-                is still behind is left out then, for it is not to be compared with the others.
-        """
-        wanted = {"arm": arm, "seed": seed, "set": set, "strength": strength, "prompts": prompts}
-        if step != "last":
-            wanted["step"] = step
-        found = [
-            result
-            for result in self.load()
-            if all(value is None or getattr(result, name) == value for name, value in wanted.items())
-        ]
-        if step == "last":
-            last: dict[tuple[str, str, str, float], int] = {}
-            for result in found:
-                last[_place(result)] = max(result.step, last.get(_place(result), 0))
-            found = [result for result in found if result.step == last[_place(result)]]
-        return sorted(found, key=lambda result: (*_place(result), result.step, result.seed))
-
-    def has(self, arm: str, seed: int, set: str, step: int, strength: float, prompts: str) -> bool:
-        """Whether this has been measured already."""
-        self.load()
-        return (arm, seed, set, step, strength, prompts) in self._results
-
-    def _parse(self, line: bytes, number: int) -> Result:
-        try:
-            return Result.model_validate_json(line)
-        except ValidationError as error:
-            problems = "; ".join(
-                ".".join(map(str, problem["loc"])) + (": " if problem["loc"] else "") + problem["msg"]
-                for problem in error.errors(include_url=False)[:3]
-            )
-            raise LLM4GENError(
-                f"Results {self.path}, line {number}, is no result: {problems}. Expected a JSON object with "
-                f"{', '.join(Result.model_fields)}. Delete the line, or give another file."
-            ) from error
+        steps = {name for one, _, name in self.scores if one == variant and name.startswith("step-")}
+        names = {step: f"step-{step}" for step in sorted(int(name.removeprefix("step-")) for name in steps)}
+        names[last] = FINAL
+        points = {step: self.values(variant, measure, (prompt_set,), name) for step, name in names.items()}
+        points = {step: values for step, values in points.items() if values}
+        if points.keys() <= {last}:
+            return {}
+        keys = prompts_of(*points.values())
+        return {step: restricted(values, keys) for step, values in points.items()} if keys else {}
 
 
-def stack(results: Sequence[Result], measure: str) -> tuple[list[int], NDArray[np.float64]]:
-    """The values of one arm for `statistics.estimate`.
+def _set_of(key: Key) -> str:
+    """Prompt set of a prompt, whose id is NAME-NUMBER."""
+    return key[0].rpartition("-")[0]
+
+
+def restricted(values: Values, keys: Collection[Key]) -> Values:
+    """Return values with some of the prompts only."""
+    return {seed: {key: one[key] for key in one if key in keys} for seed, one in values.items()}
+
+
+def mean_of(values: Values) -> Estimate | None:
+    """Mean over seeds and prompts; None without two prompts that have a value."""
+    array = _arrays(values)[0]
+    return estimate(array) if _enough(array) else None
+
+
+def difference_of(a: Values, b: Values, *, b_is_fixed: bool = False) -> Difference | None:
+    """Mean of a - b, paired by training seed and prompt; None if they share too little.
 
     Args:
-        results: of one arm on one set at one step and strength, one for each training seed.
-        measure: a key of their scores.
-
-    Returns:
-        Training seeds, ascending, and their values [seeds, images], NaN where a measure does not apply.
-
-    Raises:
-        LLM4GENError: there are none, they differ in more than the seed, or lack the measure.
+        a, b: values of two variants.
+        b_is_fixed: b is one given model, such as the base that every seed of a started from, and is compared with each
+            of a's seeds. The statement is then about this model, not about others of its kind.
     """
-    if not results:
-        raise LLM4GENError(f"There are no results to take {measure} from; run the experiment first.")
-    for name in ("arm", "set", "step", "strength", "prompts"):
-        if len(found := {getattr(result, name) for result in results}) > 1:
-            raise LLM4GENError(
-                f"Results of {results[0].arm} to be taken together have {name} {', '.join(map(str, sorted(found)))}; "
-                "expected one, with nothing but the training seed to tell them apart."
-            )
-    by_seed = {result.seed: result.scores for result in results}
-    if lacking := [seed for seed, scores in by_seed.items() if measure not in scores]:
-        raise LLM4GENError(
-            f"Results of {results[0].arm} on {results[0].set}, seed {lacking[0]}, lack the measure {measure}; they "
-            f"have {', '.join(by_seed[lacking[0]])}."
-        )
-    seeds = sorted(by_seed)
-    return seeds, np.array([by_seed[seed][measure] for seed in seeds], np.float64)
+    if b_is_fixed and b:
+        [fixed] = b.values()
+        b = dict.fromkeys(a, fixed)
+    left, right = _arrays(a, b)
+    return paired(left, right) if _enough(left - right) else None
 
 
-def matched(
-    a: Sequence[Result], b: Sequence[Result], measure: str, *, b_is_fixed: bool = False
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The values of two arms for `statistics.paired`: the same prompts in the same order, the same training seeds.
-
-    Args:
-        a: results of an arm, as for `stack`.
-        b: of another. Training seeds that only one of them has are left out.
-        measure: a key of their scores.
-        b_is_fixed: b is one given model, such as the base that every seed of a started from, and stands against each
-            of a's seeds. The comparison is then with this model, not with others of its kind.
-
-    Raises:
-        LLM4GENError: their prompts, noise seeds or painting settings differ, or they share no training seed; else as
-            `stack`.
-    """
-    (a_seeds, a_values), (b_seeds, b_values) = stack(a, measure), stack(b, measure)
-    if a[0].prompts != b[0].prompts:
-        raise LLM4GENError(
-            f"Results of {a[0].arm} and {b[0].arm} on {a[0].set} and {b[0].set} have the fingerprints {a[0].prompts} "
-            f"and {b[0].prompts}: they were not painted from the same prompts and noise. Paint one of them again."
-        )
-    if b_is_fixed:
-        if len(b_seeds) > 1:
-            raise LLM4GENError(f"{b[0].arm} is to be one fixed model, but has results of seeds {b_seeds}; give one.")
-        return a_values, np.repeat(b_values, len(a_values), axis=0)
-    shared = sorted({*a_seeds} & {*b_seeds})
-    if not shared:
-        raise LLM4GENError(
-            f"{a[0].arm} has the training seeds {a_seeds} and {b[0].arm} has {b_seeds}; expected some that both have."
-        )
-    return a_values[[a_seeds.index(s) for s in shared]], b_values[[b_seeds.index(s) for s in shared]]
+def prompts_of(*values: Values) -> set[Key]:
+    """Prompts that all seeds have."""
+    columns = [set(column) for one in values for column in one.values()]
+    return set.intersection(*columns) if columns else set()
 
 
-def _place(result: Result) -> tuple[str, str, str, float]:
-    return (result.arm, result.set, result.prompts, result.strength)
+def _arrays(*values: Values) -> list[NDArray[np.float64]]:
+    """Arrays [seeds, prompts] of the seeds and prompts that all have."""
+    seeds = sorted(set.intersection(*(set(one) for one in values)))
+    shared = [{seed: one[seed] for seed in seeds} for one in values]
+    keys = sorted(prompts_of(*shared))
+    return [np.array([[one[seed][key] for key in keys] for seed in seeds], float) for one in shared]
+
+
+def _enough(array: NDArray[np.float64]) -> bool:
+    return bool(array.size) and int(np.isfinite(array).any(0).sum()) > 1

@@ -1,7 +1,7 @@
-"""Scenes: what an image can show, and how it is drawn.
+"""Scenes: the content that an image can have, and their rendering.
 
 An image is a grid of cells of 8 x 8 pixels; an object fills one cell. An object has a shape, a colour, a texture and a
-size. Nothing else varies, so an image says exactly which scene it shows (`miniature.judge`).
+size. Nothing else varies, so that the scene can be read exactly from an image (`miniature.judge`).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 CELL = 8
-"""Pixels on a side of a cell."""
+"""Side of a cell in pixels."""
 
 GRID = 2
-"""Cells on a side of an image, where nothing else is said."""
+"""Side of an image in cells, unless a scene says otherwise."""
 
 BACKGROUND = (30, 30, 38)
 """RGB."""
@@ -32,13 +32,13 @@ COLORS = {
     "purple": (164, 56, 204),
     "white": (246, 246, 246),
 }
-"""RGB of the words for colours."""
+"""RGB of the colour words."""
 
 TEXTURES = ("plain", "striped", "checkered")
 SIZES = ("small", "large")
 
 _SHADE = 0.3
-"""Brightness of the dark pixels of a texture."""
+"""Relative brightness of the dark pixels of a texture."""
 
 _LARGE = {
     "circle": ("..###..", ".#####.", "#######", "#######", "#######", ".#####.", "..###.."),
@@ -61,7 +61,7 @@ SHAPES = tuple(_LARGE)
 
 @dataclass(frozen=True)
 class Object:
-    """One thing in a scene: a member each of `SHAPES`, `COLORS`, `TEXTURES` and `SIZES`."""
+    """An object of a scene: a member of each of `SHAPES`, `COLORS`, `TEXTURES` and `SIZES`."""
 
     shape: str
     color: str
@@ -71,11 +71,11 @@ class Object:
 
 @dataclass(frozen=True)
 class Scene:
-    """What an image shows.
+    """Content of an image.
 
     Attributes:
-        objects: by their cells (row, column), from the top left.
-        rows, columns: of the grid.
+        objects: ((row, column), object) from the top left.
+        rows, columns: size of the grid.
     """
 
     objects: tuple[tuple[tuple[int, int], Object], ...]
@@ -84,7 +84,7 @@ class Scene:
 
 
 def sprite(thing: Object) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """RGB [8, 8, 3] of a cell with an object in it, and [8, 8] bool, where the object is."""
+    """Render an object: RGB of its cell [8, 8, 3], and the mask of the object [8, 8]."""
     rows = (_LARGE if thing.size == "large" else _SMALL)[thing.shape]
     start = (CELL - len(rows)) // 2
     mask = np.zeros((CELL, CELL), bool)
@@ -99,7 +99,7 @@ def sprite(thing: Object) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
 
 
 def render(scene: Scene) -> NDArray[np.uint8]:
-    """RGB [8 rows, 8 columns, 3]."""
+    """Render a scene as RGB [8 rows, 8 columns, 3]."""
     image = np.empty((CELL * scene.rows, CELL * scene.columns, 3), np.uint8)
     image[:] = BACKGROUND
     for (row, column), thing in scene.objects:
@@ -108,14 +108,14 @@ def render(scene: Scene) -> NDArray[np.uint8]:
 
 
 HELD_OUT = frozenset((color, SHAPES[(3 * index + 1) % len(SHAPES)]) for index, color in enumerate(COLORS))
-"""(colour, shape) that no training image shows: one shape of every colour."""
+"""Combinations (colour, shape) that no training image shows: one shape of every colour."""
 
 
 def draw_objects(draws: random.Random, count: int, held_out: bool = False) -> list[Object]:
-    """Random objects, no two of the same shape or colour.
+    """Draw objects, no two of the same shape or colour.
 
     Args:
-        draws: the randomness.
+        draws: random number generator.
         count: how many, at most as many as there are shapes.
         held_out: the first has a combination of `HELD_OUT`; otherwise none has.
     """
@@ -137,12 +137,12 @@ def draw_objects(draws: random.Random, count: int, held_out: bool = False) -> li
 
 
 def reading_order(rows: int = GRID, columns: int = GRID) -> list[tuple[int, int]]:
-    """All cells, row by row."""
+    """List all cells row by row."""
     return [(row, column) for row in range(rows) for column in range(columns)]
 
 
 def line_up(things: Sequence[Object], below: bool = False) -> Scene:
-    """A scene whose things stand in reading order from the top left: what a caption means that tells no places.
+    """Place objects in reading order from the top left, as a caption without places means them.
 
     Args:
         things: at most as many as there are cells, and two or more with `below`.
@@ -155,6 +155,6 @@ def line_up(things: Sequence[Object], below: bool = False) -> Scene:
 
 
 def place(draws: random.Random, things: Sequence[Object], rows: int = GRID, columns: int = GRID) -> Scene:
-    """A scene with things in random cells."""
+    """Place objects in random cells."""
     chosen = draws.sample(reading_order(rows, columns), len(things))
     return Scene(tuple(sorted(zip(chosen, things, strict=True), key=lambda item: item[0])), rows, columns)

@@ -1,85 +1,100 @@
-"""The world on disk: captioned images, and a base with an untrained UNet, before its encoders are trained."""
+"""World on disk: captioned images to train on, and `python -m miniature world`, the trainer's quick start."""
 
 from __future__ import annotations
 
-import json
+import argparse
 import os
+import shutil
 from itertools import islice
 from pathlib import Path
 
-import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
 
-from llm4gen_diffusers.schedule import BETA_END, BETA_START, NoiseSchedule
-from miniature.dataset import pairs
-from miniature.scenes import GRID, render
+from llm4gen_core import LLM4GENError
+from llm4gen_core.files import write_json_lines, write_text
 
-from .autoencoder import LATENT_CHANNELS
-from .clip import WIDTH
-from .small_models import write_model_index
-
-CHANNELS = (64, 128)
-"""Of the UNet's levels, of 2 x 2 positions and one, with cross-attention in both."""
+from . import MODELS
+from .dataset import Drawn, pairs
+from .scenes import render
 
 
 def write_pairs(folder: Path, number: int, seed: int = 0) -> Path:
-    """Images and `pairs.jsonl`: captions, and the attribute-entity pairs that are true by construction.
+    """Write images and `pairs.jsonl`: captions, and their attribute-entity pairs, known by construction.
 
     Args:
         folder: made if it does not exist.
         number: how many; the first of more are the same as fewer.
-        seed: another one gives other pairs.
+        seed: seed of scenes and captions.
 
     Returns:
         The JSONL file.
     """
-    images = folder / "images"
-    images.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for index, (scene, caption) in enumerate(islice(pairs(seed), number)):
-        name = f"images/{index:06}.png"
-        Image.fromarray(render(scene)).save(folder / name, compress_level=1)
+    drawn = list(islice(pairs(seed), number))
+    names = _write_images(folder / "images", drawn)
+    rows = []
+    for name, (_, caption) in zip(names, drawn, strict=True):
         spans = [[*attribute, *entity] for attribute, entity in caption.pairs]
-        lines.append(json.dumps({"image": name, "caption": caption.text, "pairs": spans}))
+        rows.append({"image": f"images/{name}", "caption": caption.text, "pairs": spans})
     file = folder / "pairs.jsonl"
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_json_lines(file, rows)
     return file
 
 
 def first_pairs(file: Path, number: int) -> Path:
-    """A JSONL file beside another one, of its first lines."""
-    lines = file.read_text(encoding="utf-8").splitlines()[:number]
+    """Write the first lines of a JSONL file to another one beside it, and return that."""
     fewer = file.with_name(f"{file.stem}-{number}.jsonl")
-    partial = fewer.with_name(f"{fewer.name}.{os.getpid()}.partial")  # another arm may be reading the same file
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    partial.replace(fewer)
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)[:number]
+    write_text(fewer, "".join(lines))
     return fewer
 
 
-def write_untrained_base(folder: Path, seed: int = 0) -> None:
-    """All of a base but its CLIP and its VAE: a UNet with random weights, and the noise schedule.
+def _write_images(folder: Path, drawn: list[Drawn]) -> list[str]:
+    """Write scenes as PNG files and return their names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"{index:06}.png" for index in range(len(drawn))]
+    for name, (scene, _) in zip(names, drawn, strict=True):
+        Image.fromarray(render(scene)).save(folder / name, compress_level=1)
+    return names
 
-    Velocity and zero terminal SNR, because SD1.5's own schedule never shows the UNet an image without a trace of
-    the answer: on so few pixels, the mean of all of them (arXiv 2305.08891).
+
+def make_world(folder: str | os.PathLike[str], images: int = 64, seed: int = 0) -> Path:
+    """Write what the recipe `miniature` trains on, small enough for a CPU.
+
+    Args:
+        folder: made if it does not exist. It gets the shipped base in `base` (diffusers layout), the shipped T5 in
+            `llm` (Hugging Face layout), and PNG files with their captions as .txt beside them in `images`.
+        images: how many.
+        seed: seed of scenes and captions.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        LLM4GENError: `images` is not at least 1, or the folder is a file or holds a world already.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        unet = UNet2DConditionModel(
-            sample_size=GRID,
-            in_channels=LATENT_CHANNELS,
-            out_channels=LATENT_CHANNELS,
-            block_out_channels=CHANNELS,
-            down_block_types=("CrossAttnDownBlock2D",) * len(CHANNELS),
-            up_block_types=("CrossAttnUpBlock2D",) * len(CHANNELS),
-            layers_per_block=1,
-            cross_attention_dim=WIDTH,
-            attention_head_dim=4,
-            norm_num_groups=8,
-        )
-    unet.save_pretrained(folder / "unet")
-    schedule = NoiseSchedule(BETA_START, BETA_END, "scaled_linear", "v_prediction", zero_terminal_snr=True)
-    schedule.to_diffusers().save_pretrained(folder / "scheduler")
-    write_model_index(
-        folder, "LLM4GENMiniaturePipeline", vae=("llm4gen_diffusers.families.miniature", "PatchAutoencoder")
-    )
+    folder = Path(folder)
+    if images < 1:
+        raise LLM4GENError(f"Images is {images}; expected a whole number of at least 1.")
+    if folder.is_file():
+        raise LLM4GENError(f"Folder {folder} is a file; choose another name.")
+    if (folder / "images").exists() or (folder / "base").exists():
+        raise LLM4GENError(f"Folder {folder} holds a world already; choose another name, or delete it first.")
+    shutil.copytree(MODELS / "base", folder / "base")
+    shutil.copytree(MODELS / "t5", folder / "llm")
+    drawn = list(islice(pairs(seed), images))
+    for name, (_, caption) in zip(_write_images(folder / "images", drawn), drawn, strict=True):
+        (folder / "images" / name).with_suffix(".txt").write_text(caption.text + "\n", encoding="utf-8")
+    return folder
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command and the function that runs it."""
+    parser.add_argument("folder", metavar="DIR", help="folder to make")
+    parser.add_argument("--images", type=int, default=64, help="number of images (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of scenes and captions (default: %(default)s)")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    folder = make_world(args.folder, args.images, args.seed)
+    print(f"{args.images} images with captions, a base and an LLM are in {folder}.")

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from small_models import make_projector
 
 from llm4gen_core import RANKGEN_T5_XL, LLM4GENError, LLMSpec, load_adapter
 from llm4gen_diffusers.convert import convert
 from llm4gen_diffusers.options import ConvertSettings
-from miniature.small_models import make_projector
 
 SPEC = LLMSpec(model="tiny/t5", architecture="t5", layers=2, width=96, prefix="pre ", max_length=128)
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from checkpoint import write_checkpoint
 from PIL import Image
+from small_models import make_diffusers_folder
 
 from llm4gen_diffusers.generate import generate
 from llm4gen_diffusers.images import save_png
 from llm4gen_diffusers.options import GenerateSettings, GenerationOptions
-from miniature.small_models import make_diffusers_folder
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_models import make_projector, make_t5_folder, make_unet_folder
 
 from llm4gen_core import LLM4GENError, LLMSpec, load_adapter, save_adapter
 from llm4gen_core.adapter_file import AdapterMetadata
@@ -13,7 +14,6 @@ from llm4gen_diffusers.devices import choose_device
 from llm4gen_diffusers.generate import generate
 from llm4gen_diffusers.options import GenerateSettings, ModelFiles, options_from
 from llm4gen_diffusers.sampling import Pipeline
-from miniature.small_models import make_projector, make_t5_folder, make_unet_folder
 
 
 @pytest.fixture

@@ -22,9 +22,8 @@ LONG = "a red cube and a blue sphere beside a green pyramid, " * 12
 @pytest.fixture(scope="module")
 def folder(comfy, tmp_path_factory):
     """A small SDXL whose text encoders have CLIP's whole vocabulary."""
+    import small_models
     from transformers import CLIPTokenizer
-
-    import miniature.small_models
 
     path = tmp_path_factory.mktemp("sdxl") / "sdxl"
     tokenizer = COMFYUI / "comfy" / "sd1_tokenizer"
@@ -35,8 +34,8 @@ def folder(comfy, tmp_path_factory):
         return size
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(miniature.small_models, "write_clip_tokenizer", copy)
-        return miniature.small_models.make_sdxl_folder(path, WIDTHS, (CHANNELS, CHANNELS))
+        patch.setattr(small_models, "write_clip_tokenizer", copy)
+        return small_models.make_sdxl_folder(path, WIDTHS, (CHANNELS, CHANNELS))
 
 
 @pytest.fixture(scope="module")

@@ -211,7 +211,7 @@ def test_a_change_of_what_is_predicted(server, models, train, tmp_path):
 @pytest.mark.slow
 def test_an_adapter_of_sdxl_loads(server, models, train, tmp_path):
     """And is not mistaken for one of SD1.5."""
-    from miniature.small_models import make_sdxl_folder
+    from small_models import make_sdxl_folder
 
     base = make_sdxl_folder(tmp_path / "sdxl")
     trained = train("cam+lora", family="sdxl", base=str(base), tokenizer=str(base / "tokenizer"))

@@ -1,4 +1,4 @@
-"""Captions: what they bind and ask for, read again from their text alone, is true of the scene that they describe."""
+"""Captions are true of their scenes: bindings and requested content, parsed again from the text alone."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def training(number: int, dense: float = 0.35) -> list[Drawn]:
 
 
 def everything(number: int) -> list[Drawn]:
-    """With held-out combinations, wordings and numbers."""
+    """Captions with held-out combinations, wordings and numbers."""
     draws = random.Random("all")
     return [draw_pair(draws, draws.random() < 0.35, everything=True) for _ in range(number)]
 
 
 def read_short(text: str) -> tuple[tuple[Ask, ...], tuple[tuple[int, str, int], ...]]:
-    """What a caption of one sentence says, from its words alone."""
+    """Content of a caption of one sentence, from its words alone."""
     asks, relations = [], []
     for part in re.split(r"(?:^|(?<=[ ,]))(?<!exactly )(?=(?:an?|exactly|two|three|something) )", text):
         words = re.findall(r"[\w-]+", part)
@@ -83,7 +83,7 @@ def cell_of(name: str) -> tuple[int, int]:
 
 
 def described(caption: Caption, entity: tuple[int, int], scene: Scene) -> Object:
-    """The object that an entity's words name; in no scene here do two different ones have the same shape."""
+    """Object that an entity names; no scene here has two different objects of the same shape."""
     word = caption.text[slice(*entity)]
     if word in ("thing", "object"):  # of a "triangular blue thing"; the shape is its attribute
         word = caption.text[: entity[0]].split()[-2]
@@ -109,7 +109,7 @@ def test_every_pair_is_true_of_the_scene() -> None:
             assert TEXTURE_WORDS.get(word, SHAPE_WORDS.get(word, word)) in truths | {thing.shape}, caption.text
 
 
-def test_every_attribute_that_is_asked_for_is_bound() -> None:
+def test_every_requested_attribute_is_bound() -> None:
     """As many pairs for an object as it has words beside its shape; a shape told by an adjective is one of them."""
     for scene, caption in everything(1500):
         bound = Counter(described(caption, entity, scene).shape for _, entity in caption.pairs)
@@ -118,15 +118,15 @@ def test_every_attribute_that_is_asked_for_is_bound() -> None:
             assert bound[str(ask.shape)] == told + (caption.category == "shape"), caption.text
 
 
-def test_short_captions_ask_for_what_they_say() -> None:
+def test_short_captions_request_what_they_say() -> None:
     short = [caption for _, caption in everything(2000) if caption.category != "dense"]
     assert {caption.category for caption in short} == {"complex", "count", "shape", "spatial"}
     for caption in [*short, *SETS["color"].prompts(100), *SETS["texture"].prompts(100)]:
         assert read_short(caption.text) == (caption.asks, caption.relations), caption.text
 
 
-def test_a_short_caption_without_places_tells_what_the_picture_looks_like() -> None:
-    """Nothing about places is left to be guessed: things stand in the order of the words, from the top left."""
+def test_a_short_caption_without_places_determines_the_image() -> None:
+    """No place has to be guessed: objects are in the order of the words, from the top left."""
     order = [(0, 0), (0, 1), (1, 0), (1, 1)]
     for scene, caption in everything(2000):
         if caption.category == "dense" or any(ask.cell for ask in caption.asks):
@@ -143,7 +143,7 @@ def test_a_short_caption_without_places_tells_what_the_picture_looks_like() -> N
         assert {cell: thing.shape for cell, thing in scene.objects} == expected, caption.text
 
 
-def test_paragraphs_say_all_that_they_ask_for_once_for_each_object() -> None:
+def test_paragraphs_say_everything_once_for_each_object() -> None:
     for scene, caption in everything(1500):
         if caption.category != "dense":
             continue
@@ -169,7 +169,7 @@ def test_paragraphs_say_all_that_they_ask_for_once_for_each_object() -> None:
             }[SIDES[words]], caption.text
 
 
-def test_the_picture_of_a_scene_fulfils_its_caption() -> None:
+def test_the_image_of_a_scene_matches_its_caption() -> None:
     for scene, caption in everything(600):
         found = score(read(render(scene)[None])[0], caption)
         assert found in (Score(1, 1, 1, 1), Score(1, 1, None, 1)), caption.text
@@ -182,14 +182,14 @@ def test_paragraphs_have_forty_words(held_out: bool) -> None:
     assert min(lengths) >= 40 and max(lengths) < 80
 
 
-def test_the_training_set_shows_nothing_that_is_held_out() -> None:
+def test_the_training_set_contains_nothing_held_out() -> None:
     for scene, caption in training(3000):
         assert not any((thing.color, thing.shape) in HELD_OUT for _, thing in scene.objects)
         assert len({thing for _, thing in scene.objects}) < 4
         assert not HELD_OUT_WORDS.search(caption.text), caption.text
 
 
-def test_held_out_sets_show_what_is_held_out() -> None:
+def test_held_out_sets_contain_what_is_held_out() -> None:
     def rare(caption: Caption) -> bool:
         return any((ask.color, ask.shape) in HELD_OUT for ask in caption.asks)
 

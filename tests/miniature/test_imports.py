@@ -1,4 +1,4 @@
-"""The world stands alone: the trainer and the benchmarks may use it, and it uses neither."""
+"""The world itself needs neither torch nor the trainer."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""What the language models of the world read, what they are asked, and that what is saved is what was trained."""
+"""Documents and training of the language models."""
 
 from __future__ import annotations
 
-import random
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -61,60 +60,65 @@ def test_batches_hold_what_is_read_and_no_more_than_they_may() -> None:
     assert {document.text for documents in found for document in documents} <= read
 
 
-def test_the_encoder_does_not_see_what_it_is_asked(tokenizer: Any) -> None:
-    documents = list(islice(language.read(0), 20))
-    sentinel = tokenizer.convert_tokens_to_ids("<extra_id_0>")
-    tokens = language._masked(tokenizer, documents, sentinel, random.Random(0), 0)
-    asked = tokens.labels != language._IGNORED
-    assert (tokens.ids[asked] == sentinel).all() and (tokens.ids[~asked] != sentinel).all()
-    for row, document in enumerate(documents):
-        answers = " ".join(document.text[start:end] for start, end, _ in document.answers)
-        assert tokenizer.decode(tokens.labels[row][asked[row]]) == answers
+def encoder_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: Any
+) -> tuple[list[Any], Any, list[float], dict[str, float], Any]:
+    """Train for 40 steps at a tiny size: batches, tokenizer, losses, known facts, trained model."""
+    seen: list[Any] = []
+    losses: list[float] = []
+    models: list[Any] = []
+    fit = language.fit
 
+    def watched(name: str, model: Any, loss: Any, steps: int, **options: Any) -> None:
+        models.append(model)
 
-def test_the_decoder_is_asked_for_the_next_word(tokenizer: Any) -> None:
-    documents = list(islice(language.read(0), 20))
-    everything = language._next_words(tokenizer, documents, everywhere=True)
-    assert (
-        everything.labels[:, 1:][everything.mask[:, 1:].bool()] == everything.ids[:, 1:][everything.mask[:, 1:].bool()]
-    ).all()
-    assert (everything.labels[:, 0] == language._IGNORED).all()
-    answers = language._next_words(tokenizer, documents, everywhere=False).labels != language._IGNORED
-    assert torch.equal(answers, everything.weights == language.ANSWER)
+        def recorded(step: int) -> torch.Tensor:
+            value = loss(step)
+            losses.append(value.item())
+            return value
+
+        fit(name, model, recorded, steps, **options)
+
+    to = language._Batch.to
+    monkeypatch.setattr(language._Batch, "to", lambda batch, device: seen.append(batch) or to(batch, device))
+    small = {"CHARACTERS": 1500, "D_LLM": 32, "LAYERS": 2, "LEARNING_RATE": 0.03, "PRIMER": 0, "fit": watched}
+    for target, value in small.items():  # a learning rate that still rises
+        monkeypatch.setattr(language, target, value)
+    shares = train(tmp_path, 40)
+    return seen, PreTrainedTokenizerFast.from_pretrained(tmp_path), losses, shares, models[0]
 
 
 @pytest.mark.parametrize("name", TRAIN)
-def test_training_teaches_and_what_is_saved_is_what_was_trained(
+def test_training_learns_and_the_saved_model_is_the_trained_one(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses: list[float] = []
-    models: list[Any] = []
-    loss_of, known = language._loss, language._known
-
-    def loss(*arguments: Any) -> torch.Tensor:
-        value = loss_of(*arguments)
-        losses.append(value.item())
-        return value
-
-    def remember(answers: Any, tokenize: Any, seed: int) -> dict[str, float]:
-        cells = {n: c.cell_contents for n, c in zip(answers.__code__.co_freevars, answers.__closure__, strict=True)}
-        models.append(cells["model"])
-        return known(answers, tokenize, seed)
-
-    small = {
-        "CHARACTERS": 1500,
-        "WIDTH": 32,
-        "LAYERS": 2,
-        "RATE": 0.03,
-        "PRIMER": 0,
-    }  # a learning rate that still rises
-    for target, value in {"_loss": loss, "_known": remember, **small}.items():
-        monkeypatch.setattr(language, target, value)
-    shares = TRAIN[name](tmp_path, 40)
+    batches, tokenizer, losses, shares, trained = encoder_batches(tmp_path, monkeypatch, TRAIN[name])
     assert sum(losses[:5]) > 1.2 * sum(losses[-5:])
     assert {"color", "shape"} <= set(shares) and all(0 <= share <= 1 for share in shares.values())
     kind: Any = T5EncoderModel if name == "t5" else AutoModelForCausalLM
     saved = kind.from_pretrained(tmp_path).state_dict()
-    assert all(torch.equal(tensor, saved[key]) for key, tensor in models[0].state_dict().items())
+    model = trained[0] if name == "t5" else trained
+    assert all(torch.equal(tensor, saved[key]) for key, tensor in model.state_dict().items())
     features = LLMEncoder.from_folder(tmp_path).encode(["a red circle"]).hidden
     assert features.shape[2] == 32 and features.isfinite().all()
+    first, last = batches[0], batches[-1]  # of the training, and of the facts that are asked afterwards
+    (check_encoder if name == "t5" else check_decoder)(first, last, tokenizer)
+
+
+def check_encoder(first: Any, last: Any, tokenizer: Any) -> None:
+    """It does not see what it has to predict: in the end the answers alone, before also some other words."""
+    sentinel = tokenizer.convert_tokens_to_ids("<extra_id_0>")
+    for batch in (first, last):
+        asked = batch.labels != language._IGNORED
+        assert (batch.ids[asked] == sentinel).all() and (batch.ids[~asked] != sentinel).all()
+    answers = [[bool(kind) for kind in row] for row in last.kinds]
+    assert torch.equal(last.labels != language._IGNORED, torch.tensor(answers))
+
+
+def check_decoder(first: Any, last: Any, tokenizer: Any) -> None:
+    """It predicts every token but the first, answers with more weight, and in the end the answers alone."""
+    mask = first.mask[:, 1:].bool()
+    assert torch.equal(first.labels[:, 1:][mask], first.ids[:, 1:][mask])
+    assert (first.labels[:, 0] == language._IGNORED).all()
+    for batch, weights in ((first, first.weights == language.ANSWER_WEIGHT), (last, last.labels != language._IGNORED)):
+        assert torch.equal(torch.tensor([[bool(kind) for kind in row] for row in batch.kinds]), weights)

@@ -1,4 +1,4 @@
-"""A linear reader finds what is there, and nothing where there is nothing."""
+"""Linear probes find what features contain, and nothing more."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TRUTH = {caption.text: caption for caption in CAPTIONS}
 
 
 def features(known: bool, cut: bool = False) -> Features:
-    """One token a character; a noun's says the number of its colour, or a random one."""
+    """Features with one token a character; that of a noun has its colour if `known`."""
     draws = torch.Generator().manual_seed(0)
 
     def encode(texts: Sequence[str]) -> tuple[Tensor, list[list[tuple[int, int]]]]:
@@ -34,14 +34,14 @@ def features(known: bool, cut: bool = False) -> Features:
     return encode
 
 
-def test_what_is_there_is_found() -> None:
+def test_a_known_colour_is_found() -> None:
     assert _probe(features(known=True), CAPTIONS[:300], CAPTIONS[300:]) > 0.97
 
 
-def test_what_is_not_there_is_not_found() -> None:
+def test_an_unknown_colour_is_guessed() -> None:
     assert _probe(features(known=False), CAPTIONS[:300], CAPTIONS[300:]) == pytest.approx(1 / len(COLORS), abs=0.08)
 
 
-def test_what_is_cut_off_counts_as_wrong() -> None:
+def test_a_noun_that_is_cut_off_counts_as_wrong() -> None:
     seen = _probe(features(known=True, cut=True), CAPTIONS[:300], CAPTIONS[300:])
     assert 0.3 < seen < 0.7

@@ -1,4 +1,4 @@
-"""Scenes: what they look like is all different, and what is drawn keeps to its rules."""
+"""Scenes: all objects look different, and drawn scenes obey their rules."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_no_two_objects_look_alike() -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_shapes_of_a_size_have_outlines_of_their_own(size: str) -> None:
-    """Not the texture tells them apart."""
+    """Without their textures, too."""
     masks = {shape: sprite(Object(shape, "red", "plain", size))[1] for shape in SHAPES}
     assert min(int((a ^ b).sum()) for a, b in itertools.combinations(masks.values(), 2)) >= 4
 
@@ -82,7 +82,7 @@ def test_training_objects_are_all_but_the_held_out_ones() -> None:
     assert {thing.size for things in drawn for thing in things} == set(SIZES)
 
 
-def test_of_held_out_objects_the_first_is_a_held_out_combination() -> None:
+def test_the_first_of_held_out_objects_is_a_held_out_combination() -> None:
     draws = random.Random(0)
     firsts = set()
     for _ in range(500):
@@ -105,13 +105,13 @@ def test_every_cell_is_used_and_none_twice() -> None:
     assert used == set(itertools.product(range(GRID), range(GRID)))
 
 
-def test_things_line_up_in_reading_order() -> None:
+def test_objects_are_placed_in_reading_order() -> None:
     things = draw_objects(random.Random(0), 4)
     assert line_up(things).objects == tuple(zip([(0, 0), (0, 1), (1, 0), (1, 1)], things, strict=True))
     assert line_up(things[:1]).objects == (((0, 0), things[0]),)
 
 
-def test_the_second_thing_may_stand_below_the_first() -> None:
+def test_the_second_object_may_be_below_the_first() -> None:
     a, b, c, d = draw_objects(random.Random(0), 4)
     assert line_up((a, b), below=True).objects == (((0, 0), a), ((1, 0), b))
     assert line_up((a, b, c, d), below=True).objects == (((0, 0), a), ((0, 1), c), ((1, 0), b), ((1, 1), d))

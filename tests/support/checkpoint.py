@@ -96,7 +96,7 @@ def open_clip_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def checkpoint_state(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a diffusers folder of `miniature.small_models` under the names of a checkpoint."""
+    """The tensors of a diffusers folder of `small_models` under the names of a checkpoint."""
     unet = json.loads((folder / "unet" / "config.json").read_text())
     attending = {i for i, kind in enumerate(unet["up_block_types"]) if kind.startswith("CrossAttn")}
     vae_levels = len(json.loads((folder / "vae" / "config.json").read_text())["block_out_channels"])
@@ -118,7 +118,7 @@ def checkpoint_state(folder: Path) -> dict[str, Tensor]:
 
 
 def write_checkpoint(folder: Path, path: Path, **extra: Tensor) -> Path:
-    """A diffusers folder of `miniature.small_models` as one file, with `extra` tensors beside it."""
+    """A diffusers folder of `small_models` as one file, with `extra` tensors beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {**checkpoint_state(folder), **extra}
     if path.suffix == ".safetensors":

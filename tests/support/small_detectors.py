@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from small_models import write_clip_tokenizer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoTokenizer,
@@ -28,8 +29,6 @@ from transformers import (
     RTDetrResNetConfig,
     SwinConfig,
 )
-
-from miniature.small_models import write_clip_tokenizer
 
 NOUNS = ("cat", "dog", "person", "couch")
 _COCO = (

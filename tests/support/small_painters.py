@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-from llm4gen_diffusers.options import ModelFiles
-from llm4gen_diffusers.sampling import Pipeline
-from miniature.small_models import (
+from small_models import (
     make_diffusers_folder,
     make_miniature_folder,
     make_projector,
@@ -18,6 +15,9 @@ from miniature.small_models import (
     make_t5_folder,
     make_unet_folder,
 )
+
+from llm4gen_diffusers.options import ModelFiles
+from llm4gen_diffusers.sampling import Pipeline
 
 D_TEXT, D_LLM = 64, 96
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from short_runs import losses, recipe_content, train
+from small_models import make_world
 from transformers import CLIPTextModel
 
 from llm4gen_core import EntityPair, LLM4GENError, Span
@@ -18,7 +19,6 @@ from llm4gen_core.prompt_tokens import tokenize_prompt
 from llm4gen_diffusers.families import SDXL, Family, load_family
 from llm4gen_diffusers.options import GenerationOptions, ModelFiles
 from llm4gen_diffusers.sampling import Pipeline
-from miniature.miniature_world import make_world
 from train.loss import CaptionDropout, Conditioner
 from train.memory import FakeRun, Shapes, text_form
 from train.models import open_models

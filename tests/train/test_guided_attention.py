@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from small_models import make_unet_folder
 from torch import Tensor
 
 from llm4gen_core import LLM4GENError
@@ -17,7 +18,6 @@ from llm4gen_core.entity_guidance import GuidanceOptions, GuidanceTargets, PairP
 from llm4gen_core.lambda_modes import LLMTokens
 from llm4gen_diffusers import attention
 from llm4gen_diffusers.attention import GuidanceRecorder, cross_attention_layers, install_cross_attention
-from miniature.small_models import make_unet_folder
 
 B, T, D_TEXT = 2, 20, 64
 OPTIONS = GuidanceOptions()

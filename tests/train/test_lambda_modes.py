@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 from short_runs import losses, prediction, recipe_content, relative_error, train
+from small_models import make_world
 from torch import Tensor
 
 from llm4gen_core import Adapter, AdapterMetadata, LLM4GENError
 from llm4gen_diffusers.options import GenerationOptions, ModelFiles
 from llm4gen_diffusers.sampling import Pipeline
-from miniature.miniature_world import make_world
 from train.loop import Trainer
 from train.recipe_file import parse_recipe
 from train.run import RunFolder

@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from short_runs import checkpoint_tensors, go_on, losses, metrics, recipe_content, start_process, train
+from small_models import make_world
 
 from llm4gen_core import LLM4GENError, load_adapter
-from miniature.miniature_world import make_world
 from train import loop
 from train.loop import Interrupt, Stopped, Trainer
 

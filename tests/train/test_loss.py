@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from short_runs import recipe_content
+from small_models import make_world
 
 from llm4gen_core import CrossAdapter, CrossAdapterConfig, EntityPair, LLM4GENError, LLMEncoder, LLMSpec
 from llm4gen_core.encoder import folder_spec
 from llm4gen_diffusers.families import Family, load_family
 from llm4gen_diffusers.schedule import NoiseSchedule
-from miniature.miniature_world import make_world
 from train.data.batches import Batch
 from train.loss import CaptionDropout, Conditioner, NoiseTarget
 from train.models import Models

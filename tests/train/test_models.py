@@ -22,6 +22,7 @@ from short_runs import (
     recipe_content,
     relative_error,
 )
+from small_models import make_world
 from torch import Tensor, nn
 
 from llm4gen_core import AdapterMetadata, LLM4GENError, UNetPart, load_adapter
@@ -30,7 +31,6 @@ from llm4gen_diffusers.families import load_family
 from llm4gen_diffusers.options import GenerationOptions, ModelFiles
 from llm4gen_diffusers.sampling import Pipeline, add_unet_part
 from llm4gen_diffusers.schedule import NoiseSchedule
-from miniature.miniature_world import make_world
 from train.loop import Trainer
 from train.models import LORA_LAYERS, TrainedParts, open_models
 from train.recipe import Loss, Recipe, Trainable

@@ -9,10 +9,9 @@ from typing import Any, get_args
 import pytest
 import torch
 from short_runs import forget_accelerate, recipe_content, train
+from small_models import make_diffusers_folder, make_sdxl_folder, make_t5_folder, make_world
 from torch import Tensor
 
-from miniature.miniature_world import make_world
-from miniature.small_models import make_diffusers_folder, make_sdxl_folder, make_t5_folder
 from train.loop import Trainer
 from train.memory import FakeRun, LiveBytes, Shapes, estimate
 from train.models import open_models

@@ -19,12 +19,12 @@ from checkpoint import write_checkpoint
 from image_text import make_pairs, write_folder
 from safetensors.torch import load_file
 from short_runs import forget_accelerate, losses, metrics, prediction, relative_error, start_process
+from small_models import make_diffusers_folder, make_sdxl_folder, make_t5_folder
 
 from llm4gen_core import load_adapter
 from llm4gen_diffusers.generate import generate
 from llm4gen_diffusers.options import GenerateSettings, ModelFiles
 from llm4gen_diffusers.sampling import Pipeline
-from miniature.small_models import make_diffusers_folder, make_sdxl_folder, make_t5_folder
 from train.loop import Trainer, run
 from train.recipe import Parts, Recipe
 from train.recipe_file import RECIPES, load_recipe

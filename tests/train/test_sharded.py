@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 from short_runs import REPOSITORY, go_on, losses, recipe_content, train
+from small_models import make_world
 
 from llm4gen_core import LLM4GENError, load_adapter
-from miniature.miniature_world import make_world
 from train.recipe_file import parse_recipe
 from train.run import ExportSettings, export
 

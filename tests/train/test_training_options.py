@@ -15,11 +15,11 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
 from short_runs import losses, metrics, recipe_content, train
+from small_models import make_world
 
 from llm4gen_core import LLM4GENError
 from llm4gen_diffusers.options import GenerationOptions, ModelFiles
 from llm4gen_diffusers.sampling import Pipeline
-from miniature.miniature_world import make_world
 from train.data.images import to_model
 from train.data.scan import scan
 from train.recipe_file import parse_recipe

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import spacy
+from small_models import write_clip_tokenizer, write_t5_tokenizer
 
 from evaluation.__main__ import main
 from evaluation.dense import read_prompt_file
 from evaluation.dense.statistics import Spread, count_statistics, table
 from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
-from miniature.small_models import write_clip_tokenizer, write_t5_tokenizer
 
 CAT = "A red cat sits on a soft red rug."
 DOG = "Two dogs run."

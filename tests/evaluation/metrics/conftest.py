@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_models import write_clip_tokenizer, write_t5_tokenizer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     BlipConfig,
@@ -35,8 +36,6 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     T5Config,
 )
-
-from miniature.small_models import write_clip_tokenizer, write_t5_tokenizer
 
 ENGLISH = tuple(
     word

@@ -1,4 +1,4 @@
-"""Random miniatures in the real file formats: what tests load, and what the miniature world trains from.
+"""Random models in the real file formats, and images to train on.
 
 The images they make are abstract patterns. Everything else about them is real: folder layout, key names,
 tokenizer files, and the pickled state dict of the release. The same seed gives the same weights.
@@ -6,23 +6,28 @@ tokenizer files, and the pickled state dict of the release. The same seed gives 
 
 from __future__ import annotations
 
-import json
 import os
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from PIL import Image
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from llm4gen_core import CrossAdapter, CrossAdapterConfig
+from llm4gen_core.files import write_json
 from llm4gen_diffusers.schedule import BETA_END, BETA_START
+from miniature import base, language
+from miniature.base import save_clip
+from miniature.captions import listing
+from miniature.scenes import CELL, draw_objects, place, render
 
 PathLike = str | os.PathLike[str]
 
@@ -30,9 +35,41 @@ WORDS = (
     "a an and are bird black blue boat cat chair circle cross dog four gray green hat in is man of on orange purple "
     "red sky square the three triangle two white woman yellow"
 )
-"""Words that the miniature tokenizers know as one token; anything else is split further."""
+"""Words that the tokenizers know as one token; anything else is split further."""
 T5_WORDS = (*(word for word in WORDS.split() if len(word) > 1), "pre")
-"""Of the T5-like tokenizer; "pre" is RankGen's prefix."""
+"""Words of the T5-like tokenizer; "pre" is RankGen's prefix."""
+
+write_clip_tokenizer = partial(base.write_clip_tokenizer, words=WORDS.split())
+write_t5_tokenizer = partial(language.write_t5_tokenizer, words=T5_WORDS)
+
+
+def make_world(path: PathLike, images: int = 64, seed: int = 0) -> Path:
+    """Random models of the miniature family in `base` and `llm`, and PNG files with captions as .txt in `images`.
+
+    Args:
+        path: made if it does not exist.
+        images: how many; three of four are 32 pixels on their longer side, the others 16.
+        seed: of weights and images.
+
+    Returns:
+        `path`.
+    """
+    path = Path(path)
+    make_miniature_folder(path / "base", seed=seed)
+    make_t5_folder(path / "llm", seed=seed)
+    (path / "images").mkdir()
+    draws = random.Random(seed)
+    for number in range(images):
+        rows, columns = draws.choice(((32, 32), (24, 32), (32, 24), (16, 16)))
+        things = draw_objects(draws, draws.choice((1, 2)))
+        while any(word not in WORDS.split() for thing in things for word in (thing.color, thing.shape)):
+            things = draw_objects(draws, len(things))
+        scene = place(draws, things, rows // CELL, columns // CELL)
+        file = path / "images" / f"{number:05}.png"
+        Image.fromarray(render(scene)).save(file)
+        caption = listing(scene, draws, told=("color",))
+        file.with_suffix(".txt").write_text(caption.text + "\n", encoding="utf-8")
+    return path
 
 
 def make_diffusers_folder(path: PathLike, d_text: int = 64, channels: Sequence[int] = (32, 64), seed: int = 0) -> Path:
@@ -73,7 +110,7 @@ def make_sdxl_folder(
     """
     path = Path(path)
     for name, pad in (("tokenizer", "<|endoftext|>"), ("tokenizer_2", "!")):
-        vocabulary_size = write_clip_tokenizer(path / name, pad)
+        vocabulary_size = write_clip_tokenizer(path / name, pad=pad)
     write_clip(path / "text_encoder", widths[0], vocabulary_size, seed)
     write_clip(path / "text_encoder_2", widths[1], vocabulary_size, seed + 1, is_big=True)
     with _seeded(seed):
@@ -274,40 +311,6 @@ def write_model_index(path: Path, pipeline: str, **others: tuple[str, str]) -> N
     write_json(path / "model_index.json", {"_class_name": pipeline, **dict(sorted(parts.items()))})
 
 
-def write_clip_tokenizer(
-    path: Path, pad: str = "<|endoftext|>", words: Sequence[str] = tuple(WORDS.split()), length: int = 77
-) -> int:
-    """CLIP's two files, with merges for words and for nothing else; returns the size of the vocabulary."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = letters + [letter + "</w>" for letter in letters]
-    merges: list[str] = []
-    for word in sorted(words, key=len, reverse=True):  # a short one must not merge inside a long one
-        left, *rest = [*word[:-1], word[-1] + "</w>"]
-        for right in rest:
-            if f"{left} {right}" not in merges:
-                merges.append(f"{left} {right}")
-                vocabulary.append(left + right)
-            left += right
-    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
-    path.mkdir(parents=True, exist_ok=True)
-    write_json(path / "vocab.json", {token: number for number, token in enumerate(vocabulary)})
-    (path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
-    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
-    special["pad_token"] = pad
-    write_json(path / "special_tokens_map.json", special)
-    write_json(
-        path / "tokenizer_config.json",
-        {
-            "tokenizer_class": "CLIPTokenizer",
-            "do_lower_case": True,
-            "model_max_length": length,
-            "errors": "replace",
-            **special,
-        },
-    )
-    return len(vocabulary)
-
-
 def write_clip(path: Path, d_text: int, vocabulary_size: int, seed: int, is_big: bool = False) -> None:
     """CLIP-L, or OpenCLIP's bigG with its projection; heads are 64 wide, as in both."""
     kind = CLIPTextModelWithProjection if is_big else CLIPTextModel
@@ -328,60 +331,3 @@ def write_clip(path: Path, d_text: int, vocabulary_size: int, seed: int, is_big:
     with _seeded(seed):
         model = kind(config)
     save_clip(model, path)
-
-
-def save_clip(model: Any, path: Path) -> None:
-    """A CLIP text model as a folder of transformers.
-
-    Written by hand, because transformers 5 saves its own, shorter key names; released files have these.
-    """
-    model.config.save_pretrained(path)
-    state = {
-        name if name.startswith(("text_model.", "text_projection.")) else f"text_model.{name}": value.contiguous()
-        for name, value in model.state_dict().items()
-        if not name.endswith("position_ids")
-    }
-    save_file(state, path / "model.safetensors", metadata={"format": "pt"})
-
-
-def write_t5_tokenizer(path: Path, words: Sequence[str] = T5_WORDS, sentinels: int = 0) -> int:
-    """A Unigram tokenizer with T5's special tokens: `<pad>` 0, `</s>` 1, `<unk>` 2, and last `<extra_id_0>` and so on.
-
-    Args:
-        path: folder; made if it does not exist.
-        words: one token each, with the space before them; anything else is split into letters.
-        sentinels: how many, to stand for what is masked.
-
-    Returns:
-        Size of the vocabulary.
-    """
-    special = ["<pad>", "</s>", "<unk>"]
-    extra = [f"<extra_id_{number}>" for number in range(sentinels)]
-    letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
-    pieces = [(token, 0.0) for token in special]
-    pieces += [(f"▁{word}", -2.0) for word in words]
-    pieces.append(("▁", -4.0))
-    pieces += [(letter, -6.0) for letter in letters]
-    pieces += [(token, 0.0) for token in extra]
-    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special + extra])
-    path.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(path / "tokenizer.json"))
-    write_json(
-        path / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": 512,
-            "pad_token": "<pad>",
-            "eos_token": "</s>",
-            "unk_token": "<unk>",
-        },
-    )
-    return len(pieces)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
