@@ -11,7 +11,7 @@ from PIL import Image
 from short_runs import losses, prediction, recipe_content, relative_error, train
 from torch import Tensor
 
-from llm4gen_core import LLM4GENError
+from llm4gen_core import Adapter, AdapterMetadata, LLM4GENError
 from llm4gen_diffusers.sampling import Pipeline
 from miniature.miniature_world import make_world
 from train.loop import Trainer
@@ -36,6 +36,11 @@ def runs(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     }
 
 
+def adapter_of(trainer: Trainer, mode: str = "embedding") -> Adapter:
+    assert trainer.models.adapter is not None
+    return Adapter(trainer.models.adapter, AdapterMetadata("miniature", None, lambda_mode=mode))
+
+
 def test_the_adapter_stores_its_mode_and_generates_with_it(runs: dict[str, Path], world: Path) -> None:
     for mode, run in runs.items():
         export = run / "export"
@@ -53,7 +58,7 @@ def test_the_pipeline_predicts_what_was_trained(world: Path, tmp_path: Path, mod
     content = recipe_content(world, tmp_path / "run", adapter={"heads": 4, "lambda_mode": mode})
     trainer = Trainer(parse_recipe(content, "Recipe of the test"), RunFolder(tmp_path / "run"))
     noisy, expected, timesteps = prediction(trainer.training_loss, trainer.conditioner, CAPTIONS)
-    mine = Pipeline(trainer.models.family, trainer.models.adapter, trainer.models.llm, mode)
+    mine = Pipeline(trainer.models.family, adapter_of(trainer), trainer.models.llm, mode)
     features = mine.encode(CAPTIONS, 1.0)
     found = mine.predict_noise(noisy, timesteps, features)
     assert relative_error(found, expected) < 1e-5
@@ -71,7 +76,7 @@ def test_validation_generates_in_the_mode_of_the_run(world: Path, tmp_path: Path
     found = torch.from_numpy(np.array(Image.open(file)).astype(np.float32))
 
     def generate(mode: str) -> Tensor:
-        mine = Pipeline(trainer.models.family, trainer.models.adapter, trainer.models.llm, mode)
+        mine = Pipeline(trainer.models.family, adapter_of(trainer), trainer.models.llm, mode)
         image = mine.generate(CAPTIONS[0], seed=3, steps=2, guidance=3.0, width=16, height=16)[0]
         return image.permute(1, 2, 0) * 255
 
