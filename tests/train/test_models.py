@@ -455,8 +455,8 @@ def test_the_second_export_holds_both_stages(world: Path, exports: dict[str, Pat
     [
         ("cam+cross_attention_kv", "cam", "would neither train nor store; choose cam.cross_attention_kv or cam.unet"),
         ("cam+lora", "cam", "would neither train nor store; choose cam.lora or cam.unet"),
-        ("cam+cross_attention_kv", "cam+lora", "kind cross_attention_kv, which trainable.parts cam.lora cannot"),
-        ("cam+lora", "cam+cross_attention_kv", "kind lora, which trainable.parts cam.cross_attention_kv cannot"),
+        ("cam+cross_attention_kv", "cam+lora", "from which trainable.parts cam.lora cannot start"),
+        ("cam+lora", "cam+cross_attention_kv", "from which trainable.parts cam.cross_attention_kv cannot start"),
     ],
 )
 def test_a_unet_part_that_would_be_lost_is_refused(
