@@ -65,7 +65,7 @@ def make_models(models: Path, layers: int) -> None:
 
 
 def import_ella() -> ModuleType:
-    """The pack's module of nodes, imported as the host imports it."""
+    """Node module of the pack, imported as the host imports it."""
     name, folder = "ella_pack", pack_folder("ComfyUI-ELLA")
     spec = importlib.util.spec_from_file_location(name, folder / "__init__.py")
     if spec is None or spec.loader is None or not folder.is_dir():
@@ -77,7 +77,7 @@ def import_ella() -> ModuleType:
 
 
 class Ella:
-    """Its nodes, in the order that its own example workflow wires them."""
+    """ELLA's nodes, in the order of its own example workflow."""
 
     def __init__(self, models: Path, unet: Any, steps: int) -> None:
         from safetensors.torch import save_file
@@ -98,14 +98,14 @@ class Ella:
 
 
 class Ours:
-    """What Text Encode does."""
+    """Encode as Text Encode does."""
 
     def __init__(self, pack: str, clip: Any) -> None:
-        self.node = importlib.import_module(f"{pack}.nodes.text_encode").LLM4GENTextEncode
+        self.node = importlib.import_module(f"{pack}.nodes.encode").LLM4GENTextEncode
         self.clip = clip
         self.llm = importlib.import_module(f"{pack}.nodes.host_llm").load_llm("t5/", {"dtype": torch.float32})
         self.adapter = importlib.import_module(f"{pack}.nodes.host").HostAdapter.load("adapter.safetensors")
-        importlib.import_module(f"{pack}.nodes.text_encode").say = lambda *_: None  # there is no browser
+        importlib.import_module(f"{pack}.nodes.encode").say = lambda *_: None  # there is no browser
 
     def encode(self) -> list[Any]:
         return list(self.node.execute(self.clip, self.llm, self.adapter, *TEXTS, 1.0).result)

@@ -1,4 +1,4 @@
-"""What entity guidance costs: the attention columns alone, and a whole training step with and without.
+"""Cost of entity guidance: the attention columns alone, and a whole training step with and without.
 
     python benchmarks/guidance.py columns                  SD1.5's layers, against softmax(Q Kᵀ) written down
     python benchmarks/guidance.py step                     a shallow UNet of SD1.5's width
@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -110,8 +111,9 @@ class Step:
 
         from llm4gen_diffusers.families import FAMILIES
         from llm4gen_diffusers.schedule import NoiseSchedule
-        from train.noise_target import NoiseTarget
-        from train.training_loss import TrainingLoss
+        from train.loss import TrainingLoss
+        from train.models import Models
+        from train.recipe_file import parse_recipe
 
         device = torch.device(options.device)
         config = UNETS[options.unet]
@@ -122,14 +124,23 @@ class Step:
             adapter = CrossAdapter(CrossAdapterConfig(config["cross_attention_dim"], 2048))
         if options.checkpointing:
             family.unet.enable_gradient_checkpointing()
-        denoising = NoiseTarget(NoiseSchedule.stable_diffusion())
+        family.base = SimpleNamespace(schedule=NoiseSchedule.stable_diffusion())
         self.guidance = GuidanceOptions(alpha=alpha)
-        self.objective = TrainingLoss(family, adapter, denoising, self.guidance).to(device)
-        self.optimizer = torch.optim.AdamW(self.objective.parameters(), lr=1e-9, fused=True)
+        recipe = {
+            "family": "sd15",
+            "output": "none",
+            "model": {"base": "none", "llm": "none"},
+            "data": {"sources": "none"},
+            "guidance": {"alpha": alpha},
+            "train": {"steps": 1, "batch_size": options.batch, "micro_batch": options.batch},
+        }
+        models = Models(parse_recipe(recipe, "Recipe of the benchmark"), family, None, adapter, None)
+        self.training_loss = TrainingLoss(models).to(device)
+        self.optimizer = torch.optim.AdamW(self.training_loss.parameters(), lr=1e-9, fused=True)
         self.width = config["cross_attention_dim"]
 
     def inputs(self) -> Any:
-        from train.training_loss import StepInputs
+        from train.loss import StepInputs
 
         batch, side, device = self.options.batch, self.options.size // 8, self.device
         targets = guidance_targets([pairs(self.options.pairs)] * batch).to(device)
@@ -151,7 +162,7 @@ class Step:
         started = time.perf_counter()
         precision = PRECISIONS[self.options.precision]
         with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
-            error, guidance, _ = self.objective(inputs)
+            error, guidance, _ = self.training_loss(inputs)
         (error.mean() + self.guidance.alpha * guidance.mean()).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -175,7 +186,7 @@ def peak(device: str) -> float:
 
 
 def ways(options: argparse.Namespace) -> dict[str, Callable[[], Callable[[], float]]]:
-    """By name, what makes a function that runs once and gives seconds; first what is compared with."""
+    """Factories of functions that run once and return seconds, by name; the first is the reference."""
     if options.what == "columns":
         return {
             "full map": lambda: lambda: run_columns(full_map, options),
@@ -185,7 +196,7 @@ def ways(options: argparse.Namespace) -> dict[str, Callable[[], Callable[[], flo
 
 
 def measure_alone(options: argparse.Namespace) -> None:
-    """In a process of its own: peak memory, less what was there before the first run."""
+    """Peak memory above that before the first run, measured in a process of its own."""
     run = ways(options)[options.alone]()
     before = peak(options.device) if options.what == "columns" else 0.0
     run()

@@ -1,4 +1,4 @@
-"""What LLM4GEN costs inside ComfyUI: seconds a step, peak memory, seconds to import, bytes left on the compute device.
+"""Cost of LLM4GEN inside ComfyUI: seconds a step, peak memory, seconds to import, bytes left on the compute device.
 
     COMFYUI_PATH=~/ComfyUI python benchmarks/host.py [--family sdxl] [--full] [--size 512] [--rounds 5]
 
@@ -117,7 +117,7 @@ def sides(pack: str, models: Path, family: str) -> tuple[list[Any], list[Any]]:
 
 
 def steps(pack: str, models: Path, family: str, full: bool, size: int, rounds: int) -> dict[str, object]:
-    """Of plain CLIP, and of the fused context in each λ mode, against plain CLIP."""
+    """Time and memory of a step with plain CLIP, and with the fused context in each λ mode."""
     import comfy.sample
     import comfy.sd
 
@@ -185,7 +185,7 @@ def after_encoding(pack: str) -> dict[str, object]:
 
 
 def peak_megabytes(work: Callable[[], object]) -> float | None:
-    """Memory that some work needs above what is in use before it; on a CPU by Linux's high-water mark alone."""
+    """Memory of some work above what was in use before it; on a CPU, Linux's high-water mark."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

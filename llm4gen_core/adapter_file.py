@@ -78,11 +78,11 @@ class AdapterMetadata:
     def __post_init__(self) -> None:
         if self.base_family is not None and self.base_family not in FAMILIES:
             raise LLM4GENError(
-                f"Adapter: base family {self.base_family!r} is unknown; expected one of {', '.join(FAMILIES)}."
+                f"Adapter: base family {self.base_family!r} is not known; expected {', '.join(FAMILIES)}."
             )
         if self.lambda_mode not in LAMBDA_MODES:
             raise LLM4GENError(
-                f"Adapter: λ mode {self.lambda_mode!r} is unknown; expected one of {', '.join(LAMBDA_MODES)}."
+                f"Adapter: λ mode {self.lambda_mode!r} is not known; expected {', '.join(LAMBDA_MODES)}."
             )
         if not math.isfinite(self.default_strength):
             raise LLM4GENError(f"Adapter: default strength is {self.default_strength}; expected a number such as 1.0.")

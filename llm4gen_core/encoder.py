@@ -283,7 +283,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # as above: many types for one situation
-        raise LLM4GENError(f"LLM {folder} has no readable tokenizer ({first_line(error)}). {advice}") from error
+        raise LLM4GENError(f"LLM {folder} has no tokenizer that can be read ({first_line(error)}). {advice}") from error
     # Without a vocabulary, transformers builds a blank tokenizer, to which every word is unknown.
     own_files = tokenizer.vocab_files_names.values()
     if own_files and not any((folder / name).is_file() for name in (*own_files, *_TOKENIZER_FILES)):

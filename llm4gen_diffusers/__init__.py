@@ -1,4 +1,1 @@
-"""Painting without ComfyUI, and what else `train` and `evaluation` share: model families, pipeline, statistics, pages.
-
-Uses `llm4gen_core`, and none of its users.
-"""
+"""LLM4GEN on diffusers: families of base models, image generation, attention maps, conversion of adapters."""

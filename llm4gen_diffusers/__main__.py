@@ -1,4 +1,4 @@
-"""`python -m llm4gen_diffusers`: generate images, look at their attention, convert adapter files.
+"""`python -m llm4gen_diffusers`: generate images, show their attention, convert adapter files; and `llm4gen`.
 
 Arguments only: torch and the rest load inside the command that needs them.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .command_line import Parser, quiet_libraries, read_prompts, run_command
 from .options import (
@@ -17,24 +17,32 @@ from .options import (
     GenerateSettings,
     ModelFiles,
     RunOptions,
+    SamplingSettings,
     add_arguments,
     options_from,
 )
 
-PACKAGES = ("train", "evaluation", "miniature")
-"""Packages with a command line of their own, which `llm4gen` reaches by their names."""
+PACKAGES = {
+    "train": "train adapters: run, resume, plan, export, ...",
+    "evaluation": "measure models on benchmarks: run, generate, score, report, ...",
+    "miniature": "a small world to try everything on a CPU: demo, reproduce, ...",
+}
+"""Packages with a command line of their own, which `llm4gen` runs by their names."""
 
 
-def build_parser() -> Parser:
+def build_parser(prog: str = "python -m llm4gen_diffusers", packages: Mapping[str, str] | None = None) -> Parser:
+    """Parser of the commands; `packages` adds names and help of commands that `console` passes on."""
     parser = Parser(
-        prog="python -m llm4gen_diffusers",
-        description="LLM4GEN on diffusers: generate images, look at their attention, convert adapters. "
+        prog=prog,
+        description="LLM4GEN on diffusers: generate images, show where they attend to words, convert adapters. "
         "Everything is read from this machine; nothing is ever downloaded.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_generate(commands)
     _add_attention(commands)
     _add_convert(commands)
+    for name, help in (packages or {}).items():
+        commands.add_parser(name, help=help)
     return parser
 
 
@@ -49,13 +57,10 @@ def _add_generate(commands: argparse._SubParsersAction[Parser]) -> None:
         epilog="example: python -m llm4gen_diffusers generate --base models/sd15 --unet LLM4GEN/unet --adapter "
         'LLM4GEN/projector.pth --llm models/rankgen-t5-xl-all --prompt "a red cat on a blue chair" --seed 7',
     )
-    add_arguments(parser.add_argument_group("model"), ModelFiles)
-    image = parser.add_argument_group("image")
+    image = _add_sampling(parser, GenerateSettings, ("prompts",))
     prompts = image.add_mutually_exclusive_group(required=True)
     prompts.add_argument("--prompt", action="append", dest="prompts", metavar="TEXT", help="prompt; repeatable")
     prompts.add_argument("--prompt-file", metavar="FILE", help="text file (UTF-8) with one prompt a line")
-    add_arguments(image, GenerateSettings, ("prompts", *ModelFiles.model_fields, *RunOptions.model_fields))
-    add_arguments(parser.add_argument_group("run"), RunOptions)
     parser.set_defaults(run=_generate)
 
 
@@ -71,10 +76,7 @@ def _add_attention(commands: argparse._SubParsersAction[Parser]) -> None:
         'LLM4GEN/projector.pth --llm models/rankgen-t5-xl-all --prompt "a red cat on a blue chair" --word red '
         "--word cat --seed 7 --output maps.png",
     )
-    add_arguments(parser.add_argument_group("model"), ModelFiles)
-    image = parser.add_argument_group("image")
-    add_arguments(image, AttentionSettings, (*ModelFiles.model_fields, *RunOptions.model_fields))
-    add_arguments(parser.add_argument_group("run"), RunOptions)
+    _add_sampling(parser, AttentionSettings)
     parser.set_defaults(run=_attention)
 
 
@@ -90,6 +92,17 @@ def _add_convert(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     add_arguments(parser, ConvertSettings)
     parser.set_defaults(run=_convert)
+
+
+def _add_sampling(
+    parser: Parser, settings: type[SamplingSettings], leave_out: Sequence[str] = ()
+) -> argparse._ArgumentGroup:
+    """Add the options of a command that generates, in three groups; returns the group of the image."""
+    add_arguments(parser.add_argument_group("model"), ModelFiles)
+    image = parser.add_argument_group("image")
+    add_arguments(image, settings, (*leave_out, *ModelFiles.model_fields, *RunOptions.model_fields))
+    add_arguments(parser.add_argument_group("run"), RunOptions)
+    return image
 
 
 def _generate(args: argparse.Namespace) -> None:
@@ -122,14 +135,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def console(arguments: Sequence[str] | None = None) -> int:
-    """The console command `llm4gen`: the commands of this package, and those of `PACKAGES` behind the package's name.
+    """Run the console command `llm4gen`: commands of this package, and of `PACKAGES` after the package's name.
 
     Unlike `python -m train`, it never runs a `train.py` that lies in the current folder.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] and arguments[0] in PACKAGES:
         return importlib.import_module(f"{arguments[0]}.__main__").main(arguments[1:])
-    return main(arguments)
+    return run_command(lambda: build_parser("llm4gen", PACKAGES), "train", arguments)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Heat maps of words, as in the paper's Fig. 9: where an image looked while it was painted.
+"""Heat maps of words, as in the paper's Fig. 9: where an image attended to them while it was generated.
 
 The maps are those of DAAM (Tang et al. 2022, arXiv 2210.04885), which the paper cites: the columns that belong to a
 word's tokens in the UNet's cross-attention, averaged over heads, layers and timesteps, on the side of guidance that
-sees the prompt. They come from `attended_columns`, which is exact and never holds the whole matrix. With LLM4GEN a
-word stands twice in the context, once as CLIP's and once as the LLM's tokens; either copy can be looked at, or both.
+sees the prompt. `attended_columns` computes them exactly without holding the whole matrix. With LLM4GEN a word is in
+the context twice, as CLIP's and as the LLM's tokens; the maps show either or both.
 """
 
 from __future__ import annotations
@@ -22,47 +22,41 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from llm4gen_core import GuidanceOptions, LLM4GENError, Span
 from llm4gen_core.entities.positions import context_segments
 from llm4gen_core.lambda_modes import LLMTokens, attended_columns
 from llm4gen_core.prompt_tokens import prompt_offsets
 
-from .attention import cross_attention_layers
-from .devices import choose_device, choose_dtype, dtype_name
+from .attention import cross_attention_layers, unknown_cross_attention
+from .devices import choose_device
+from .generate import sampling_record
 from .images import check_output, save_png
 from .options import AttentionSettings, GenerationOptions
 from .sampling import DEFAULTS, Pipeline
 
 PANEL = 256
-"""Pixels that a side of a panel of `strip` has at least; smaller images are enlarged by a whole number."""
+"""Smallest side of a panel of `strip` in pixels; smaller images are enlarged by a whole number."""
 
-_COLORS = (
-    (0, 0, 4),
-    (31, 12, 72),
-    (85, 15, 109),
-    (136, 34, 106),
-    (186, 54, 85),
-    (227, 89, 51),
-    (249, 140, 10),
-    (249, 201, 50),
-    (252, 255, 164),
+_COLORS = np.array(
+    [(0, 0, 4), (31, 12, 72), (85, 15, 109), (136, 34, 106), (186, 54, 85), (227, 89, 51), (249, 140, 10)]
+    + [(249, 201, 50), (252, 255, 164)]
 )
-"""RGB of low to high attention, in equal steps; lightness rises evenly, for colour-blind eyes and for paper too."""
+"""RGB of low to high attention in equal steps (matplotlib's inferno): lightness rises evenly, readable for
+colour-blind eyes and in print."""
 
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Where a painted image looked at each of W words.
+    """Attention of a generated image to each of W words.
 
     Attributes:
-        words: of the prompt.
+        words: words of the prompt.
         maps: [W, h, w], of the latents' size. 1 is the word's mean over the image, so that maps of frequent and of
             rare words, of one or of many tokens, and of contexts of any length can be compared.
         mass: [W], the share of all attention that goes to the word's tokens, from 0 to 1, mean over pixels and layers.
             `mass * maps` is the attention itself.
-        image: [3, H, W] from 0 to 1, what `Pipeline.paint` gives with the same arguments.
+        image: [3, H, W] from 0 to 1, the image of `Pipeline.generate` with the same arguments.
     """
 
     words: tuple[Span, ...]
@@ -82,25 +76,25 @@ def attention_maps(
     layers: str | tuple[int | str, ...] = "all",
     progress: bool = True,
 ) -> AttentionMaps:
-    """Paint an image and record where it looks at words.
+    """Generate an image and record where it attends to words.
 
-    Nothing of the image changes, and nothing stays attached to the UNet.
+    The image does not change, and nothing stays attached to the UNet.
 
     Args:
         pipeline: with or without LLM4GEN, of any family.
         prompt, options, seed, progress: see `Pipeline.generate`.
-        words: characters of the prompt, a word or several in a row.
-        tokens: "clip", "llm" or "both" copies of a word; of "both" the attention is added up, and a copy that a text
-            encoder has cut off adds nothing. Without an LLM in the context there is CLIP's copy only.
+        words: words of the prompt, or several in a row.
+        tokens: "clip", "llm" or "both", the tokens of a word that are looked at; the attention of both is added. A
+            word that a text encoder has cut off adds nothing. Without an LLM there are CLIP's tokens only.
         layers: see `GuidanceOptions.layers`.
 
     Raises:
-        LLM4GENError: there is no word, a word is not in the prompt, or has no token in what is asked for; or no layer
-            is selected.
+        LLM4GENError: there is no word, a word is not in the prompt or has none of these tokens, or no layer is
+            selected.
     """
     chunks = pipeline.chunks_for([prompt, options.negative] if options.guidance > 1 else [prompt])
     selection = GuidanceOptions(tokens=tokens, layers=layers)
-    columns, shares = _columns(pipeline, prompt, words, selection, chunks)
+    columns, shares = _columns(pipeline, prompt, words, tokens, chunks)
     llm = pipeline.encode([prompt], chunks).llm
     with _recorded(pipeline.family.unet, columns.to(pipeline.device), selection, llm) as recorded:
         images = pipeline.generate(prompt, options, seed=seed, progress=progress)
@@ -124,14 +118,14 @@ def attention_maps(
 
 
 def find_words(prompt: str, words: Sequence[str]) -> list[Span]:
-    """Where words stand in a prompt, upper or lower case; the second time that one is given, its second occurrence.
+    """Find words in a prompt, in upper or lower case; a word given a second time is its second occurrence.
 
     Args:
         prompt: text.
-        words: one or several in a row. In scripts with blanks between words only whole ones are found.
+        words: one word or several in a row. In scripts with blanks between words only whole ones are found.
 
     Raises:
-        LLM4GENError: a word is not there, or not that often.
+        LLM4GENError: a word is not in the prompt, or not that often.
     """
     found = []
     given: Counter[str] = Counter()
@@ -148,13 +142,7 @@ def find_words(prompt: str, words: Sequence[str]) -> list[Span]:
     return found
 
 
-def _columns(
-    pipeline: Pipeline,
-    prompt: str,
-    words: Sequence[Span],
-    options: GuidanceOptions,
-    chunks: int,
-) -> tuple[Tensor, Tensor]:
+def _columns(pipeline: Pipeline, prompt: str, words: Sequence[Span], tokens: str, chunks: int) -> tuple[Tensor, Tensor]:
     """Positions [C] in the context, and which of them [W, C] are tokens of each word, 1 or 0."""
     if not words:
         raise LLM4GENError("There is no word to look at; give at least one word of the prompt.")
@@ -163,7 +151,7 @@ def _columns(
         layout = pipeline.adapter.config.context_layout
     clip = pipeline.family.text_offsets(prompt, chunks)
     llm = prompt_offsets(pipeline.llm.tokenizer, prompt, pipeline.llm.spec) if pipeline.llm else None
-    segments = [s for s in context_segments(layout, clip, llm) if options.tokens in ("both", s.kind)]
+    segments = [s for s in context_segments(layout, clip, llm) if tokens in ("both", s.kind)]
     columns, shares = [], []
     for word in words:
         if prompt[word.start : word.end] != word.text:
@@ -173,11 +161,11 @@ def _columns(
             )
         positions = [position for segment in segments for position in segment.positions(word)]
         if not positions:
-            copy = {"both": "CLIP or the LLM", "clip": "CLIP", "llm": "the LLM"}[options.tokens]
+            source = {"both": "CLIP or the LLM", "clip": "CLIP", "llm": "the LLM"}[tokens]
             raise LLM4GENError(
                 f"Word {word.text!r}, at character {word.start} of the prompt, is not in the part of the context that "
-                f"comes from {copy}: there is no such part, or the prompt is too long for it. Look at another copy of "
-                "the word, or use a shorter prompt."
+                f"comes from {source}: there is no such part, or the prompt is too long for it. Look at its other "
+                "tokens, or use a shorter prompt."
             )
         columns.append(torch.tensor(positions))
         shares.append(torch.ones(1, len(positions)))
@@ -185,43 +173,33 @@ def _columns(
 
 
 class _Layer:
-    """Adds up what one layer pays to columns of the context, while it is attached.
+    """Sum of a layer's attention to columns of the context.
 
-    It listens to the projections of query and key and leaves what comes out of them alone, so that whatever processor
-    the UNet has, what it predicts stays the same, but for rounding where a layer would not have projected the key.
+    Hooks read the outputs of the query and key projections and change nothing, so the UNet predicts the same whatever
+    its processor is, but for rounding where a layer would not have projected the key.
 
     Args:
-        name: the layer's path inside the UNet.
+        name: path of the layer inside the UNet.
         module: the layer.
         columns: [C] positions in the context.
-        options: whether the layer is wanted.
+        options: selects layers.
         llm: see `attend`.
 
     Attributes:
         sum: [N, C] attention of the last sample of a batch, mean over heads, over all calls.
-        calls: of the UNet; 0 for a layer that is not wanted.
-
-    Raises:
-        LLM4GENError: the layer does more to query or key than to project them.
+        calls: number of calls; 0 for a layer that is not selected.
     """
 
     def __init__(
         self, name: str, module: Any, columns: Tensor, options: GuidanceOptions, llm: LLMTokens | None
     ) -> None:
-        if module.norm_q is not None or module.norm_k is not None or module.add_k_proj is not None:
-            raise LLM4GENError(
-                f"The UNet's layer {name} is not plain cross-attention as in SD1.5 and SDXL; its attention cannot be "
-                "looked at. Use a base of these families."
-            )
         self.sum = torch.zeros((), device=columns.device)
         self.calls = 0
-        self._name, self._module, self._columns, self._options, self._llm = name, module, columns, options, llm
+        self._name, self._columns, self._options, self._llm = name, columns, options, llm
         self._projected: dict[nn.Module, Tensor] = {}
-
-    def attach(self) -> list[RemovableHandle]:
-        module = self._module
-        handles = [projection.register_forward_hook(self._keep) for projection in (module.to_q, module.to_k)]
-        return [*handles, module.register_forward_hook(self._add)]
+        projections = (module.to_q, module.to_k)
+        self.handles = [projection.register_forward_hook(self._keep) for projection in projections]
+        self.handles.append(module.register_forward_hook(self._add))
 
     def _keep(self, projection: nn.Module, inputs: Any, output: Tensor) -> None:
         self._projected[projection] = output[-1:]  # the conditional side of guidance comes last
@@ -241,18 +219,22 @@ class _Layer:
 def _recorded(
     unet: nn.Module, columns: Tensor, options: GuidanceOptions, llm: LLMTokens | None
 ) -> Iterator[list[_Layer]]:
-    """All cross-attention layers of a UNet2DConditionModel, attached while it is open."""
+    """Record all cross-attention layers of a UNet2DConditionModel."""
+    if unknown := unknown_cross_attention(unet):
+        raise LLM4GENError(
+            f"The UNet's layer {unknown[0]} is not plain cross-attention as in SD1.5 and SDXL; its attention cannot be "
+            "looked at. Use a base of these families."
+        )
     layers = [_Layer(name, module, columns, options, llm) for name, module in cross_attention_layers(unet).items()]
-    handles = [handle for layer in layers for handle in layer.attach()]
     try:
         yield layers
     finally:
-        for handle in handles:
+        for handle in (handle for layer in layers for handle in layer.handles):
             handle.remove()
 
 
 def _sides(pixels: int, size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a layer of so many pixels: each level of the UNet halves the latents' sides, rounded up."""
+    """(height, width) of a layer with that many pixels: each level of the UNet halves the sides, rounded up."""
     height, width = size
     while height * width > pixels:
         height, width = -(-height // 2), -(-width // 2)
@@ -260,30 +242,28 @@ def _sides(pixels: int, size: tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def overlay(image: Tensor, heat: Tensor, limits: tuple[float, float] | None = None) -> NDArray[np.uint8]:
-    """A map over its image.
+def overlay(image: Tensor, heat: Tensor) -> NDArray[np.uint8]:
+    """Draw a map over its image, in colours from its lowest to its highest value.
 
     Args:
         image: [3, H, W] from 0 to 1.
         heat: [h, w], enlarged to the image's size.
-        limits: values of the darkest and the brightest colour; None for the lowest and the highest of this map. Give
-            them to compare maps by eye.
 
     Returns:
         RGB [H, W, 3].
     """
-    low, high = (float(heat.min()), float(heat.max())) if limits is None else limits
+    low, high = float(heat.min()), float(heat.max())
     size = (image.shape[1], image.shape[2])
     large = F.interpolate(heat[None, None].float(), size, mode="bicubic")[0, 0].numpy()
     level = ((large - low) / max(high - low, 1e-6)).clip(0, 1)
     steps = np.linspace(0, 1, len(_COLORS))
-    color = np.stack([np.interp(level, steps, channel) for channel in np.transpose(_COLORS)], axis=2) / 255
+    color = np.stack([np.interp(level, steps, channel) for channel in _COLORS.T], axis=2) / 255
     gray = image.mean(0).numpy()[..., None]
     return ((0.4 * gray + 0.6 * color) * 255).round().astype(np.uint8)
 
 
 def strip(found: AttentionMaps) -> NDArray[np.uint8]:
-    """The image and a map for each word side by side, each with its word and its share of the attention, in RGB."""
+    """Draw the image and a map for each word side by side, each with its word and share of the attention, in RGB."""
     image = found.image
     factor = max(1, -(-PANEL // min(image.shape[1:])))
     panels = [("image", (image * 255).round().byte().permute(1, 2, 0).numpy())]
@@ -311,23 +291,11 @@ def attention(settings: AttentionSettings) -> Path:
     """
     check_output(settings.output)
     words = find_words(settings.prompt, settings.words)
-    device = choose_device(settings.device)
-    pipeline = Pipeline.from_files(settings, device)
+    pipeline = Pipeline.from_files(settings, choose_device(settings.device))
     found = attention_maps(pipeline, settings.prompt, words, settings, seed=settings.seed, tokens=settings.tokens)
-    # Half a step up: what is cut off when the file is written is this half.
+    # Half a step up, because the file truncates.
     panels = torch.from_numpy(strip(found)).permute(2, 0, 1).add(0.5) / 255
-    files = {
-        name: Path(path).name
-        for name in ("base", "family", "unet", "adapter", "llm", "clip", "tokenizer")
-        if (path := getattr(settings, name)) is not None
-    }
-    record = {
-        **settings.model_dump(
-            include={"prompt", "words", "tokens", "seed", "strength", *GenerationOptions.model_fields}
-        ),
-        "dtype": dtype_name(choose_dtype(settings.dtype, device)),
-        **files,
-    }
-    file = save_png(panels, settings.output, record)
+    record = sampling_record(settings, pipeline, settings.prompt)
+    file = save_png(panels, settings.output, {**record, "words": settings.words, "tokens": settings.tokens})
     print(file, flush=True)
     return file

@@ -1,4 +1,4 @@
-"""What the command lines share: parsers whose errors are one sentence, exit codes, prompt files."""
+"""Shared by all command lines: parsers whose errors are one sentence, exit codes, prompt files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+PACKAGES = ("llm4gen_core", "llm4gen_diffusers", "train", "evaluation", "miniature")
+"""Packages of the project."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,16 +48,17 @@ def run_command(build_parser: Callable[[], Parser], extra: str, arguments: Seque
     """Parse the arguments and call the default `run` of the command with them.
 
     Args:
-        build_parser: of the whole command line; its commands go to `command`.
-        extra: of the project's dependencies that the commands need, named where a package is missing.
-        arguments: of the command line; None for those of the process.
+        build_parser: returns the parser of the whole command line, whose commands go to `command`.
+        extra: extra of pyproject.toml with the commands' dependencies, named where a package is missing.
+        arguments: arguments; None for those of the process.
 
     Returns:
-        Exit code: 0, 2 after an error of one line on stderr, 130 when it was broken off from the keyboard (SIGINT),
-        143 by SIGTERM.
+        Exit code: 0; 2 after an error, which is one line on stderr; 130 after an interrupt from the keyboard (SIGINT),
+        143 after SIGTERM.
     """
     args = build_parser().parse_args(arguments)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # diffusers imports it, and it hints at kernels then
+    # diffusers imports bitsandbytes, which then logs hints about its kernels.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     run = args.run
     del args.run, args.command
     try:
@@ -67,7 +71,7 @@ def run_command(build_parser: Callable[[], Parser], extra: str, arguments: Seque
             return 2
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package in ("", "train", "evaluation", "miniature", "llm4gen_core", "llm4gen_diffusers"):
+        if package in ("", *PACKAGES):
             raise
         _report(f"The package {package} is not installed; install what is needed: pip install 'llm4gen[{extra}]'")
         return 2
@@ -77,7 +81,7 @@ def run_command(build_parser: Callable[[], Parser], extra: str, arguments: Seque
 
 
 def read_prompts(path: str) -> list[str]:
-    """The lines of a UTF-8 text file that are not blank.
+    """Read the lines of a UTF-8 text file that are not blank.
 
     Raises:
         LLM4GENError: the file cannot be read or holds no prompt.
@@ -99,7 +103,7 @@ def read_prompts(path: str) -> list[str]:
 
 
 def quiet_libraries() -> None:
-    """Progress bars and hints of the libraries: an error of ours has to be the only line that a script sees."""
+    """Silence progress bars and hints of diffusers and transformers, so that stderr holds our errors alone."""
     import diffusers
     import transformers
 
@@ -109,14 +113,14 @@ def quiet_libraries() -> None:
 
 
 def process_number() -> int:
-    """Number of this process among those that `accelerate launch` started; 0 prints."""
+    """Rank of this process among those that `accelerate launch` started; 0 prints."""
     number = os.environ.get("RANK", "0")
     return int(number) if number.isdigit() else 0
 
 
 @contextlib.contextmanager
 def same_everywhere() -> Iterator[None]:
-    """Errors in here come in all processes alike: the first one tells."""
+    """Report errors that all processes raise alike from the first process only."""
     from llm4gen_core import LLM4GENError
 
     try:

@@ -22,7 +22,7 @@ from .options import ConvertSettings
 
 
 def convert(settings: ConvertSettings) -> None:
-    """Write the file and print what was found and written.
+    """Write the file, and print what was found and written.
 
     Raises:
         LLM4GENError: the source cannot be used, its family or LLM is unknown or does not fit, or the target exists.
@@ -35,24 +35,25 @@ def convert(settings: ConvertSettings) -> None:
     family = settings.family or found.base_family
     if family is None:
         raise LLM4GENError(
-            f"Adapter {source} (d_text {adapter.config.d_text}) does not tell which base family it was trained for; "
+            f"Adapter {source} (d_text {adapter.config.d_text}) does not say which base family it was trained for; "
             f"give --family with one of {', '.join(FAMILIES)}."
         )
-    training = dict(found.training) or {"converted_from": source.name, "sha256": _sha256(source)}
-    given = {name: getattr(settings, name) for name in ("title", "author", "description")}
+    sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
+    given = settings.model_dump(include={"title", "author", "description"}, exclude_none=True)
     metadata = dataclasses.replace(
         found,
         base_family=family,
-        llm=_llm_spec(settings, adapter, found.llm),
-        training=training,
-        **{name: value for name, value in given.items() if value is not None},
+        llm=_llm_spec(settings, adapter),
+        training=dict(found.training) or {"converted_from": source.name, "sha256": sha256},
+        **given,
     )
     save_adapter(adapter.module, target, metadata, adapter.unet_part)
     print(_summary(adapter, metadata, source, target))
 
 
-def _llm_spec(settings: ConvertSettings, adapter: Adapter, found: LLMSpec | None) -> LLMSpec | None:
-    spec = found
+def _llm_spec(settings: ConvertSettings, adapter: Adapter) -> LLMSpec | None:
+    """Specification of the adapter's LLM: the given one, or the one in the file; None if neither is known."""
+    spec = adapter.metadata.llm
     if settings.llm is not None:
         path = Path(settings.llm)
         spec = folder_spec(path) if path.is_dir() else _read_spec(path)
@@ -61,7 +62,7 @@ def _llm_spec(settings: ConvertSettings, adapter: Adapter, found: LLMSpec | None
     if settings.llm_model is not None:
         if spec is None:
             raise LLM4GENError(
-                f"LLM {settings.llm_model!r} is a name only, and {settings.source} does not tell the LLM's size and "
+                f"LLM {settings.llm_model!r} is a name only, and {settings.source} does not say the LLM's size and "
                 "how prompts are prepared for it; give --llm with its Hugging Face folder or a JSON file as well."
             )
         spec = dataclasses.replace(spec, model=settings.llm_model)
@@ -100,11 +101,3 @@ def _summary(adapter: Adapter, metadata: AdapterMetadata, source: Path, target: 
             f"wrote    {target} ({target.stat().st_size:,} bytes)",
         )
     )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""PNG files: names that are free, and what made the image inside the file."""
+"""PNG files: free names, and settings stored in the file."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ METADATA_KEY = "llm4gen"
 
 
 def check_output(output: str | os.PathLike[str]) -> None:
-    """Raise LLM4GENError unless `output` can be used as `save_png` does."""
+    """Raise LLM4GENError unless `save_png` can write to `output`."""
     path = Path(output)
     if path.suffix.lower() in (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"):
         raise LLM4GENError(f"Output {path} ends in {path.suffix}; expected a name ending in .png, or a folder.")
-    folder = _folder(path)
+    folder = path.parent if _is_png(path) else path
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not existing.is_dir():
         raise LLM4GENError(f"Output {path} is inside {existing}, which is a file; choose another folder.")
@@ -38,8 +38,8 @@ def save_png(image: Tensor, output: str | os.PathLike[str], settings: Mapping[st
 
     Args:
         image: [3, H, W] from 0 to 1.
-        output: a name ending in .png, numbered from the second file on, or a folder for `llm4gen_00001.png`, ...
-        settings: what made the image (JSON values), with "prompt"; stored as PNG text.
+        output: name ending in .png, numbered from the second file on, or a folder for `llm4gen_00001.png`, ...
+        settings: how the image was generated (JSON values), with "prompt"; stored as PNG text.
 
     Returns:
         The file.
@@ -48,9 +48,8 @@ def save_png(image: Tensor, output: str | os.PathLike[str], settings: Mapping[st
     text.add_itxt("Description", str(settings["prompt"]))
     text.add_itxt("Software", "LLM4GEN")
     text.add_itxt(METADATA_KEY, json.dumps(dict(settings), ensure_ascii=False))
-    path = Path(output)
-    _folder(path).mkdir(parents=True, exist_ok=True)
-    for name in _names(path):
+    for name in _names(Path(output)):
+        name.parent.mkdir(parents=True, exist_ok=True)
         try:
             file = name.open("xb")
         except FileExistsError:
@@ -62,7 +61,7 @@ def save_png(image: Tensor, output: str | os.PathLike[str], settings: Mapping[st
 
 
 def to_image(image: Tensor) -> Image.Image:
-    """An image [3, H, W] from 0 to 1 in RGB; cut, not rounded, as ComfyUI's SaveImage does, so that both are equal."""
+    """Convert [3, H, W] from 0 to 1 to RGB; truncated, not rounded, as in ComfyUI's SaveImage, so both are equal."""
     return Image.fromarray((image.permute(1, 2, 0).numpy() * 255.0).clip(0, 255).astype(np.uint8))
 
 
@@ -70,12 +69,8 @@ def _is_png(path: Path) -> bool:
     return path.suffix.lower() == ".png"
 
 
-def _folder(path: Path) -> Path:
-    return path.parent if _is_png(path) else path
-
-
 def _names(path: Path) -> Iterator[Path]:
-    if not _is_png(path):
-        yield from (path / f"llm4gen_{number:05}.png" for number in count(1))
-    yield path
-    yield from (path.with_stem(f"{path.stem}_{number:05}") for number in count(2))
+    if _is_png(path):
+        yield path
+        yield from (path.with_stem(f"{path.stem}_{number:05}") for number in count(2))
+    yield from (path / f"llm4gen_{number:05}.png" for number in count(1))

@@ -115,14 +115,18 @@ class RunOptions(Options):
     )
 
 
-class GenerateSettings(ModelFiles, GenerationOptions, RunOptions):
+class SamplingSettings(ModelFiles, GenerationOptions, RunOptions):
+    """Options of the commands that generate images."""
+
+
+class GenerateSettings(SamplingSettings):
     """Arguments of `generate`: every prompt is generated with the same seed, as a workflow with a fixed seed would."""
 
     prompts: tuple[str, ...] = option(..., "prompt; repeatable", "TEXT", name="--prompt", min_length=1)
     batch: int = option(1, "images of each prompt", ge=1)
 
 
-class AttentionSettings(ModelFiles, GenerationOptions, RunOptions):
+class AttentionSettings(SamplingSettings):
     """Arguments of `attention`."""
 
     prompt: str = option(..., "prompt of the image", "TEXT")

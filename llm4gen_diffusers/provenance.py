@@ -1,4 +1,4 @@
-"""What a number depends on beside its settings."""
+"""What a number depends on beside its settings: versions, devices, contents of files."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ _PACKAGES = (
     "bitsandbytes",
     "torch-fidelity",
 )
-
 _MEBIBYTE = 1 << 20
 
 
 def machine() -> dict[str, Any]:
-    """Versions and devices: what a number depends on beside the recipe."""
+    """Command line, versions and devices, as JSON values."""
     import torch
 
     return {
@@ -48,31 +47,30 @@ def _version(package: str) -> str | None:
 
 
 def _revision() -> str | None:
-    """Commit of the clone, with "+changes" where it differs from it; None outside of one."""
-    folder = Path(__file__).resolve().parent
+    """Commit of the clone, with "+changes" if the files differ from it; None outside of a clone."""
     try:
-        revision = _git(folder, "rev-parse", "HEAD")
-        return revision + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+        changed = _git("status", "--porcelain", "--untracked-files=no")
+        return _git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
 
 def fingerprint(content: Any) -> str:
-    """Sixteen hexadecimal digits of JSON values; the order of keys does not matter."""
+    """Hash JSON values to sixteen hexadecimal digits; the order of keys does not matter."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def content_hash(path: Path) -> str:
-    """Sixteen hexadecimal digits of names and contents, of a file or of all files of a folder but hidden ones.
+    """Hash names and contents of a file, or of all files of a folder but hidden ones, to sixteen hexadecimal digits.
 
-    Large files count by their size and their first and last mebibyte: to read some gigabytes at every start would cost
-    more than it could show.
+    Files count by their size and their first and last mebibyte: reading gigabytes at every start would cost more than
+    it could show.
     """
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     digest = hashlib.sha256()

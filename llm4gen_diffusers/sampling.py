@@ -1,4 +1,4 @@
-"""Painting with a base model, alone or with an LLM4GEN adapter: the image of the ComfyUI workflow."""
+"""Image generation with a base model, alone or with an LLM4GEN adapter: the images of the ComfyUI workflow."""
 
 from __future__ import annotations
 
@@ -28,27 +28,26 @@ DEFAULTS = GenerationOptions()
 class Pipeline:
     """A base model, alone or with an adapter and its LLM.
 
-    CLIP and the adapter compute in float32, and so do guidance and the sampler; the UNet, the VAE and the LLM in
-    the precision they were loaded in. ComfyUI divides the work in the same way.
+    CLIP, the adapter, guidance and the sampler compute in float32; the UNet, the VAE and the LLM in the precision
+    they were loaded in. ComfyUI does the same.
 
-    The modules may be in training: they are put into evaluation mode while they paint and back afterwards, nothing
-    is attached to them, and no random number but the pipeline's own is drawn.
+    The modules may be in training: they are in evaluation mode while images are generated and back afterwards, nothing
+    stays attached to them, and no random number but the pipeline's own is drawn.
 
     Args:
-        family: with all of its parts.
-        adapter: of width d_text.
-        llm: the LLM of that adapter. Both or neither.
+        family: base model with all of its parts.
+        adapter: adapter of width d_text.
+        llm: LLM of that adapter. Both or neither.
         lambda_mode: one of `LAMBDA_MODES`; None for the adapter's.
         strength: λ of eq. 3; None for the adapter's default. 0 is plain CLIP.
+        chunks: chunks of CLIP tokens that a prompt may have. 1 cuts it as diffusers' pipelines do, and as training
+            does unless its recipe says more; None, as ComfyUI, takes as many as the longest prompt needs.
 
     Attributes:
-        strength: λ of the images to come; may be changed at any time.
-        chunks: chunks of CLIP tokens that a prompt may have. 1 cuts it as diffusers' pipelines do, and as training
-            does unless its recipe says more; None, as ComfyUI, takes as many as the longest prompt needs. May be
-            changed at any time.
+        strength, chunks: as above; may be changed at any time.
 
     Raises:
-        LLM4GENError: there is an adapter without an LLM, or the other way round, or a mode that does not fit.
+        LLM4GENError: only one of adapter and LLM is given, or the mode does not fit.
     """
 
     def __init__(
@@ -73,27 +72,24 @@ class Pipeline:
     def from_files(cls, files: ModelFiles, device: torch.device | str = "cpu", chunks: int | None = None) -> Pipeline:
         """Load everything from this machine; nothing is downloaded.
 
-        What does not fit together is found from configuration files and headers, before any large file is read. A VAE
-        that does not compute in float16 stays in float32, whatever `files.dtype` is. What the adapter stores of the
-        UNet is added to the UNet.
+        Configuration files and headers are checked before any large file is read. A VAE that overflows in float16
+        stays in float32. What the adapter stores of the UNet is added to the UNet.
 
         Raises:
-            LLM4GENError: a file is missing or broken, or two of them do not belong together.
+            LLM4GENError: a file is missing or broken, or two of them do not fit each other.
         """
         dtype = choose_dtype(files.dtype, device)
         kind = family_class(files.family, files.base)
         family = kind.open(files.base, unet=files.unet, clip=files.clip, tokenizer=files.tokenizer)
-        adapter = None
+        adapter = llm = None
         if files.adapter is not None and files.llm is not None:
             adapter = load_adapter(files.adapter)
-            _check_adapter(adapter, files.adapter, family)
-            _check_llm(files.llm, adapter, files.adapter)
+            _check_files(family, adapter, files.adapter, files.llm)
             _lambda_mode(adapter, files.lambda_mode)
             training = adapter.metadata.training
             if "prediction" in training:
                 family.change_schedule(training["prediction"], bool(training.get("zero_terminal_snr")))
         family.load_parts(unet_dtype=dtype, vae_dtype=dtype if kind.vae_in_half else torch.float32)
-        llm = None
         if adapter is not None and files.llm is not None:
             if adapter.unet_part is not None:
                 add_unet_part(family.unet, adapter.unet_part, f"Adapter {files.adapter}")
@@ -107,21 +103,21 @@ class Pipeline:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], chunks: int | None = None) -> TextFeatures:
-        """The context that the UNet's cross-attention reads.
+        """Encode prompts to the context that the UNet's cross-attention reads.
 
-        Prompts that are encoded together come out equally long; both sides of guidance have to be.
+        Prompts that are encoded together are equally long; both sides of guidance have to be.
 
         Args:
             prompts: B texts.
             chunks: k chunks of CLIP tokens; None for `Pipeline.chunks`.
 
         Returns:
-            hidden: concat(c_t, λ c'_l) [B, L k + L_llm, d_text] in float32, L tokens a chunk, or as the adapter's
-            fusion has it; c_t [B, L k, d_text] without an adapter. pooled: the base's own. llm: of the λ modes beside
-            "embedding", where λ is not in `hidden`.
+            hidden: concat(c_t, λ c'_l) [B, L k + L_llm, d_text] in float32, for L tokens in a chunk, or the context of
+            the adapter's other fusion; c_t [B, L k, d_text] without an adapter. pooled: the base's own. llm: for the
+            λ modes other than "embedding", where λ is not in `hidden`.
         """
         with _evaluation(*self.family.text_encoders, *([self.adapter.module] if self.adapter else ())):
-            text = self.family.encode_text(prompts, chunks or self.chunks)
+            text = self.family.encode_text(prompts, self.chunks if chunks is None else chunks)
             if self.adapter is None or self.llm is None:
                 return text
             adapted = self.adapter(text.hidden, self.llm.encode(prompts).hidden.to(text.hidden))
@@ -134,21 +130,19 @@ class Pipeline:
     def predict_noise(
         self, latents: Tensor, timestep: int | Tensor, context: TextFeatures, sizes: Tensor | None = None
     ) -> Tensor:
-        """The noise in `latents`, as the UNet sees it; of one that predicts velocity, what that says of the noise.
+        """Predict the noise in latents; a UNet that predicts velocity is converted.
 
         Args:
             latents: [B, C, h, w], x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise.
             timestep: 0 to 999, one for all or [B].
-            context: of B prompts.
-            sizes: see `Family.predict`; None is an uncropped image of the latents' size.
+            context: context of B prompts.
+            sizes: see `Family.predict`; None for an uncropped image of the latents' size.
 
         Returns:
             [B, C, h, w] in float32.
         """
-        if sizes is None:
-            height, width = (side * self.family.pixels_per_latent for side in latents.shape[-2:])
-            sizes = torch.tensor([[height, width, 0, 0, height, width]]).expand(len(latents), -1)
         with self._unet(context.llm):
+            sizes = self._sizes(latents, len(latents)) if sizes is None else sizes
             prediction = self.family.predict(latents, timestep, context.hidden, context.pooled, sizes)
         if self.family.prediction_type == "epsilon":
             return prediction
@@ -196,14 +190,14 @@ class Pipeline:
         batch: int = 64,
         progress: bool = True,
     ) -> Tensor:
-        """Generate an image of each prompt, as `generate` does with the prompt's own seed, several at a time.
+        """Generate an image of each prompt, as `generate` does with the prompt's own seed, in batches.
 
-        Without `Pipeline.chunks`, prompts share a batch if they need equally many chunks: what others need changes no
-        image.
+        Without `Pipeline.chunks`, prompts share a batch if they need equally many chunks, so that no prompt changes
+        another's image.
 
         Args:
             prompts: N texts, taken literally.
-            options: of all images.
+            options: options of all images.
             seeds: one for each prompt.
             batch: number of prompts in a batch.
             progress: show a bar on a terminal.
@@ -250,13 +244,18 @@ class Pipeline:
         scale = self.family.pixels_per_latent
         return self.family.latent_channels, height // scale, width // scale
 
+    def _sizes(self, latents: Tensor, count: int) -> Tensor:
+        """Size condition [count, 6] of uncropped images with latents [..., h, w]; see `Family.predict`."""
+        height, width = (side * self.family.pixels_per_latent for side in latents.shape[-2:])
+        return torch.tensor([[height, width, 0, 0, height, width]]).expand(count, -1)
+
     def _denoise(
         self, noise: Tensor, sides: Sequence[TextFeatures], options: GenerationOptions, progress: bool
     ) -> Tensor:
-        """Latents [B, C, h, w] from unit noise of that shape.
+        """Sample latents [B, C, h, w] from unit noise of that shape.
 
         Args:
-            noise: on the CPU.
+            noise: noise, on the CPU.
             sides: contexts of the negative and the positive prompts, or of the positive ones alone; each of B prompts
                 or of one for all.
             options, progress: see `generate`.
@@ -268,8 +267,7 @@ class Pipeline:
         text = torch.cat([side.hidden.expand(count, -1, -1) for side in sides])
         pools = [side.pooled.expand(count, -1) for side in sides if side.pooled is not None]
         pooled = torch.cat(pools) if pools else None
-        height, width = (side * family.pixels_per_latent for side in noise.shape[-2:])
-        sizes = torch.tensor([[height, width, 0, 0, height, width]]).expand(len(text), -1)
+        sizes = self._sizes(noise, len(text))
         [inside] = {side.llm for side in sides}
         with self._unet(inside):
             # disable=None: shown on a terminal, silent in a script
@@ -284,7 +282,7 @@ class Pipeline:
 
     @contextmanager
     def _unet(self, inside: LLMTokens | None) -> Iterator[None]:
-        """The UNet ready to predict, with λ in its attention; afterwards it is as it was."""
+        """Make the UNet ready to predict, with λ in its attention; afterwards it is as it was."""
         unet = self.family.unet
         with _evaluation(unet), _one_precision(unet):
             if self.lambda_mode == "embedding":
@@ -299,9 +297,9 @@ class Pipeline:
 
 
 def add_unet_part(unet: nn.Module, part: UNetPart, what: str) -> None:
-    """Add what an adapter stores of the UNet to the UNet's weights, in float32 and then in the weights' precision.
+    """Add what an adapter stores of the UNet to the UNet's weights, computed in float32.
 
-    Args: as of `check_unet_part`.
+    Args: see `check_unet_part`.
 
     Raises:
         LLM4GENError: the UNet lacks a layer, or has it in another size; nothing is changed then.
@@ -318,11 +316,11 @@ def check_unet_part(unet: nn.Module, part: UNetPart, what: str) -> dict[str, Ten
 
     Args:
         unet: UNet2DConditionModel that the adapter was trained on, or a fine-tune of it.
-        part: of the adapter.
-        what: the adapter, for messages.
+        part: what the adapter stores of the UNet.
+        what: name of the adapter, for errors.
 
     Returns:
-        The weight of every one of `part.modules`, [out, in], or [out, in, 1, 1] of a convolution.
+        Weight of each of `part.modules`, [out, in], or [out, in, 1, 1] of a convolution.
 
     Raises:
         LLM4GENError: the UNet lacks a layer, or has it in another size.
@@ -343,9 +341,9 @@ def check_unet_part(unet: nn.Module, part: UNetPart, what: str) -> dict[str, Ten
 
 
 @contextmanager
-def _evaluation(*modules: nn.Module | None) -> Iterator[None]:
-    """Evaluation mode inside; every submodule goes back to the mode that it was in."""
-    training = [module for top in modules if top is not None for module in top.modules() if module.training]
+def _evaluation(*modules: nn.Module) -> Iterator[None]:
+    """Switch to evaluation mode; every submodule goes back to its mode afterwards."""
+    training = [module for top in modules for module in top.modules() if module.training]
     for module in training:
         module.training = False
     try:
@@ -356,29 +354,15 @@ def _evaluation(*modules: nn.Module | None) -> Iterator[None]:
 
 
 def _one_precision(unet: nn.Module) -> torch.autocast:
-    """Half precision for all of a UNet that is frozen in it and keeps what is trained in float32, as in training."""
+    """Autocast to half precision for a UNet that is frozen in it and keeps trained weights in float32."""
     dtypes = {parameter.dtype: parameter.device.type for parameter in unet.parameters()}
     half = next((dtype for dtype in dtypes if dtype in (torch.float16, torch.bfloat16)), None)
     device = next(iter(dtypes.values()))
     return torch.autocast(device, dtype=half, enabled=half is not None and len(dtypes) > 1)
 
 
-def _check_adapter(adapter: Adapter, path: PathLike, family: Family) -> None:
-    if adapter.config.d_text != family.d_text:
-        raise LLM4GENError(
-            f"Adapter {path} is made for a text context of width {adapter.config.d_text}, but base {family.base.path} "
-            f"has {family.d_text}; use an adapter that was trained for {family.title}."
-        )
-    metadata = adapter.metadata
-    if metadata.base_family not in (None, family.name):
-        raise LLM4GENError(
-            f"Adapter {path} was trained for {metadata.base_family}; expected {family.name}. Use an adapter for "
-            f"{family.title}."
-        )
-
-
 def _lambda_mode(adapter: Adapter | None, wanted: str | None) -> str:
-    """The mode that is asked for, or the adapter's."""
+    """Return the wanted mode, or the adapter's, if the adapter can be used with it."""
     own = adapter.metadata.lambda_mode if adapter is not None else "embedding"
     mode = own if wanted is None else wanted
     if mode not in LAMBDA_MODES:
@@ -387,24 +371,32 @@ def _lambda_mode(adapter: Adapter | None, wanted: str | None) -> str:
         raise LLM4GENError(f"The λ mode is {mode!r}, but there is no adapter; give an adapter and its LLM.")
     if mode != "embedding" and adapter is not None and len(adapter.config.context_layout) == 1:
         raise LLM4GENError(
-            f"The λ mode is {mode!r}, but the adapter's fusion {adapter.config.fusion!r} leaves no CLIP tokens that "
-            "the LLM's could stand beside; expected 'embedding'."
+            f"The λ mode is {mode!r}, but the adapter's fusion {adapter.config.fusion!r} leaves no CLIP tokens in the "
+            "context beside the LLM's; expected 'embedding'."
         )
     return mode
 
 
-def _check_llm(folder: PathLike, adapter: Adapter, path: PathLike) -> None:
-    """What `LLMEncoder` would find too, but before weights of gigabytes are read."""
-    found = folder_spec(Path(folder))
-    expected = adapter.metadata.llm
-    reason = expected.mismatch(found) if expected else None
-    if expected and reason:
+def _check_files(family: Family, adapter: Adapter, path: PathLike, llm: PathLike) -> None:
+    """Raise LLM4GENError unless base, adapter and LLM fit each other, before weights of gigabytes are read."""
+    config, metadata, found = adapter.config, adapter.metadata, folder_spec(Path(llm))
+    if config.d_text != family.d_text:
         raise LLM4GENError(
-            f"LLM {folder} is {found.label}, but adapter {path} was trained with {expected.label}: {reason}. "
+            f"Adapter {path} is made for a text context of width {config.d_text}, but base {family.base.path} has "
+            f"{family.d_text}; use an adapter that was trained for {family.title}."
+        )
+    if metadata.base_family not in (None, family.name):
+        raise LLM4GENError(
+            f"Adapter {path} was trained for {metadata.base_family}; expected {family.name}. Use an adapter for "
+            f"{family.title}."
+        )
+    if metadata.llm and (reason := metadata.llm.mismatch(found)):
+        raise LLM4GENError(
+            f"LLM {llm} is {found.label}, but adapter {path} was trained with {metadata.llm.label}: {reason}. "
             "Use the LLM of the adapter."
         )
-    if found.width != adapter.config.d_llm:
+    if found.width != config.d_llm:
         raise LLM4GENError(
-            f"LLM {folder} has hidden states of width {found.width}, but adapter {path} expects "
-            f"{adapter.config.d_llm}; use the LLM that the adapter was trained with."
+            f"LLM {llm} has hidden states of width {found.width}, but adapter {path} expects {config.d_llm}; use the "
+            "LLM that the adapter was trained with."
         )

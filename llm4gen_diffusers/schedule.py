@@ -1,13 +1,13 @@
 """The noise schedule of Stable Diffusion, and ComfyUI's sampler `ddim` with the scheduler `ddim_uniform`.
 
 ComfyUI integrates in sigma space with Euler's method, where x = latents / sqrt(alpha_bar) and
-sigma = sqrt((1 - alpha_bar) / alpha_bar). That is DDIM with eta 0, written differently. Four things have to
-be chosen for both to give the same image, and diffusers' defaults differ in each:
+sigma = sqrt((1 - alpha_bar) / alpha_bar). That is DDIM with eta 0, written differently. Both give the same image if
+four things agree, in each of which diffusers' defaults differ:
 
-- the timesteps 1, 1 + s, 1 + 2 s, ... below 1000 with s = 1000 // steps, *all* of them: where `steps` does not
+- the timesteps are 1, 1 + s, 1 + 2 s, ... below 1000 with s = 1000 // steps, *all* of them: where `steps` does not
   divide 1000 this is more than `steps` (31 for 30), and none of diffusers' spacings selects them;
 - the last step ends at sigma 0 (`set_alpha_to_one`), where the official script of LLM4GEN ends at the noise
-  level of timestep 0 (`set_alpha_to_one=False`, as in SD1.5's own scheduler file), a trace of noise more;
+  level of timestep 0 (`set_alpha_to_one=False`, as in SD1.5's own scheduler file), slightly more noise;
 - the cumulative product of the alphas is taken in float64;
 - the first latents are not unit noise but noise at the level of the first timestep, noise * sqrt(1 - alpha_bar),
   unless that is the last timestep of training.
@@ -35,11 +35,11 @@ _POWERS = {"scaled_linear": 0.5, "linear": 1.0}
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """How much noise each timestep of training adds, and what the UNet predicts of it.
+    """Noise level of each timestep of training, and what the UNet predicts.
 
     Attributes:
         beta_start, beta_end: noise variance that the first and the last timestep add.
-        beta_schedule: diffusers' name of what lies between, a key of `_POWERS`.
+        beta_schedule: diffusers' name of the curve between them, a key of `_POWERS`.
         prediction_type: one of `PREDICTION_TYPES`; "v_prediction" is v = sqrt(alpha_bar) noise -
             sqrt(1 - alpha_bar) x_0 (arXiv 2202.00512).
         zero_terminal_snr: see `rescale_zero_terminal_snr`.
@@ -53,19 +53,19 @@ class NoiseSchedule:
 
     @classmethod
     def stable_diffusion(cls, prediction_type: str = "epsilon", zero_terminal_snr: bool = False) -> NoiseSchedule:
-        """That of SD1.5 and SDXL."""
+        """Schedule of SD1.5 and SDXL."""
         return cls(BETA_START, BETA_END, "scaled_linear", prediction_type, zero_terminal_snr)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], what: str) -> NoiseSchedule:
-        """That of a diffusers scheduler.
+        """Read the schedule of a diffusers scheduler.
 
         Args:
             config: content of scheduler_config.json.
-            what: where it stands, for messages.
+            what: name of the file, for errors.
 
         Raises:
-            LLM4GENError: it is not a schedule that this project trains and paints with.
+            LLM4GENError: the schedule is not supported.
         """
 
         def refuse(name: str, expected: str) -> LLM4GENError:
@@ -87,9 +87,9 @@ class NoiseSchedule:
         return cls(start, end, kind, prediction, bool(config.get("rescale_betas_zero_snr")))
 
     def to_diffusers(self) -> DDIMScheduler:
-        """A scheduler whose file says all of it, for diffusers and for `from_config`.
+        """Scheduler whose configuration holds all of it, for diffusers and for `from_config`.
 
-        DDIM's, for few others know what zero terminal SNR is; SD1.5's own is not among them.
+        It is DDIM's: few others support zero terminal SNR, and SD1.5's own does not.
         """
         return DDIMScheduler(
             num_train_timesteps=TRAIN_STEPS,
@@ -101,16 +101,16 @@ class NoiseSchedule:
             steps_offset=1,
             prediction_type=self.prediction_type,
             rescale_betas_zero_snr=self.zero_terminal_snr,
-            # With zero terminal SNR painting has to begin at the last timestep (arXiv 2305.08891).
+            # With zero terminal SNR sampling has to start at the last timestep (arXiv 2305.08891).
             timestep_spacing="trailing" if self.zero_terminal_snr else "leading",
         )
 
     def trained_with(self, prediction: str, zero_terminal_snr: bool) -> NoiseSchedule:
-        """What becomes of it when a run changes it.
+        """Return the schedule that a training makes of this one.
 
         Args:
-            prediction: one of `PREDICTION_TYPES`, or "base" for what it is.
-            zero_terminal_snr: whether the run rescales it; one that is rescaled already stays so.
+            prediction: one of `PREDICTION_TYPES`, or "base" to keep this one's.
+            zero_terminal_snr: whether the training rescales it; a rescaled one stays so.
 
         Raises:
             LLM4GENError: at pure noise there is no epsilon to predict.
@@ -136,16 +136,17 @@ class NoiseSchedule:
 
 
 def rescale_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
-    """alpha_bar [T] shifted and scaled so that the last timestep is pure noise (arXiv 2305.08891, algorithm 1)."""
+    """Shift and scale alpha_bar [T] so that the last timestep is pure noise (arXiv 2305.08891, algorithm 1)."""
     root = alphas_cumprod.sqrt()
     return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
 
 
 class DDIMUniformScheduler(DDIMScheduler):
-    """DDIM over a noise schedule with ComfyUI's `ddim_uniform` timesteps; made by `over`."""
+    """DDIM over a noise schedule with ComfyUI's `ddim_uniform` timesteps."""
 
     @classmethod
     def over(cls, schedule: NoiseSchedule) -> DDIMUniformScheduler:
+        """Make a scheduler."""
         scheduler = cls(
             num_train_timesteps=TRAIN_STEPS,
             beta_start=BETA_START,
@@ -160,12 +161,12 @@ class DDIMUniformScheduler(DDIMScheduler):
         return scheduler
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str = "cpu") -> None:
-        """Select the timesteps; `step` then goes back by the same stride, 1000 // num_inference_steps."""
+        """Select the timesteps, with the stride 1000 // num_inference_steps that `step` uses."""
         super().set_timesteps(num_inference_steps, device)
         self.timesteps = torch.arange(1, TRAIN_STEPS, TRAIN_STEPS // num_inference_steps).flip(0).to(device)
 
     def first_latents(self, noise: Tensor, steps: int) -> Tensor:
-        """Latents to start `steps` steps from.
+        """Scale unit noise to the latents that sampling starts from.
 
         Args:
             noise: [B, C, h, w], unit variance.
@@ -182,11 +183,11 @@ class DDIMUniformScheduler(DDIMScheduler):
 
 
 def unit_noise(seed: int, shape: Sequence[int]) -> Tensor:
-    """The noise of ComfyUI's KSampler: one draw for the whole batch on the CPU, whatever the device.
+    """Sample the noise of ComfyUI's KSampler: one draw for the whole batch on the CPU, whatever the device.
 
     Args:
         seed: 0 to 2**64 - 1.
-        shape: of the latents, [B, C, h, w].
+        shape: shape of the latents, [B, C, h, w].
 
     Returns:
         [B, C, h, w] in float32.

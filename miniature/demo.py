@@ -28,10 +28,9 @@ from llm4gen_diffusers.generate import generate
 from llm4gen_diffusers.images import check_output, save_png, to_image
 from llm4gen_diffusers.options import GenerateSettings, GenerationOptions, ModelFiles
 from llm4gen_diffusers.sampling import Pipeline
-from train.export import ExportSettings, export
 from train.loop import Stopped, resume, run
 from train.recipe_file import load_recipe
-from train.run_folder import RunFolder
+from train.run import ExportSettings, RunFolder, export
 
 from . import GUIDANCE, MODELS, STEPS
 from .captions import Caption

@@ -35,11 +35,10 @@ from llm4gen_diffusers.attention import install_cross_attention
 from llm4gen_diffusers.attention_maps import attention_maps, strip
 from llm4gen_diffusers.devices import choose_device
 from llm4gen_diffusers.provenance import machine
-from train.export import ExportSettings, export
 from train.loop import Trainer, resume, run
 from train.recipe import Recipe
 from train.recipe_file import load_recipe
-from train.run_folder import RunFolder
+from train.run import ExportSettings, RunFolder, export
 
 from . import GUIDANCE, STEPS
 from .base import train_autoencoder, train_clip, write_untrained_unet

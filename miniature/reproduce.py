@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from train.interrupt import Interrupt
-
 from .variants import CORE, EXPERIMENTS, VARIANTS, find_variant
 
 if TYPE_CHECKING:
@@ -48,6 +46,7 @@ def run_tasks(reproduction: Reproduction, wanted: Sequence[Task], jobs: int) -> 
         SystemExit: SIGINT or SIGTERM was received, and all training runs have ended.
     """
     from llm4gen_core import LLM4GENError
+    from train.loop import Interrupt
 
     logs = reproduction.folder / "logs"
     logs.mkdir(exist_ok=True)

@@ -1,12 +1,10 @@
-"""What a person wires on the canvas: thin nodes over `llm4gen_core`."""
+"""ComfyUI nodes, thin wrappers of `llm4gen_core`."""
 
 from comfy_api.v0_0_2 import ComfyExtension, io
 
-from .encode import LLM4GENEncodeCLIP, LLM4GENEncodeLLM
-from .fuse import LLM4GENFuse
+from .encode import LLM4GENEncodeCLIP, LLM4GENEncodeLLM, LLM4GENFuse, LLM4GENTextEncode
 from .load import LLM4GENLoadAdapter, LLM4GENLoadLLM
 from .patch import LLM4GENPatch
-from .text_encode import LLM4GENTextEncode
 
 
 class LLM4GENExtension(ComfyExtension):

@@ -43,8 +43,8 @@ def encode_clip(
     """
     if clip is None:
         raise LLM4GENError(
-            "The CLIP input is empty, since its checkpoint has no text encoder; expected a CLIP. Use a full checkpoint, "
-            "or Load CLIP with clip_l."
+            "The CLIP input is empty, since its checkpoint holds no text encoder. Use a full checkpoint, or Load CLIP "
+            "with clip_l."
         )
     tokens, paired, empty = _tokenize(clip, text), _tokenize(clip, paired_text), clip.tokenize("")
     for name, chunks in tokens.items():
@@ -54,7 +54,7 @@ def encode_clip(
 
 def _tokenize(clip: comfy.sd.CLIP, text: str) -> dict[str, list]:
     """Chunks of the prompt for each of the model's encoders, with a new chunk at each BREAK."""
-    tokens, *others = (clip.tokenize(part) for part in _parts(text))
+    tokens, *others = map(clip.tokenize, _parts(text))
     for other in others:
         for name, chunks in other.items():
             tokens[name].extend(chunks)
@@ -139,9 +139,10 @@ def _to_batch(tensor: torch.Tensor, size: int) -> torch.Tensor:
 def _check_entry(adapter: HostAdapter, text: torch.Tensor, options: dict[str, Any], features: LLMFeatures) -> None:
     config, metadata = adapter.config, adapter.metadata
     if text.shape[-1] != config.d_text:
+        found, trained = (f"{w} ({_WIDTHS.get(w, 'an unknown model')})" for w in (text.shape[-1], config.d_text))
         raise LLM4GENError(
-            f"The conditioning is {text.shape[-1]} wide ({_model_of(text.shape[-1])}), but adapter {adapter.name} was "
-            f"trained for {config.d_text} ({_model_of(config.d_text)}). Use a checkpoint and an adapter of one family."
+            f"The conditioning has width {found}, but adapter {adapter.name} was trained for {trained}. Use a "
+            "checkpoint and an adapter of one family."
         )
     if features.hidden.shape[-1] != config.d_llm:
         wanted = metadata.llm.label if metadata.llm else f"an LLM of width {config.d_llm}"
@@ -170,7 +171,3 @@ def _check_entry(adapter: HostAdapter, text: torch.Tensor, options: dict[str, An
             f"The conditioning holds {text.shape[0]} prompts and the LLM features {features.hidden.shape[0]}; "
             "encode the same prompts with both."
         )
-
-
-def _model_of(width: int) -> str:
-    return _WIDTHS.get(width, "an unknown model")

@@ -34,7 +34,7 @@ def register_folders() -> None:
 
 def list_adapters() -> list[str]:
     """Choices of the adapter list; if there are none, one entry that names the searched folders."""
-    return _list_files(ADAPTER_FOLDERS) or [_nothing_in("adapter", ADAPTER_FOLDERS)]
+    return _list_files(ADAPTER_FOLDERS) or [f"no adapter found in {_searched(ADAPTER_FOLDERS)}"]
 
 
 def list_llms() -> list[str]:
@@ -46,7 +46,7 @@ def list_llms() -> list[str]:
             choices.add(f"{parent}/")
         else:
             choices.add(name)
-    return sorted(choices) or [_nothing_in("LLM", LLM_FOLDERS)]
+    return sorted(choices) or [f"no LLM found in {_searched(LLM_FOLDERS)}"]
 
 
 def adapter_path(name: str) -> Path:
@@ -66,18 +66,15 @@ def llm_path(name: str) -> Path:
     return _require(LLM_FOLDERS, name, "LLM")
 
 
-def adapter_fingerprint(name: str) -> str:
-    """Return a text that changes when the adapter's file is replaced; empty if there is no file."""
-    return _fingerprint(adapter_path, name)
+def fingerprint(find: Callable[[str], Path], name: str) -> str:
+    """Return a text that changes when a file, or a file in a folder, is replaced; empty if there is none.
 
+    It holds modification times and sizes, so that nothing is read. Loading reports a missing file.
 
-def llm_fingerprint(name: str) -> str:
-    """Return a text that changes when the LLM's file, or a file in its folder, is replaced."""
-    return _fingerprint(llm_path, name)
-
-
-def _fingerprint(find: Callable[[str], Path], name: str) -> str:
-    """Modification time and size, so that nothing is read. Loading reports a missing file."""
+    Args:
+        find: `adapter_path` or `llm_path`.
+        name: choice of the list.
+    """
     try:
         path = find(name)
         files = sorted(path.iterdir()) if path.is_dir() else [path]
@@ -99,11 +96,8 @@ def _list_files(folders: tuple[str, ...]) -> list[str]:
 
 
 def _find(folders: tuple[str, ...], name: str) -> Path | None:
-    for folder in folders:
-        found = folder_paths.get_full_path(folder, name)
-        if found is not None:
-            return Path(found)
-    return None
+    paths = (folder_paths.get_full_path(folder, name) for folder in folders)
+    return next((Path(path) for path in paths if path is not None), None)
 
 
 def _require(folders: tuple[str, ...], name: str, what: str) -> Path:
@@ -120,10 +114,6 @@ def _require(folders: tuple[str, ...], name: str, what: str) -> Path:
 def _searched(folders: tuple[str, ...]) -> str:
     paths = [path for folder in folders for path in folder_paths.get_folder_paths(folder)]
     return " or ".join(dict.fromkeys(paths))
-
-
-def _nothing_in(what: str, folders: tuple[str, ...]) -> str:
-    return f"no {what} found in {_searched(folders)}"
 
 
 def release(patcher: comfy.model_patcher.ModelPatcher) -> None:

@@ -1,10 +1,9 @@
-"""λ inside the UNet's cross-attention: which tokens are the LLM's, how much they count, and when.
+"""λ inside the UNet's cross-attention: its modes and its schedule, applied to the LLM's tokens of each row.
 
-Fuse marks its conditionings with a tensor among the host's `model_conds`, which the host repeats and concatenates like
-the context itself, so that every row of a call knows its own tokens. Patch Model puts in a wrapper that takes the marks
-out before the UNet is called and works out λ once a step. For the time of the call it adds an `attn2_patch` and an
-`attn2_output_patch` to those of other packs, next to the attention: the last one before it, the first one after it. So
-these read what the attention reads, whatever the order of the nodes.
+Fuse adds a tensor of marks to the host's `model_conds`, which the host repeats and concatenates like the context, so
+that every row of a call has the marks of its own tokens. Patch Model adds a wrapper that removes the marks before the
+UNet is called and computes λ once per step. During the call it adds an `attn2_patch` after those of other packs and an
+`attn2_output_patch` before theirs. Both are thus adjacent to the attention, whatever the order of the nodes.
 """
 
 from __future__ import annotations
@@ -22,47 +21,42 @@ import torch
 from torch import Tensor
 
 from ..llm4gen_core import LLM4GENError
-from ..llm4gen_core.strength import StrengthSchedule
+from ..llm4gen_core.lambda_modes import StrengthSchedule
 
 MARKS = "llm4gen_tokens"
-"""Key of `model_conds`, and of the options that the attention's patches see."""
+"""Key of the marks in `model_conds` and in the options of the attention's patches."""
 _KEY = "llm4gen"
 _WAITING = "llm4gen_waiting"
 _SCALED, _PAIRED = 1, 2
 _UNIT = 1 << 20
-"""Marks are whole numbers, since the host casts all others to the model's precision: λ in units of 2^-20."""
+"""λ is stored as an integer in units of 2^-20, since the host casts floating-point marks to the model's precision."""
 
 
 class TokenMarks(comfy.conds.CONDRegular):
-    """Which of a conditioning's tokens are the LLM's: whole numbers [B, 4].
+    """Marks of a conditioning's LLM tokens, integers [B, 4].
 
-    Columns: CLIP's tokens, which come first; all tokens; λ > 0 times 2^20; `_SCALED` if the tokens are scaled by it
-    already, plus `_PAIRED` if they come in pairs.
+    Columns: number of CLIP's tokens, which come first; number of all tokens; λ > 0 times 2^20; flags `_SCALED` if the
+    tokens are already multiplied by λ, and `_PAIRED` if each token occurs twice.
     """
 
-    @classmethod
-    def of(cls, text: int, tokens: int, strength: float, scaled: bool, paired: bool = False) -> TokenMarks:
-        flags = _SCALED * scaled + _PAIRED * paired
-        return cls(torch.tensor([[text, tokens, max(1, round(strength * _UNIT)), flags]]))
-
     def can_concat(self, other: Any) -> bool:
-        """Rows of one call have the same tokens in the same places."""
+        """Rows of one call must have the same numbers of tokens."""
         return isinstance(other, TokenMarks) and torch.equal(self.cond[0, :2], other.cond[0, :2])
 
 
 @dataclass(frozen=True)
 class _Step:
-    """What one call of the UNet needs.
+    """λ for one call of the UNet.
 
     Attributes:
         mode: one of `LAMBDA_MODES`.
         text, tokens, paired: see `TokenMarks`.
-        scale: [B, 1, 1], what the LLM's tokens (`embedding`), their values (`value`) or their part of the attention
-            (`decoupled`) are multiplied with.
-        restore: [B, 1, 1], what gives the tokens as the adapter made them, or None if they are so already.
-        off: whether all of it is 0: the LLM's tokens are left out.
-        neutral: whether all of it is 1 and nothing is to be restored.
-        unet: the one that is called; with several devices there are several.
+        scale: [B, 1, 1] factor of the LLM's tokens (`embedding`), of their values (`value`) or of the output of their
+            attention (`decoupled`).
+        restore: [B, 1, 1] factor that undoes the tokens' own scaling, or None if they are unscaled.
+        off: whether all of `scale` is 0, so that the LLM's tokens are left out.
+        neutral: whether all of `scale` is 1 and `restore` is None.
+        unet: the called UNet; with several devices there are several.
     """
 
     mode: str
@@ -76,13 +70,13 @@ class _Step:
     unet: Any
 
     def layout(self, length: int) -> tuple[int, int]:
-        """CLIP's tokens, and all, of which a context of some length is made."""
-        if self.paired and length % self.tokens:  # NegPip has taken the keys' half, or the values'
+        """Numbers of CLIP's and of all tokens of which a context of some length consists."""
+        if self.paired and length % self.tokens:  # NegPip has selected the half for the keys or the values
             return self.text // 2, self.tokens // 2
         return self.text, self.tokens
 
     def is_llm(self, length: int, device: torch.device) -> Tensor:
-        """[length], True for the LLM's tokens; of a context that was repeated or appended to as well."""
+        """Mask [length] of the LLM's tokens, also for a context that was repeated or appended to."""
         text, tokens = self.layout(length)
         place = torch.arange(length, device=device)
         if length % tokens == 0:
@@ -90,11 +84,11 @@ class _Step:
         return (place >= text) & (place < tokens)
 
     def for_rows_of(self, context: Tensor, sides: Sequence[int]) -> _Step:
-        """The same for a context that has more rows than the call.
+        """Return the step for a context with more rows than the call.
 
-        Packs that paint regions in one call (attention couple) read the positive side once for each region, with the
-        region's own context in the rows that are added. Those have no marks: one that was fused is scaled like the row
-        to which it was added, and plain CLIP stays as it is.
+        Packs for regions (attention couple) repeat the positive side for each region, with the region's own context in
+        the added rows. Those have no marks: fused ones are scaled like the row that they were added to, plain CLIP is
+        not scaled.
 
         Args:
             context: [B', L, d_text] for the keys.
@@ -120,50 +114,50 @@ class _Step:
 
 
 def _is_periodic(context: Tensor, period: int) -> Tensor:
-    """[B, 1, 1], whether a row's tokens repeat after some number of them, which a context is repeated with."""
+    """[B, 1, 1], whether a row's tokens repeat with a period, as those of a repeated context do."""
     return (context[:, period:] == context[:, :-period]).flatten(1).all(1).view(-1, 1, 1)
 
 
 def mark(
     options: dict[str, Any], text: int, tokens: int, strength: float, scaled: bool, paired: bool = False
 ) -> dict[str, Any]:
-    """Options of a conditioning's entry with marks; those that are there stay.
+    """Return the options of a conditioning's entry with marks added.
 
     Args:
-        options: of the entry.
-        text: how many tokens are CLIP's, the first ones.
-        tokens: how many there are.
+        options: options of the entry.
+        text: number of CLIP's tokens, which come first.
+        tokens: number of all tokens.
         strength: λ.
-        scaled: whether the LLM's tokens have been multiplied with it.
-        paired: whether each token is there twice, for the keys and for the values.
+        scaled: whether the LLM's tokens are already multiplied by λ.
+        paired: whether each token occurs twice, for the keys and for the values.
     """
-    marks = TokenMarks.of(text, tokens, strength, scaled, paired)
+    flags = _SCALED * scaled + _PAIRED * paired
+    marks = TokenMarks(torch.tensor([[text, tokens, max(1, round(strength * _UNIT)), flags]]))
     return {**options, "model_conds": {**options.get("model_conds", {}), MARKS: marks}}
 
 
 def patch_attention(
     model: comfy.model_patcher.ModelPatcher, mode: str, schedule: StrengthSchedule
 ) -> comfy.model_patcher.ModelPatcher:
-    """A copy of the model that reads λ as `mode` says, after the schedule; in place of what an earlier one set.
+    """Return a copy of the model with a mode and a schedule of λ, which replace earlier ones.
 
-    * `embedding`: keys and values of the LLM's tokens come from λ c'_l.
-    * `value`: the values alone do.
-    * `decoupled`: CA(x, c_t) + λ CA(x, c'_l), a softmax each.
-
-    λ is that of Fuse times that of the schedule. Where it is 0, the LLM's tokens are left out: plain CLIP to the bit.
+    λ is the product of Fuse's and the schedule's. Where it is 0, the LLM's tokens are left out, which is bit-identical
+    to plain CLIP.
 
     Args:
-        model: of a UNet.
+        model: model with a UNet.
         mode: one of `LAMBDA_MODES`.
         schedule: λ over the sampling range.
 
     Raises:
-        LLM4GENError: the model is no UNet with cross-attention.
+        LLM4GENError: the model is not a UNet with cross-attention.
     """
-    if not _has_cross_attention(model.model.diffusion_model):
+    unet = model.model.diffusion_model
+    modules = unet.modules() if hasattr(unet, "input_blocks") else ()
+    if not any(getattr(module, "attn2", None) is not None for module in modules):
         raise LLM4GENError(
-            f"The model is a {type(model.model).__name__} and no UNet with cross-attention; expected one of SD1.5 or "
-            "SDXL, for which the adapter was trained."
+            f"The model is a {type(model.model).__name__} and not a UNet with cross-attention; expected the SD1.5 or "
+            "SDXL model that the adapter was trained for."
         )
     patched = model.clone()
     wrappers = comfy.patcher_extension.WrappersMP.APPLY_MODEL
@@ -172,13 +166,8 @@ def patch_attention(
     return patched
 
 
-def _has_cross_attention(unet: Any) -> bool:
-    modules = unet.modules() if hasattr(unet, "input_blocks") else ()
-    return any(getattr(module, "attn2", None) is not None for module in modules)
-
-
 def _layer(unet: Any, options: dict[str, Any]) -> Any:
-    """The attn2 that is being computed, by the host's name of its block."""
+    """Layer attn2 of the block that the host is computing."""
     side, number = options["block"]
     block = unet.middle_block if side == "middle" else getattr(unet, f"{side}_blocks")[number]
     [transformers] = [part.transformer_blocks for part in block if hasattr(part, "transformer_blocks")]
@@ -186,7 +175,7 @@ def _layer(unet: Any, options: dict[str, Any]) -> Any:
 
 
 class _Wrapper:
-    """Around each call of the model: works out λ and hands it to the attention's patches."""
+    """Wrapper of the model's calls, which computes λ and passes it to the attention's patches."""
 
     def __init__(self, mode: str, schedule: StrengthSchedule) -> None:
         self.mode = mode
@@ -207,13 +196,13 @@ class _Wrapper:
         if marks is None:
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         model = executor.class_obj
-        now = self.schedule.at(_percent(model.model_sampling, float(t.max())))
-        unet = getattr(model.diffusion_model, "_orig_mod", model.diffusion_model)  # of a compiled one
+        percent = _percent(model.model_sampling, float(t.max()))
+        unet = getattr(model.diffusion_model, "_orig_mod", model.diffusion_model)  # compiled models
         patches = transformer_options.get("patches", {})
         before, after = patches.get("attn2_patch", []), patches.get("attn2_output_patch", [])
         transformer_options = {
             **transformer_options,
-            MARKS: self._step(marks, now, x.device, unet),
+            MARKS: self._step(marks, self.schedule.at(percent), x.device, unet),
             "patches": {**patches, "attn2_patch": [*before, _before], "attn2_output_patch": [_after, *after]},
         }
         with _uncompiled():
@@ -221,11 +210,10 @@ class _Wrapper:
 
     def _step(self, marks: Tensor, now: float, device: torch.device, unet: Any) -> _Step:
         text, tokens = marks[0, :2].tolist()
-        own = [strength / _UNIT for strength in marks[:, 2].tolist()]
-        scaled = (marks[:, 3] & _SCALED).tolist()
+        own = list(zip((marks[:, 2] / _UNIT).tolist(), (marks[:, 3] & _SCALED).tolist(), strict=True))
         kept = self.mode == "embedding"
-        scale = [now if kept and done else strength * now for strength, done in zip(own, scaled, strict=True)]
-        restore = [1 / strength if done and not kept else 1 for strength, done in zip(own, scaled, strict=True)]
+        scale = [now if kept and done else strength * now for strength, done in own]
+        restore = [1 / strength if done and not kept else 1 for strength, done in own]
         is_whole = all(factor == 1 for factor in restore)
 
         def rows(numbers: list[float]) -> Tensor:
@@ -245,10 +233,10 @@ class _Wrapper:
 
 
 def _uncompiled() -> AbstractContextManager[Any]:
-    """For the time of a call, a compiled UNet runs as it was before.
+    """Run a compiled UNet without its compiled code for the duration of a call.
 
-    The host's node compiles it without checks of the options. So the code for the first step, or for the first block of
-    some width, would be taken for the others, with its λ and with its layer.
+    The host's node compiles it without guards on the options. The code for the first step, or for the first block of
+    some width, would be reused for the others, with its λ and its layer.
     """
     if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):  # since torch 2.6
         return nullcontext()
@@ -256,7 +244,7 @@ def _uncompiled() -> AbstractContextManager[Any]:
 
 
 def _percent(sampling: Any, sigma: float) -> float:
-    """How far sampling has come at a noise level, the inverse of the host's `percent_to_sigma`."""
+    """Fraction of sampling done at a noise level, the inverse of the host's `percent_to_sigma`."""
     low, high = 0.0, 1.0
     for _ in range(24):
         middle = (low + high) / 2
@@ -264,16 +252,14 @@ def _percent(sampling: Any, sigma: float) -> float:
             low = middle
         else:
             high = middle
-    # At the noisiest level sampling has not begun, whatever the last bit says.
+    # Exactly 0 at the highest noise level, despite rounding.
     return 0.0 if high < 1e-3 else high
 
 
 def _before(query: Tensor, context: Tensor, value: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """attn2_patch: context for the keys, and for the values, [B, L, d_text] each."""
+    """attn2_patch: return query, context for the keys and context for the values, [B, L, d_text] each."""
     step: _Step | None = options.get(MARKS)
-    if step is None or context is None:
-        return query, context, value
-    if step.neutral and step.mode != "decoupled":
+    if step is None or context is None or (step.neutral and step.mode != "decoupled"):
         return query, context, value
     is_llm = step.is_llm(context.shape[1], context.device)
     if step.off:
@@ -290,12 +276,12 @@ def _before(query: Tensor, context: Tensor, value: Tensor, options: dict[str, An
 
 
 def _scaled(tokens: Tensor, is_llm: Tensor, scale: Tensor) -> Tensor:
-    """[B, L, d] with the LLM's tokens multiplied."""
+    """Multiply the LLM's tokens of a context [B, L, d]."""
     return torch.where(is_llm[:, None], tokens * scale.to(tokens.dtype), tokens)
 
 
 def _after(attended: Tensor, options: dict[str, Any]) -> Tensor:
-    """attn2_output_patch: adds λ CA(x, c'_l), whose last layer's bias counts once."""
+    """attn2_output_patch: add λ CA(x, c'_l), without the output layer's bias, which is already added."""
     waiting = options.pop(_WAITING, None)
     if waiting is None:
         return attended

@@ -1,14 +1,13 @@
-"""LLMs as the host's own text encoders: its memory management, offloading, streaming and precision.
+"""LLMs as text encoders of the host, with its memory management, offloading, streaming and precision.
 
-Four routes end in the same object. A T5 encoder from one file is built from the host's T5; another language model
-from one file is read by the host, if it knows it; a Hugging Face folder is built by transformers and its layers are
-exchanged for the host's casting layers; and a CLIP wire that holds a language model already is looked into.
+There are four sources. A T5 encoder in one file is built from the host's T5; another language model in one file is
+read by the host, if it supports the model; a Hugging Face folder is built by transformers, with the host's casting
+layers; and a CLIP input that holds a language model shares it.
 """
 
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +26,8 @@ from transformers import T5TokenizerFast
 
 from ..llm4gen_core import LLM4GENError, LLMFeatures, LLMSpec
 from ..llm4gen_core.encoder import folder_spec, load_language_model, load_tokenizer
+from ..llm4gen_core.errors import first_line
+from ..llm4gen_core.files import read_json
 from ..llm4gen_core.prompt_tokens import PromptTokens
 from ..llm4gen_core.t5_file import T5File, describe_t5, encoder_tensors, is_t5, t5_without_tokenizer
 from ..llm4gen_core.weights import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, load_pickle, load_tensors, read_header
@@ -34,16 +35,19 @@ from .host import llm_path, log, release
 from .host_llm_models import HostTokenizer, T5Model, TransformersModel, use_host_layers
 from .host_text_encoder import language_model, look_inside
 
+Loaded = tuple[comfy.sd.CLIP, LLMSpec, str]
+"""LLM as the host's text encoder, its own specification, and its description."""
+
 
 @dataclass(frozen=True)
 class HostLLM:
-    """An LLM under the host's memory management.
+    """LLM under the host's memory management.
 
     Attributes:
         clip: the host's text encoder object.
-        spec: what the LLM is by itself.
-        name: as it was chosen in the list.
-        description: what the file or folder was found to be.
+        spec: the LLM's own specification, see `own_spec`.
+        name: choice of the LLM list.
+        description: model and precision of the file or folder, for people.
     """
 
     clip: comfy.sd.CLIP
@@ -51,41 +55,35 @@ class HostLLM:
     name: str
     description: str
 
-    def encode(self, text: str, spec: LLMSpec, pad_to: int | None = None) -> LLMFeatures:
-        """Hidden states of one prompt, `(word:1.3)` weights applied; the LLM leaves the compute device afterwards.
+    def encode(self, text: str, spec: LLMSpec) -> LLMFeatures:
+        """Encode one prompt, with its `(word:1.3)` weights; the LLM leaves the compute device afterwards.
 
         Args:
             text: the prompt.
-            spec: the adapter's, or the LLM's own: prefix, length, padding and layer.
-            pad_to: see `tokenize_prompt`.
+            spec: the adapter's specification, or the LLM's own: prefix, length, padding and layer.
 
         Returns:
             hidden [1, L_llm, d_llm] float32 and mask [1, L_llm], on the host's intermediate device.
         """
+        tokens = self.tokenize(text, spec)
+        length = tokens["prompt"].length
+        if length > spec.max_length:
+            log.warning("The prompt has %d LLM tokens; those after %d are cut.", length, spec.max_length)
         clip = self.clip.clone()
         clip.clip_layer(spec.layer)
-        encoded = clip.encode_from_tokens(self.tokenize(text, spec, pad_to), return_dict=True)
+        encoded = clip.encode_from_tokens(tokens, return_dict=True)
         release(clip.patcher)
-        return LLMFeatures(encoded["cond"], encoded["attention_mask"], spec)
+        return LLMFeatures(encoded["cond"], encoded["attention_mask"], spec, (length,))
 
-    def tokenize(self, text: str, spec: LLMSpec, pad_to: int | None = None) -> dict[str, PromptTokens]:
-        """Tokens of the prompt and, equally long, of the empty prompt that weights are measured from."""
-        return self.clip.tokenize(text, spec=spec, pad_to=pad_to)
-
-    def count_tokens(self, text: str, spec: LLMSpec) -> str:
-        """How much of a prompt is read, for people; what is cut is logged too."""
-        length = self.tokenize(text, spec)["prompt"].length
-        if length <= spec.max_length:
-            return f"{length} of {spec.max_length} LLM tokens"
-        cut = f"{length} LLM tokens: the adapter reads {spec.max_length}, the last {length - spec.max_length} are cut"
-        log.warning("A prompt has %s.", cut)
-        return cut
+    def tokenize(self, text: str, spec: LLMSpec) -> dict[str, PromptTokens]:
+        """Tokenize the prompt and, if it has weights, the empty prompt that they are relative to."""
+        return self.clip.tokenize(text, spec=spec)
 
     def spec_for(self, adapter_spec: LLMSpec | None, adapter_name: str) -> LLMSpec:
-        """How to encode for an adapter; an adapter whose file does not tell its LLM takes this LLM's own way.
+        """Return the specification to encode with for an adapter: the adapter's, or this LLM's own if it has none.
 
         Raises:
-            LLM4GENError: the adapter was trained with another LLM; both are named.
+            LLM4GENError: the adapter was trained with another LLM.
         """
         if adapter_spec is None:
             return self.spec
@@ -95,17 +93,21 @@ class HostLLM:
                 f"{self.spec.label}: {reason}. Load the adapter's LLM, or an adapter that was trained with this one."
             )
         if adapter_spec.model and not self.spec.model:
-            log.warning(
-                "Adapter %s was trained with %s. %s does not tell whose weights it holds; others have the same size.",
-                adapter_name,
-                adapter_spec.model,
-                self.name,
-            )
+            message = "Adapter %s was trained with %s. %s has the same size but does not name its weights."
+            log.warning(message, adapter_name, adapter_spec.model, self.name)
         return adapter_spec
 
 
+def token_count(features: LLMFeatures) -> str:
+    """Number of LLM tokens of a prompt, and how many were cut, for people."""
+    [length], limit = features.lengths, features.spec.max_length
+    if length <= limit:
+        return f"{length} of {limit} LLM tokens"
+    return f"{length} LLM tokens: the adapter reads {limit}, the last {length - limit} are cut"
+
+
 def wired_llm(llm: HostLLM | comfy.sd.CLIP) -> HostLLM:
-    """What an LLM input is given: an LLM, or a text encoder of the host's or of another pack's loader, as it is.
+    """Return the LLM of an LLM input, which also accepts text encoders of the host's or another pack's loaders.
 
     Raises:
         LLM4GENError: the text encoder holds no language model, or several.
@@ -122,7 +124,7 @@ def load_llm(name: str, model_options: dict[str, Any]) -> HostLLM:
 
     Args:
         name: a choice of `list_llms`.
-        model_options: the host's, such as `dtype`, `load_device` and `offload_device`.
+        model_options: options of the host, such as `dtype`, `load_device` and `offload_device`.
 
     Raises:
         LLM4GENError: the file or folder is missing, broken, or not an LLM; the message says what it is.
@@ -139,9 +141,7 @@ def load_llm(name: str, model_options: dict[str, Any]) -> HostLLM:
     return HostLLM(clip, spec, name, description)
 
 
-def _load_file(
-    path: Path, model_options: dict[str, Any], read: Callable[[], None]
-) -> tuple[comfy.sd.CLIP, LLMSpec, str]:
+def _load_file(path: Path, model_options: dict[str, Any], read: Callable[[], None]) -> Loaded:
     suffix = path.suffix.lower()
     shapes: Mapping[str, Any] = {}
     if suffix in SAFETENSORS_SUFFIXES:
@@ -149,15 +149,13 @@ def _load_file(
     elif suffix in PICKLE_SUFFIXES:
         shapes = load_pickle(path, "LLM", device="meta")
     kind = None if is_t5(shapes) else comfy.sd.detect_te_model(shapes)
-    # What is nothing of either kind, the T5 route explains.
+    # The T5 loader reports files that are neither.
     load = _load_t5_file if kind is None or "CLIP" in kind.name else _load_host_file
     return load(path, model_options, read)
 
 
-def _load_host_file(
-    path: Path, model_options: dict[str, Any], read: Callable[[], None]
-) -> tuple[comfy.sd.CLIP, LLMSpec, str]:
-    """A language model that the host itself recognises by its tensors: Llama 3, Qwen, Gemma and others."""
+def _load_host_file(path: Path, model_options: dict[str, Any], read: Callable[[], None]) -> Loaded:
+    """Load a language model that the host recognises by its tensors: Llama 3, Qwen, Gemma and others."""
     tensors, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
     read()
     options = dict(model_options)
@@ -165,16 +163,17 @@ def _load_host_file(
         tensors, metadata = comfy.utils.convert_old_quants(tensors, model_prefix="", metadata=metadata)
     is_quantized = any(name.endswith(("scaled_fp8", ".comfy_quant", ".weight_scale")) for name in tensors)
     dtype = options.get("dtype")
-    if dtype is not None and not is_quantized:  # the host keeps such files in the precision that they are stored in
+    if dtype is not None and not is_quantized:  # the host keeps those in their stored precision
         tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     names = {*tensors}
     try:
         clip = comfy.sd.load_text_encoder_state_dicts([tensors], model_options=options)
-    except RuntimeError as error:
+    except RuntimeError as error:  # of torch; the first line names the module, the next ones the tensors
+        _, _, mismatches = str(error).partition("\n")
         raise LLM4GENError(
-            f"LLM {path} looks like a language model that ComfyUI knows, but its tensors have other sizes "
-            f"({_first_mismatch(error)}). Put its whole Hugging Face folder (config.json, weights, tokenizer) into "
-            "models/llm and choose the folder."
+            f"LLM {path} looks like a language model that ComfyUI supports, but its tensors have other sizes "
+            f"({first_line(RuntimeError(mismatches or error))}). Put its whole Hugging Face folder (config.json, "
+            "weights, tokenizer) into models/llm and choose the folder."
         ) from error
     own, spec = look_inside(clip, str(path))
     _, encoder = language_model(clip, str(path))
@@ -187,14 +186,7 @@ def _load_host_file(
     return own, spec, f"{spec.label}, as ComfyUI reads it"
 
 
-def _first_mismatch(error: RuntimeError) -> str:
-    """The first tensor that does not fit; torch begins its list of them with a line that names the module."""
-    return next((line.strip() for line in str(error).splitlines()[1:] if line.strip()), str(error))
-
-
-def _load_t5_file(
-    path: Path, model_options: dict[str, Any], read: Callable[[], None]
-) -> tuple[comfy.sd.CLIP, LLMSpec, str]:
+def _load_t5_file(path: Path, model_options: dict[str, Any], read: Callable[[], None]) -> Loaded:
     if path.suffix.lower() in SAFETENSORS_SUFFIXES:
         file = describe_t5({key: info.shape for key, info in read_header(path, "LLM")[0].items()}, path)
         tensors, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
@@ -224,7 +216,7 @@ def _load_t5_file(
 def _quantization(
     tensors: dict[str, Tensor], metadata: dict[str, str] | None, file: T5File, options: dict[str, Any]
 ) -> dict[str, Tensor]:
-    """Tell the host's layers how a file is quantized, in the terms of its version."""
+    """Convert a file's quantization to the form that the installed version of the host reads."""
     if hasattr(comfy.utils, "convert_old_quants"):
         tensors, _ = comfy.utils.convert_old_quants(tensors, model_prefix=file.key_prefix, metadata=metadata)
         quantized = comfy.utils.detect_layer_quantization(tensors, file.key_prefix)
@@ -235,22 +227,17 @@ def _quantization(
     return tensors
 
 
-def _load_folder(
-    path: Path, model_options: dict[str, Any], read: Callable[[], None]
-) -> tuple[comfy.sd.CLIP, LLMSpec, str]:
+def _load_folder(path: Path, model_options: dict[str, Any], read: Callable[[], None]) -> Loaded:
     spec = folder_spec(path)
     tokenizer = load_tokenizer(path)
     management = comfy.model_management
     device = model_options.get("load_device", management.text_encoder_device())
     dtype = model_options.get("dtype")
     if dtype is None:
-        stored = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        stored = read_json(path / "config.json", "LLM")
         name = stored.get("dtype", stored.get("torch_dtype"))
-        dtype = management.pick_weight_dtype(
-            getattr(torch, name, None) if isinstance(name, str) else None,
-            management.text_encoder_dtype(device),
-            device,
-        )
+        stored_dtype = getattr(torch, name, None) if isinstance(name, str) else None
+        dtype = management.pick_weight_dtype(stored_dtype, management.text_encoder_dtype(device), device)
     model = load_language_model(path, dtype)
     read()
     use_host_layers(model)
@@ -258,7 +245,7 @@ def _load_folder(
         partial(TransformersModel, model),
         tokenizer,
         sum(parameter.nelement() for parameter in model.parameters()),
-        # transformers has put the weights on the CPU already; the host moves them when they are used.
+        # transformers has loaded the weights to the CPU; the host moves them when they are used.
         {**model_options, "dtype": dtype, "initial_device": torch.device("cpu")},
     )
     return clip, spec, f"{spec.label}, Hugging Face folder, weights in {str(dtype).removeprefix('torch.')}"
@@ -268,11 +255,10 @@ def _host_text_encoder(
     model: Callable, tokenizer: Any, parameters: int, options: dict[str, Any], weights: dict[str, Tensor] | None = None
 ) -> comfy.sd.CLIP:
     target = comfy.supported_models_base.ClipTarget(partial(HostTokenizer, tokenizer), model)
-    if weights is None:
-        return comfy.sd.CLIP(target, parameters=parameters, model_options=options)
-    if "state_dict" in inspect.signature(comfy.sd.CLIP.__init__).parameters:
-        # Quantized layers of newer hosts have no weight until it is loaded, which must then happen inside.
-        return comfy.sd.CLIP(target, parameters=parameters, model_options=options, state_dict=[weights])
-    clip = comfy.sd.CLIP(target, parameters=parameters, model_options=options)
-    clip.load_sd(weights)
+    # Quantized layers of newer hosts have no weight until it is loaded, which CLIP must do itself.
+    loads = weights is not None and "state_dict" in inspect.signature(comfy.sd.CLIP.__init__).parameters
+    given = {"state_dict": [weights]} if loads else {}
+    clip = comfy.sd.CLIP(target, parameters=parameters, model_options=options, **given)
+    if weights is not None and not loads:
+        clip.load_sd(weights)
     return clip

@@ -1,7 +1,7 @@
-"""What `comfy.sd.CLIP` holds for an LLM: a tokenizer, and a model that gives hidden states of token ids.
+"""Tokenizers and models that `comfy.sd.CLIP` holds for an LLM.
 
-A T5 encoder from one file is the host's own T5; a Hugging Face folder is built by transformers and its layers are
-exchanged for the host's casting layers; a text encoder that the host has loaded for another purpose is looked into.
+A T5 encoder in one file is the host's own T5. A Hugging Face folder is built by transformers, with its layers replaced
+by the host's casting layers. A text encoder that the host has already loaded shares its language model.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ from ..llm4gen_core.prompt_tokens import PromptTokens, Segment, tokenize_prompt
 
 
 class HostTokenizer:
-    """A transformers tokenizer behind the host's tokenizer interface, with the host's `(word:1.3)` syntax."""
+    """Transformers tokenizer with the host's tokenizer interface and `(word:1.3)` syntax."""
 
     def __init__(self, tokenizer: Any, embedding_directory: Any = None, tokenizer_data: Any = None) -> None:
         self.tokenizer = tokenizer
 
     def tokenize_with_weights(
-        self, text: str, return_word_ids: bool = False, *, spec: LLMSpec, pad_to: int | None = None
+        self, text: str, return_word_ids: bool = False, *, spec: LLMSpec
     ) -> dict[str, PromptTokens]:
-        prompt = tokenize_prompt(self.tokenizer, _weighted_segments(text), spec, pad_to)
-        return {"prompt": prompt, "empty": tokenize_prompt(self.tokenizer, "", spec, len(prompt.ids))}
+        tokens = {"prompt": tokenize_prompt(self.tokenizer, _weighted_segments(text), spec)}
+        if any(weight != 1.0 for weight in tokens["prompt"].weights):
+            tokens["empty"] = tokenize_prompt(self.tokenizer, "", spec)
+        return tokens
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}
@@ -48,7 +50,7 @@ def _weighted_segments(text: str) -> list[Segment]:
 
 
 class HostModel(nn.Module):
-    """What `comfy.sd.CLIP` asks of a text encoder. Subclasses give hidden states of token ids."""
+    """Text encoder with the interface that `comfy.sd.CLIP` requires. Subclasses implement `hidden_states`."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -64,26 +66,23 @@ class HostModel(nn.Module):
         self.layer = "last"
 
     def encode_token_weights(self, tokens: dict[str, PromptTokens]) -> tuple[Tensor, None, dict[str, Tensor]]:
-        """(hidden [1, L, d_llm] float32, no pooled output, {"attention_mask": [1, L]})."""
-        prompt, empty = tokens["prompt"], tokens["empty"]
-        weighted = any(weight != 1.0 for weight in prompt.weights)
-        rows = [prompt, empty] if weighted else [prompt]
-        ids = torch.tensor([row.ids for row in rows], device=self.execution_device)
-        mask = torch.tensor([row.mask for row in rows], device=self.execution_device)
+        """Return hidden [1, L, d_llm] float32, no pooled output, and {"attention_mask": [1, L]}."""
+        ids = torch.tensor([row.ids for row in tokens.values()], device=self.execution_device)
+        mask = torch.tensor([row.mask for row in tokens.values()], device=self.execution_device)
         hidden = self.hidden_states(ids, mask)
-        if weighted:
-            weights = torch.tensor([prompt.weights], device=hidden.device, dtype=hidden.dtype)
+        if "empty" in tokens:
+            weights = torch.tensor([tokens["prompt"].weights], device=hidden.device, dtype=hidden.dtype)
             hidden = apply_token_weights(hidden[:1], hidden[1:], weights)
         device = comfy.model_management.intermediate_device()
         return hidden.to(device=device), None, {"attention_mask": mask[:1].to(device=device)}
 
     def hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """[B, L, d_llm] float32 of ids [B, L] and mask [B, L]."""
+        """Return hidden states [B, L, d_llm] float32 of ids [B, L] with mask [B, L]."""
         raise NotImplementedError
 
 
 class T5Model(HostModel):
-    """A T5 encoder of any size, built as the host builds its T5-XXL."""
+    """T5 encoder of any size, built like the host's T5-XXL."""
 
     def __init__(
         self,
@@ -117,49 +116,51 @@ class T5Model(HostModel):
 
 
 class ForeignModel(HostModel):
-    """A language model inside a text encoder that the host, or another pack, has loaded and manages.
+    """Language model inside a text encoder that the host, or another pack, has loaded and manages.
 
     Args:
-        encoder: the host's wrapper of it.
+        encoder: the host's wrapper of the model.
     """
 
     def __init__(self, encoder: comfy.sd1_clip.SDClipModel) -> None:
         transformer = encoder.transformer
         super().__init__(getattr(transformer, "dtype", torch.float32))
-        # In a list, so that it is no second owner of its parts: the host moves them by their first one.
+        # In a list, so that it is not a submodule of this one: the host already manages it.
         self._encoder = [encoder]
 
     def hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
         transformer = self._encoder[0].transformer
         check_token_ids(ids, transformer)
-        is_t5 = isinstance(transformer, comfy.text_encoders.t5.T5)  # which counts from each token, not from the first
+        is_t5 = isinstance(transformer, comfy.text_encoders.t5.T5)  # relative positions
         if not is_t5 and not bool(mask[:, 0].all()):
             raise LLM4GENError(
-                f"The adapter pads prompts on the left, which ComfyUI's own {type(transformer).__name__} counts as "
-                "part of the prompt. Load the LLM from its Hugging Face folder."
+                f"The adapter pads prompts on the left, but ComfyUI's own {type(transformer).__name__} needs padding "
+                "on the right. Load the LLM from its Hugging Face folder."
             )
         return host_hidden_states(transformer, ids, mask, self.layer)
 
 
 def host_blocks(transformer: nn.Module) -> Sequence[nn.Module] | None:
-    """The blocks of a host's T5, Llama-like or T5Gemma stack, in order; None for any other model."""
+    """Return the blocks of a host's T5, Llama-like or T5Gemma stack, in order; None for other models."""
     if isinstance(transformer, comfy.text_encoders.t5.T5):
         return transformer.encoder.block
     stack = getattr(transformer, "model", None)
     if type(stack) is comfy.text_encoders.llama.Llama2_:
         return stack.layers
-    if type(transformer).__name__ == "T5GemmaModel":  # in a module that the oldest host does not have
+    if type(transformer).__name__ == "T5GemmaModel":  # the oldest host does not have its module
         return transformer.model.encoder.layers
     return None
 
 
 def host_hidden_states(transformer: Any, ids: Tensor, mask: Tensor, layer: Layer) -> Tensor:
-    """The hidden states that `LLMSpec.layer` names, of a model with `host_blocks`, in transformers' order.
+    """Return the hidden states that `LLMSpec.layer` names, of a model with `host_blocks`, in transformers' order.
 
-    The host hands out one raw hidden state at most, and numbers them in its own way; hooks collect them.
+    The host returns at most one hidden state and numbers them differently, so that hooks collect them.
 
     Args:
+        transformer: a model of the host.
         ids, mask: [B, L]; the mask is 0 on padding.
+        layer: see `LLMSpec`.
 
     Returns:
         [B, L, d_llm] float32.
@@ -171,7 +172,7 @@ def host_hidden_states(transformer: Any, ids: Tensor, mask: Tensor, layer: Layer
     assert blocks is not None
     states: list[Tensor] = []
 
-    # Blocks work in place: hence the copies.
+    # Copies, because blocks modify their input in place.
     def keep_input(_module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
         states.append((named["x"] if "x" in named else positional[0]).clone())
 
@@ -189,10 +190,10 @@ def host_hidden_states(transformer: Any, ids: Tensor, mask: Tensor, layer: Layer
 
 
 class PlainTokenizer:
-    """A tokenizer of the host's own, for Llama, Mistral, Gemma and others, behind the interface of transformers'.
+    """The host's own tokenizer for Llama, Mistral, Gemma and others, with transformers' interface.
 
     Args:
-        tokenizer: gives ids of text, and text of ids.
+        tokenizer: converts text to ids, and ids to text.
         pad: id of the padding token.
     """
 
@@ -212,27 +213,27 @@ class PlainTokenizer:
         return {"input_ids": ids, "offset_mapping": self._offsets(text, ids)}
 
     def _offsets(self, text: str, ids: list[int]) -> list[tuple[int, int]]:
-        """Characters of each token: those that it adds to the text of the tokens before it."""
+        """Characters of each token: those that it adds to the decoded text of the preceding tokens."""
         first = int(bool(ids) and ids[0] == self.bos_token_id)
-        # SentencePiece's own one is deeper down in the oldest host, and leaves nothing but the start out.
+        # In the oldest host the decoder is an attribute of SentencePiece's tokenizer, which keeps special tokens.
         decode = getattr(self.tokenizer, "decode", None)
         decode = self.tokenizer.tokenizer.decode if decode is None else partial(decode, skip_special_tokens=False)
-        told = [decode(ids[first:end]) for end in range(first, len(ids) + 1)]
-        if told[-1] != text:
+        decoded = [decode(ids[first:end]) for end in range(first, len(ids) + 1)]
+        if decoded[-1] != text:
             raise LLM4GENError(
-                f"(word:1.3) cannot be mapped to this LLM's tokens: its tokenizer reads {told[-1]!r} where the prompt "
-                f"says {text!r}. Leave the weights out, or load the LLM from its Hugging Face folder."
+                f"(word:1.3) cannot be mapped to this LLM's tokens: its tokenizer decodes them to {decoded[-1]!r} "
+                f"instead of the prompt {text!r}. Remove the weights, or load the LLM from its Hugging Face folder."
             )
-        ends = [len(os.path.commonprefix([part, text])) for part in told]
+        ends = [len(os.path.commonprefix([part, text])) for part in decoded]
         return [(0, 0)] * first + list(zip(ends[:-1], ends[1:], strict=True))
 
 
 class TransformersModel(HostModel):
-    """Any transformers encoder or decoder, its weights already loaded and its layers the host's."""
+    """Transformers encoder or decoder with loaded weights and the host's layers."""
 
     def __init__(self, model: nn.Module, device: Any, dtype: torch.dtype, model_options: dict[str, Any]) -> None:
         super().__init__(dtype)
-        # transformers models have a read-only `device`, which the host sets on what it manages: hence a holder.
+        # Wrapped, because the host sets `device`, which is read-only in transformers models.
         self.transformer = model
 
     def hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -246,15 +247,16 @@ class TransformersModel(HostModel):
 
 
 def use_host_layers(model: nn.Module) -> None:
-    """Exchange linear layers and the token embedding for the host's, which compute in float32 and stream from memory.
+    """Replace linear layers and the token embedding with the host's, which compute in float32 and can be offloaded.
 
-    The rest (norms, position embeddings: mostly small) is kept in float32, so that no half-precision sum can overflow.
+    Other parameters (norms, position embeddings: mostly small) become float32, so that sums in half precision cannot
+    overflow.
     """
     token_embedding = model.get_input_embeddings()
-    exchanged: dict[nn.Module, nn.Module] = {}
+    replaced: dict[nn.Module, nn.Module] = {}
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            # Subclasses do something of their own, such as Gemma's scaled embedding.
+            # Exact types only: subclasses compute something else, such as Gemma's scaled embedding.
             if type(child) is nn.Linear:
                 layer = comfy.ops.manual_cast.Linear(
                     child.in_features, child.out_features, bias=child.bias is not None, device="meta"
@@ -266,11 +268,11 @@ def use_host_layers(model: nn.Module) -> None:
                 )
             else:
                 continue
-            if child not in exchanged:
+            if child not in replaced:
                 layer.weight = child.weight
-                exchanged[child] = layer.eval()
-            setattr(module, name, exchanged[child])
-    hosted = set(exchanged.values())
+                replaced[child] = layer.eval()
+            setattr(module, name, replaced[child])
+    hosted = set(replaced.values())
     for module in model.modules():
         if module not in hosted:
             for parameter in module.parameters(recurse=False):

@@ -1,4 +1,4 @@
-"""Text encoders that the host, or another pack such as one for GGUF files, has loaded: the language model inside."""
+"""Language models inside text encoders that the host, or another pack such as one for GGUF files, has loaded."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .host_llm_models import ForeignModel, HostTokenizer, PlainTokenizer, host_b
 
 
 def look_inside(clip: comfy.sd.CLIP, what: str) -> tuple[comfy.sd.CLIP, LLMSpec]:
-    """A CLIP that encodes as LLMs do here, by the language model inside another one; the two share its weights.
+    """Return a CLIP that encodes with the language model inside another CLIP; both share its weights.
 
     Args:
-        clip: stays as it is.
-        what: names it in messages.
+        clip: the text encoder, which is not changed.
+        what: its name in messages.
 
     Raises:
         LLM4GENError: it holds no language model, or several.
@@ -30,13 +30,12 @@ def look_inside(clip: comfy.sd.CLIP, what: str) -> tuple[comfy.sd.CLIP, LLMSpec]
     own.cond_stage_model = ForeignModel(encoder)
     own.cond_stage_model.execution_device = own.patcher.load_device
     own.tokenizer = HostTokenizer(_tokenizer(clip, name, encoder, what))
-    own.tokenizer_options = {}
-    own.layer_idx = None
+    own.tokenizer_options, own.layer_idx = {}, None
     return own, _spec(encoder)
 
 
 def language_model(clip: comfy.sd.CLIP, what: str) -> tuple[str, comfy.sd1_clip.SDClipModel]:
-    """Name and wrapper of the one language model inside.
+    """Return name and wrapper of the language model inside a CLIP.
 
     Raises:
         LLM4GENError: there is none, or there are several.
@@ -51,14 +50,13 @@ def language_model(clip: comfy.sd.CLIP, what: str) -> tuple[str, comfy.sd1_clip.
         return next(iter(found.items()))
     if found:
         raise LLM4GENError(
-            f"LLM: {what} holds {len(found)} language models ({', '.join(found)}); expected one. Load the one that the "
-            "adapter was trained with by itself."
+            f"LLM: {what} holds {len(found)} language models ({', '.join(found)}); expected one. Load only the one "
+            "that the adapter was trained with."
         )
     kinds = sorted({type(encoder.transformer).__name__ for encoder in encoders.values()})
     raise LLM4GENError(
-        f"LLM: {what} holds no language model that can be used here, but {', '.join(kinds) or 'something unknown'}; "
-        "expected a T5, Llama, Qwen, Mistral, Gemma or T5Gemma. Wire Load LLM (LLM4GEN), or a loader of such a text "
-        "encoder."
+        f"LLM: {what} holds no supported language model, but {', '.join(kinds) or 'an unknown model'}; expected a T5, "
+        "Llama, Qwen, Mistral, Gemma or T5Gemma. Connect Load LLM (LLM4GEN), or a loader of such a text encoder."
     )
 
 
@@ -75,7 +73,7 @@ _ARCHITECTURES = (
     ("T5Gemma", "t5gemma"),
     ("Llama", "llama"),
 )
-"""How the host's classes begin, and transformers' names of what they compute."""
+"""Beginnings of the host's class names, with transformers' `model_type` of the same architecture."""
 
 
 def _spec(encoder: comfy.sd1_clip.SDClipModel) -> LLMSpec:
@@ -101,7 +99,7 @@ def _t5_architecture(transformer: Any) -> str:
 
 
 def _tokenizer(clip: comfy.sd.CLIP, name: str, encoder: comfy.sd1_clip.SDClipModel, what: str) -> Any:
-    """The tokenizer of the language model called `name`; the host keeps it under the same name, or as the only one."""
+    """Tokenizer of the language model called `name`: the host's tokenizer of that name, or its only one."""
     tokenizers = {
         attribute: value.tokenizer
         for attribute, value in vars(clip.tokenizer).items()
@@ -110,7 +108,7 @@ def _tokenizer(clip: comfy.sd.CLIP, name: str, encoder: comfy.sd1_clip.SDClipMod
     tokenizer = tokenizers.get(name, next(iter(tokenizers.values())) if len(tokenizers) == 1 else None)
     if tokenizer is None:
         raise LLM4GENError(
-            f"LLM: {what} holds the language model {name}, but no tokenizer of it could be found in "
+            f"LLM: {what} holds the language model {name}, but its tokenizer was not found in "
             f"{type(clip.tokenizer).__name__}. Use Load LLM (LLM4GEN) instead."
         )
     if isinstance(tokenizer, PreTrainedTokenizerBase):

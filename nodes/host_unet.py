@@ -1,4 +1,4 @@
-"""The UNet part of an adapter as weight patches of the host: stackable, and gone when the node is unplugged."""
+"""The UNet part of an adapter as weight patches of the host, which can be combined and removed."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from ..llm4gen_core import LLM4GENError, UNetPart
 from .host import HostAdapter
 
 _PREFIX = "diffusion_model."
-REFINER_WIDTH = 1280
-"""Of the text that SDXL's refiner reads: CLIP-G's alone."""
 
 
 def check_model(model: comfy.model_patcher.ModelPatcher, adapter: HostAdapter) -> None:
-    """Raise LLM4GENError if the model reads text of another width than the adapter gives."""
+    """Raise LLM4GENError if the model reads text of another width than the adapter's."""
     config = getattr(model.model, "model_config", None)
     width = getattr(config, "unet_config", {}).get("context_dim")
-    expected = adapter.module.config.d_text
+    expected = adapter.config.d_text
     if width not in (None, expected):
-        advice = "The refiner takes no adapter: connect the base. " if width == REFINER_WIDTH else ""
+        # The width of CLIP-G alone is that of SDXL's refiner.
+        advice = "The refiner uses no adapter: connect the base. " if width == 1280 else ""
         raise LLM4GENError(
             f"Adapter {adapter.name} is for {adapter.base}, whose UNet reads text of width {expected}; the model is "
             f"{type(model.model).__name__} and reads width {width}. {advice}Use a base model of the adapter's family, "
@@ -31,15 +30,15 @@ def check_model(model: comfy.model_patcher.ModelPatcher, adapter: HostAdapter) -
 def patch_unet(
     model: comfy.model_patcher.ModelPatcher, adapter: HostAdapter, strength: float
 ) -> comfy.model_patcher.ModelPatcher:
-    """A copy of the model whose UNet is changed as in the adapter's training, W + strength * change.
+    """Return a copy of the model with the adapter's UNet part, W + strength * change.
 
     Args:
-        model: any UNet of the adapter's base family, patched by other nodes or not.
-        adapter: one without a UNet part gives the model back as it is.
-        strength: 1 is the UNet that the adapter was trained with; 0 gives the model back as it is.
+        model: a UNet of the adapter's base family, patched by other nodes or not.
+        adapter: the adapter; without a UNet part the model is returned unchanged.
+        strength: 1 is the trained UNet; 0 returns the model unchanged.
 
     Raises:
-        LLM4GENError: the model lacks layers that the part changes, or has them in other sizes.
+        LLM4GENError: the model lacks layers of the UNet part, or their sizes differ.
     """
     part = adapter.unet_part
     if part is None:
@@ -47,7 +46,7 @@ def patch_unet(
     weights = _weight_names(model, part, adapter)
     if strength == 0:
         return model
-    # The part's names are those of a LoRA file in diffusers' layout, which the host reads itself.
+    # The names are those of a LoRA file in diffusers' layout, which the host can read.
     patches = comfy.lora.load_lora(dict(part.tensors), weights)
     patched = model.clone()
     applied = patched.add_patches(patches, strength)
@@ -60,7 +59,7 @@ def patch_unet(
 
 
 def _weight_names(model: comfy.model_patcher.ModelPatcher, part: UNetPart, adapter: HostAdapter) -> dict[str, str]:
-    """The host's name of the weight of every layer that the part changes; all of them exist and have its sizes."""
+    """The host's names of the weights of the changed layers, after checking that they exist with equal sizes."""
     found = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
     own = model.model.state_dict()
     weights = {module: f"{_PREFIX}{found.get(f'{module}.weight', '')}" for module in part.modules}

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from comfy_api.v0_0_2 import io
 
-from .host import HostAdapter, adapter_fingerprint, list_adapters, list_llms, llm_fingerprint, register_folders
+from .host import HostAdapter, adapter_path, fingerprint, list_adapters, list_llms, llm_path, register_folders
 from .host_llm import load_llm
 from .wires import CATEGORY, AdapterWire, LLMWire, say, search_aliases
 
@@ -36,23 +36,23 @@ class LLM4GENLoadLLM(io.ComfyNode):
                     "llm_name",
                     options=list_llms(),
                     tooltip="A T5 encoder in one file (T5-v1.1-XL, flan-T5-XL, RankGen T5-XL; fp16 and fp8 too), a "
-                    "file of another language model that ComfyUI knows (Llama 3, Qwen, Gemma), or a Hugging Face "
-                    "folder of any (names ending in a slash). Looked for in models/text_encoders and models/llm.",
+                    "file of another language model that ComfyUI supports (Llama 3, Qwen, Gemma), or a Hugging Face "
+                    "folder (names ending in a slash), in models/text_encoders or models/llm.",
                 ),
                 io.Combo.Input(
                     "device",
                     options=["default", "cpu"],
                     default="default",
                     optional=True,
-                    tooltip="Where the LLM computes. 'cpu' spares GPU memory, is slower, and differs by rounding.",
+                    tooltip="Device of the LLM. 'cpu' saves GPU memory, is slower, and differs by rounding.",
                 ),
                 io.Combo.Input(
                     "precision",
                     options=list(_PRECISIONS),
                     default="default",
                     optional=True,
-                    tooltip="Precision in which the weights are kept. 'default' follows the host, as for CLIP. "
-                    "Calculations run in float32 either way.",
+                    tooltip="Precision of the stored weights. 'default' follows the host, as for CLIP. Calculations "
+                    "are always in float32.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -61,12 +61,12 @@ class LLM4GENLoadLLM(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, llm_name: str = "", **settings: Any) -> str:
-        # Of its inputs the host tells only those that are set at the node itself.
-        return llm_fingerprint(llm_name)
+        # The host passes only inputs that are set on the node itself.
+        return fingerprint(llm_path, llm_name)
 
     @classmethod
     def validate_inputs(cls, llm_name: str) -> bool:
-        # Naming the input takes it from the host's list check, so that a missing file is explained by load_llm.
+        # An input named here skips the host's check of the list, so that load_llm reports a missing file.
         return True
 
     @classmethod
@@ -91,8 +91,8 @@ class LLM4GENLoadAdapter(io.ComfyNode):
             node_id="LLM4GENLoadAdapter",
             display_name="Load Adapter (LLM4GEN)",
             category=CATEGORY,
-            description="Loads a Cross-Adapter: the official projector.pth or a file trained with LLM4GEN. Nothing "
-            "inside the file is executed.",
+            description="Loads a Cross-Adapter: the official projector.pth or a file trained with LLM4GEN. No code "
+            "in the file is executed.",
             **search_aliases("projector", "cross-adapter", "cam", "load llm4gen"),
             inputs=[
                 io.Combo.Input(
@@ -107,7 +107,7 @@ class LLM4GENLoadAdapter(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, adapter_name: str = "") -> str:
-        return adapter_fingerprint(adapter_name)
+        return fingerprint(adapter_path, adapter_name)
 
     @classmethod
     def validate_inputs(cls, adapter_name: str) -> bool:

@@ -1,11 +1,10 @@
-"""The node that gives a model what an adapter changes of the UNet, and sets when the LLM's tokens count."""
+"""Node that applies an adapter's UNet part to a model, and sets λ's mode and schedule."""
 
 import comfy.model_patcher
 from comfy_api.v0_0_2 import io
 
 from ..llm4gen_core import LLM4GENError
-from ..llm4gen_core.lambda_modes import LAMBDA_MODES
-from ..llm4gen_core.strength import CURVES, StrengthSchedule
+from ..llm4gen_core.lambda_modes import CURVES, LAMBDA_MODES, StrengthSchedule
 from .host import HostAdapter
 from .host_attention import patch_attention
 from .host_unet import check_model, patch_unet
@@ -23,7 +22,7 @@ def _percent_input(name: str, default: float, meaning: str) -> io.Float.Input:
 
 
 class LLM4GENPatch(io.ComfyNode):
-    """Change the UNet as in the adapter's training, and let λ depend on the sampling step."""
+    """Apply the adapter's UNet part, and λ's mode and schedule."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -31,20 +30,20 @@ class LLM4GENPatch(io.ComfyNode):
             node_id="LLM4GENPatch",
             display_name="Patch Model (LLM4GEN)",
             category=CATEGORY,
-            description="Applies what an adapter holds of the UNet (LoRA, or key and value weights of the "
-            "cross-attention) to the model, and sets how λ, the strength of the LLM's tokens, works and when. Official "
-            "SD1.5 adapters need this node for a schedule of λ alone.",
+            description="Applies the UNet part of an adapter (LoRA, or key and value weights of the cross-attention) "
+            "to the model, and sets the mode and schedule of λ, the strength of the LLM's tokens. Official SD1.5 "
+            "adapters need this node only for a schedule of λ.",
             **search_aliases("apply adapter", "lora", "unet part", "apply llm4gen", "lambda", "strength schedule"),
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The base model that the adapter was trained on, or a fine-tune of it. LoRA nodes may "
-                    "come before or after.",
+                    tooltip="The base model that the adapter was trained on, or a fine-tune of it. LoRA nodes may come "
+                    "before or after.",
                 ),
                 AdapterWire.Input(
                     "adapter",
                     display_name="ADAPTER",
-                    tooltip="From Load Adapter: the same that makes the conditioning.",
+                    tooltip="From Load Adapter; the same adapter as for the conditioning.",
                 ),
                 io.Float.Input(
                     "strength_model",
@@ -52,31 +51,30 @@ class LLM4GENPatch(io.ComfyNode):
                     min=-10.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="Scale of the change of the UNet's weights. 1 is what the adapter was trained with; 0 "
-                    "leaves the model as it is.",
+                    tooltip="Scale of the change of the UNet's weights. 1 is the trained UNet; 0 leaves the model "
+                    "unchanged.",
                 ),
                 io.Combo.Input(
                     "lambda_mode",
                     options=[OWN_MODE, *LAMBDA_MODES],
                     optional=True,
-                    tooltip="What λ scales. as trained: what the adapter says. embedding: the LLM's tokens. value: "
-                    "what they say, not how much they are looked at. decoupled: an attention of their own beside "
-                    "CLIP's.",
+                    tooltip="What λ scales. as trained: the adapter's mode. embedding: the LLM's tokens. value: their "
+                    "values in the attention, not their keys. decoupled: the output of a separate attention to them.",
                 ),
                 _lambda_input(
                     "lambda_start",
-                    "at the beginning of the range; times the strength of Fuse. No prompt is encoded again",
+                    "at the beginning of the range; multiplied by the strength of Fuse. No prompt is encoded again",
                 ),
                 _lambda_input("lambda_end", "at the end of the range"),
                 io.Combo.Input(
-                    "curve", options=list(CURVES), optional=True, tooltip="How λ goes from its first value to its last."
+                    "curve", options=list(CURVES), optional=True, tooltip="Interpolation from the first λ to the last."
                 ),
                 _percent_input(
                     "start_percent",
                     0.0,
-                    "Where in sampling the LLM's tokens begin to count; before, the image is painted with plain CLIP.",
+                    "Point in sampling from which on the LLM's tokens are used; plain CLIP before.",
                 ),
-                _percent_input("end_percent", 1.0, "Where in sampling they cease to count."),
+                _percent_input("end_percent", 1.0, "Point in sampling up to which the LLM's tokens are used."),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[io.Model.Output(tooltip="The model with the adapter's changes, for the sampler.")],
@@ -101,14 +99,13 @@ class LLM4GENPatch(io.ComfyNode):
         said = [f"{adapter.unet_label} at strength {strength_model:g}"] if patched is not model else []
         mode = adapter.metadata.lambda_mode if lambda_mode == OWN_MODE else lambda_mode
         if mode != "embedding" or not schedule.is_neutral:
-            config = adapter.module.config
-            if config.context_layout[0] != "text":
+            if adapter.config.context_layout[0] != "text":
                 raise LLM4GENError(
-                    f"Adapter {adapter.name} has the fusion {config.fusion!r}, which puts the LLM's tokens in the "
-                    "place of CLIP's; λ's modes and its schedule need both. Set lambda_mode to 'as trained', both λ "
-                    "to 1 and the range from 0 to 1; the strength is set at Fuse or Text Encode."
+                    f"Adapter {adapter.name} has the fusion {adapter.config.fusion!r}, which replaces CLIP's tokens; "
+                    "λ's modes and schedule need both. Set lambda_mode to 'as trained', both λ to 1 and the range from "
+                    "0 to 1; set the strength at Fuse or Text Encode."
                 )
             patched = patch_attention(patched, mode, schedule)
             said.append(f"λ mode {mode}, {schedule.label}")
-        say(cls, " · ".join(said) or "nothing to change: the model passes unchanged")
+        say(cls, " · ".join(said) or "no changes: the model is passed on unchanged")
         return io.NodeOutput(patched)

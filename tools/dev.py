@@ -1,11 +1,11 @@
 """The README's two commands, on a machine that has nothing but Python.
 
-    python tools/dev.py demo    paints with the shipped miniature, and trains another
-    python tools/dev.py test    linters, type checker and every test; on the oldest host a choice of them
-    python tools/dev.py test --oldest    all tests of the nodes on the oldest host
+    python tools/dev.py demo    generate with the shipped miniature, and train another
+    python tools/dev.py test    linters, type checker and every test; on the oldest host a selection
+    python tools/dev.py test --oldest    all node tests on the oldest host
 
-Both run in a virtual environment outside the clone, under a name that is a hash of the files that say what
-belongs into it: complete on a new machine, ready at once on a used one.
+Both run in a virtual environment outside the clone, named by a hash of its requirements: made on a new machine,
+ready at once on a used one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import venv
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,35 +29,63 @@ HOSTS = [
     Path(os.environ.get("COMFYUI_PATH", Path.home() / "ComfyUI")).expanduser(),
     Path(os.environ.get("COMFYUI_OLDEST_PATH", Path.home() / "ComfyUI-0.3.64")).expanduser(),
 ]
-"""The host that is developed against, and the oldest that is supported; tests run on those that are there."""
+"""The current host and the oldest supported one; tests run on those that are there."""
+OTHER_PYTHONS = ("3.10", "3.13")
+"""Versions that run the core's tests too where they are installed: the oldest supported, and ComfyUI's portable one."""
+CORE = ("torch", "numpy", "transformers", "tokenizers", "safetensors", "sentencepiece", "spacy", "filelock", "pytest")
+"""Packages that the core's tests need."""
 LEFT_OUT = ("evaluation_comfyui", "gguf", "language_models", "other_packs", "samplers", "trained")
 ON_OLDEST = [
     ("tests/host", *(f"--ignore=tests/host/test_{name}.py" for name in LEFT_OUT), "-m", "not slow"),
     ("tests/browser", "--ignore=tests/browser/test_vote.py", "-m", "not slow"),
 ]
-"""On the oldest host beside the newer one: a whole run would take half as long again."""
+"""Tests on the oldest host beside the current one; all of them would take half as long again."""
 NOTHING_TO_DO = 5
 """pytest's exit code where no test was chosen."""
 
 
 def environment() -> Path:
-    """The interpreter of the environment, which is made if it is not there yet."""
-    packages = [*dependencies(), "torchvision", "torchaudio"]
+    """Interpreter of the environment for everything, which is made if it does not exist."""
+    host = HOSTS[0] / "requirements.txt"
+    packages = [*dependencies(), "torchvision", "torchaudio", *(["-r", str(host)] if host.is_file() else [])]
+    return make_environment(Path(sys.executable), packages, host)
+
+
+def make_environment(interpreter: Path, packages: Sequence[str], *files: Path) -> Path:
+    """Interpreter of a virtual environment with these packages in the versions of constraints.txt.
+
+    Args:
+        interpreter: Python to make it with.
+        packages: arguments of `pip install`.
+        files: requirements files among them, whose content is part of the environment's name.
+    """
     constraints = REPOSITORY / "constraints.txt"
-    files = [constraints, HOSTS[0] / "requirements.txt"]
-    recipe = [sys.version, *packages, *(file.read_text(encoding="utf-8") for file in files if file.is_file())]
-    folder = CACHE / f"env-{digest(recipe)}"
+    version = subprocess.run([interpreter, "-VV"], capture_output=True, text=True, check=True).stdout
+    contents = [file.read_text(encoding="utf-8") for file in (constraints, *files) if file.is_file()]
+    folder = CACHE / f"env-{digest([version, *packages, *contents])}"
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     complete = folder / "complete"
     if not complete.is_file():
         print(f"Making the environment {folder} (about 7 GB, some minutes) ...", flush=True)
-        venv.create(folder, with_pip=True, clear=True)
-        if files[1].is_file():
-            packages += ["-r", str(files[1])]
+        subprocess.run([interpreter, "-m", "venv", "--clear", str(folder)], check=True)
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, "-c", str(constraints), *packages], check=True)
         complete.touch()
     return python
+
+
+def other_pythons() -> dict[str, Path]:
+    """Interpreters of `OTHER_PYTHONS` that this machine has, on the PATH or under pyenv, other than this one."""
+    found = {}
+    for version in OTHER_PYTHONS:
+        candidates = [shutil.which(f"python{version}"), *Path.home().glob(f".pyenv/versions/{version}.*/bin/python")]
+        for candidate in filter(None, candidates):
+            # pyenv's shims exist for versions that are not active, and fail.
+            said = subprocess.run([candidate, "--version"], capture_output=True, text=True, check=False).stdout
+            if said.startswith(f"Python {version}.") and not sys.version.startswith(f"{version}."):
+                found[version] = Path(candidate)
+                break
+    return found
 
 
 def digest(parts: list[str]) -> str:
@@ -66,7 +93,7 @@ def digest(parts: list[str]) -> str:
 
 
 def dependencies() -> list[str]:
-    """The project's dependencies with all extras. The project itself runs from the clone."""
+    """Dependencies of the project with all extras; the project itself runs from the clone."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -77,7 +104,7 @@ def dependencies() -> list[str]:
 
 
 def host_site(host: Path, python: Path) -> Path:
-    """A folder with the front end that a host pins, for hosts other than the one in the environment."""
+    """Folder with the front end that a host pins, for a host other than the one of the environment."""
     pins = [line for line in (host / "requirements.txt").read_text().splitlines() if line.startswith("comfyui-")]
     folder = CACHE / f"front-end-{digest(pins)}"
     complete = folder / "complete"
@@ -98,11 +125,11 @@ def demo(arguments: list[str]) -> None:
 
 
 def test(arguments: list[str]) -> None:
-    """Linters, types, then two sessions of pytest at a time, each with half of the cores, the longest ones first.
+    """Run linters and type checker, then two sessions of pytest at a time, each with half of the cores.
 
     Args:
-        arguments: for pytest. With files or folders among them, these alone are tested, with the newer host; with
-            `--oldest`, all tests of the nodes with the oldest one.
+        arguments: for pytest. If files or folders are among them, only these are tested, on the current host; with
+            `--oldest`, all node tests on the oldest host.
     """
     python = environment()
     run(python, "-m", "ruff", "check", ".")
@@ -111,27 +138,32 @@ def test(arguments: list[str]) -> None:
     if any((REPOSITORY / argument.split("::")[0]).exists() for argument in arguments):
         sys.exit(pytest(python, arguments, COMFYUI_PATH=str(HOSTS[0])))
     main, oldest = HOSTS
-    of_main, of_oldest = {"COMFYUI_PATH": str(main)}, {"COMFYUI_PATH": str(oldest)}
+    on_main, on_oldest = {"COMFYUI_PATH": str(main)}, {"COMFYUI_PATH": str(oldest)}
     if has_oldest := (oldest / "main.py").is_file():
         site = [str(host_site(oldest, python)), os.environ.get("PYTHONPATH")]
-        of_oldest["PYTHONPATH"] = os.pathsep.join(filter(None, site))
-    sessions = [
-        (["tests/train"], of_main),
-        (["tests/host"], of_main),
-        (ON_OLDEST[0], of_oldest),
-        (["tests/test_imports.py", "tests/core", "tests/miniature", "tests/diffusers"], of_main),
-        (["tests/evaluation"], of_main),
-        (["tests/browser"], of_main),
-        (ON_OLDEST[1], of_oldest),
+        on_oldest["PYTHONPATH"] = os.pathsep.join(filter(None, site))
+    root = [str(file.relative_to(REPOSITORY)) for file in sorted((REPOSITORY / "tests").glob("test_*.py"))]
+    sessions: list[tuple[Path, Sequence[str], dict[str, str]]] = [  # the longest first
+        (python, ["tests/train"], on_main),
+        (python, ["tests/host"], on_main),
+        (python, ON_OLDEST[0], on_oldest),
+        (python, ["tests/core", "tests/miniature", "tests/diffusers", *root], on_main),
+        (python, ["tests/evaluation"], on_main),
+        (python, ["tests/browser"], on_main),
+        (python, ON_OLDEST[1], on_oldest),
     ]
     if "--oldest" in arguments:
         arguments = [argument for argument in arguments if argument != "--oldest"]
-        sessions = [(["tests/host"], of_oldest), (["tests/browser"], of_oldest)]
+        sessions = [(python, ["tests/host"], on_oldest), (python, ["tests/browser"], on_oldest)]
+    else:
+        for version, interpreter in other_pythons().items():
+            print(f"The core's tests run on Python {version} too.", flush=True)
+            sessions.append((make_environment(interpreter, CORE), ["tests/core"], {}))
     threads = str(max(1, (os.cpu_count() or 1) // 2))
 
-    def session(folders: Sequence[str], variables: dict[str, str]) -> int:
+    def session(interpreter: Path, folders: Sequence[str], variables: dict[str, str]) -> int:
         with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
-            code = pytest(python, [*folders, *arguments], output, OMP_NUM_THREADS=threads, **variables)
+            code = pytest(interpreter, [*folders, *arguments], output, OMP_NUM_THREADS=threads, **variables)
             output.seek(0)
             with printing:
                 sys.stdout.write(output.read())
@@ -140,7 +172,7 @@ def test(arguments: list[str]) -> None:
 
     printing = threading.Lock()
     with ThreadPoolExecutor(2) as pool:
-        codes = list(pool.map(lambda one: session(*one), [one for one in sessions if has_oldest or one[1] is of_main]))
+        codes = list(pool.map(lambda one: session(*one), [s for s in sessions if has_oldest or s[2] is not on_oldest]))
     if not has_oldest:
         print(f"TESTS ON THE OLDEST HOST SKIPPED: there is no ComfyUI at {oldest}.")
     if failures := [code for code in codes if code]:
@@ -148,8 +180,11 @@ def test(arguments: list[str]) -> None:
 
 
 def pytest(python: Path, arguments: list[str], output: TextIO | None = None, **variables: str) -> int:
-    """Its exit code; that of a session that had nothing to do counts as 0 where -k may have chosen from another one
-    alone, and where the host or the browser is missing, which pytest says loudly itself."""
+    """Exit code of pytest.
+
+    That of a session without tests counts as 0 where -k may have selected tests of another session, and where the
+    host or the browser is missing, which pytest says loudly itself.
+    """
     print("$ python -m pytest", *arguments, file=output, flush=True)
     command = [str(python), "-m", "pytest", *arguments]
     environ = {**os.environ, **variables}

@@ -1,1 +1,1 @@
-"""Command line around `llm4gen_core`: `python -m train --help`."""
+"""Trainer of LLM4GEN adapters: `python -m train --help`."""

@@ -1,7 +1,7 @@
-"""What a recipe takes of an accelerator's memory, computed without any: models of the real sizes, tensors without data.
+"""Estimate of the accelerator memory of a recipe, without an accelerator: models of the real sizes, no data.
 
-PyTorch's fake tensors have a shape, a precision and a device, and no storage. The trainer's own `TrainingLoss` runs its
-forward pass on them, so that what is saved for the backward pass is counted, not guessed, and nothing is loaded.
+PyTorch's fake tensors have a shape, a precision and a device, and no storage. The forward pass of `TrainingLoss` runs
+on them, so that the tensors saved for the backward pass are counted, not guessed, and nothing is loaded.
 """
 
 from __future__ import annotations
@@ -32,23 +32,22 @@ from llm4gen_core.entity_guidance import GuidanceTargets
 from llm4gen_diffusers.devices import DTYPES
 from llm4gen_diffusers.families import Family
 
-from .noise_target import NoiseTarget
+from .loss import StepInputs, TrainingLoss
+from .models import Models
 from .optimizers import optimizer_state_bytes
-from .setup import Models
-from .training_loss import StepInputs, TrainingLoss
 
 DEVICE = "cuda"
-"""Of the fake tensors: memory is estimated for an accelerator, which need not be there."""
+"""Device of the fake tensors; the accelerator need not exist."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One model, or what is added to it.
+    """A model, or a LoRA of it.
 
     Attributes:
         name: "cam", "unet", "unet lora", "vae", "text encoders" or "llm".
-        parameters, trained: how many, and how many of them are trained.
-        weight_bytes: of all of them, in the precision that the trainer keeps them in.
+        parameters, trained: number of parameters, and of trained ones.
+        weight_bytes: of all parameters, in the precision that the trainer keeps them in.
     """
 
     name: str
@@ -59,23 +58,23 @@ class Part:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the accelerator of one process at the fullest moment of a step.
+    """Bytes on the accelerator of one process at the peak of a step.
 
-    Their sum is never less than what tensors take: with one micro-batch a step, gradients come while activations go.
+    Their sum is an upper bound: with one micro-batch a step, gradients are allocated while activations are freed.
 
     Attributes:
-        weights: of everything, trained or frozen.
-        gradients: of what is trained.
+        weights: all models, trained or frozen.
+        gradients: of the trained parameters.
         buckets: DDP's copy of the gradients; 0 for one process.
-        optimizer: its state.
-        ema: the moving average; 0 if there is none or if it is kept on the CPU.
-        copies: of weights in the precision of autocast.
-        activations: of a micro-batch, kept for the backward pass.
-        guidance: the part of `activations` that is there for entity guidance only.
-        recomputed: with gradient checkpointing, the largest block while its activations are there again.
-        workspace: what the forward pass needs for a moment beside that.
-        encoding: what the VAE needs to encode a micro-batch of images, beyond `activations` to `workspace`, in
-            whose place it is.
+        optimizer: state of the optimizer.
+        ema: moving average; 0 if there is none or if it is kept on the CPU.
+        copies: weights in the precision of autocast.
+        activations: of a micro-batch, saved for the backward pass.
+        guidance: part of `activations` that only entity guidance needs.
+        recomputed: with gradient checkpointing, activations of the largest block while it is recomputed.
+        workspace: temporary tensors of the forward pass beside that.
+        encoding: memory of the VAE while it encodes a micro-batch of images, beyond `activations` to `workspace`, which
+            do not exist at that time.
     """
 
     weights: int
@@ -92,30 +91,19 @@ class Memory:
 
     @property
     def total(self) -> int:
-        return (
-            self.weights
-            + self.gradients
-            + self.buckets
-            + self.optimizer
-            + self.ema
-            + self.copies
-            + self.activations
-            + self.recomputed
-            + self.workspace
-            + self.encoding
-        )
+        return sum(getattr(self, part.name) for part in dataclasses.fields(self) if part.name != "guidance")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Parts and memory of a recipe.
+    """Models and memory of a recipe.
 
     Attributes:
-        parts: those that there are.
+        parts: models of the recipe.
         memory: of one process.
-        trained_bytes: of the trained weights, as a checkpoint stores them.
-        optimizer_bytes: of the optimizer's state.
-        ema_bytes: of the moving average, wherever it is kept.
+        trained_bytes: trained weights, as a checkpoint stores them.
+        optimizer_bytes: state of the optimizer.
+        ema_bytes: moving average, on either device.
     """
 
     parts: list[Part]
@@ -144,12 +132,12 @@ class Shapes:
 
 
 def estimate(models: Models, shapes: Shapes, processes: int = 1) -> Estimate:
-    """Parameters and bytes of a recipe, as the trainer would build it.
+    """Count parameters and bytes of a recipe, as the trainer would build it.
 
     Args:
-        models: from `open_models` without parts; it stays as it is.
+        models: from `open_models` without parts; not changed.
         shapes: of a micro-batch.
-        processes: among which samples are divided.
+        processes: number of processes that share the samples.
     """
     recipe = models.recipe
     fake = FakeRun(models)
@@ -184,14 +172,14 @@ def estimate(models: Models, shapes: Shapes, processes: int = 1) -> Estimate:
 
 
 class FakeRun:
-    """A recipe's models, made from their configurations as the trainer sets them up.
+    """Models of a recipe without data, made from their configurations as the trainer sets them up.
 
     Attributes:
-        models: where the configurations come from.
+        models: source of the configurations.
         family: with all of its modules.
         adapter, llm: None without one.
-        trained: what of them is trained.
-        objective: in training mode.
+        trained: parameters that are trained.
+        training_loss: in training mode.
     """
 
     def __init__(self, models: Models) -> None:
@@ -199,7 +187,7 @@ class FakeRun:
         recipe, model = models.recipe, models.recipe.model
         family = self.family = copy.copy(models.family)
         base = family.base
-        # On the device meta first, for modules of fake tensors cannot change their precision.
+        # On the device meta first: modules of fake tensors cannot change their precision.
         with torch.device("meta"), _StaysOnMeta():
             family.unet = _make(UNet2DConditionModel, base.unet.config, DTYPES[model.unet_dtype])
             family.vae = _make(family.vae_kind, base.vae.config, DTYPES[model.vae_dtype])
@@ -209,8 +197,8 @@ class FakeRun:
             )
             self.llm = None if model.llm is None else _make_llm(Path(model.llm), DTYPES[model.llm_dtype])
             self.adapter = None if models.adapter is None else CrossAdapter(models.adapter.config)
-            set_up = dataclasses.replace(models, family=family, adapter=self.adapter, start=None)
-            self.trained = set_up.trained_parts()
+            fake = dataclasses.replace(models, family=family, adapter=self.adapter, start=None)
+            self.trained = fake.trained_parts()
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         with self.without_data():
             for module in (family.unet, family.vae, *family.text_encoders, self.llm, self.adapter):
@@ -221,20 +209,11 @@ class FakeRun:
             if recipe.train.gradient_checkpointing:
                 for encoder in family.text_encoders:
                     encoder.gradient_checkpointing_enable()
-        denoising = NoiseTarget(base.schedule, recipe.loss.min_snr_gamma)
-        self.objective = TrainingLoss(
-            family,
-            self.adapter,
-            denoising,
-            recipe.guidance,
-            recipe.data.clip_chunks,
-            models.trains_text,
-            recipe.adapter.lambda_mode,
-        ).train()
+        self.training_loss = TrainingLoss(fake).train()
 
     @contextmanager
     def without_data(self) -> Iterator[None]:
-        """Tensors made inside have no data, and attention runs in a fused kernel, as it does on an accelerator."""
+        """Make tensors without data, and compute attention in a fused kernel, as an accelerator does."""
         with self._mode, torch.device(DEVICE), _FusedAttention():
             yield
 
@@ -254,7 +233,7 @@ class FakeRun:
         return [_part(name, list(parameters)) for name, found in named if (parameters := list(found))]
 
     def inputs(self, batch: int, shapes: Shapes, guided: bool) -> StepInputs:
-        """What the objective reads of a micro-batch of that many samples."""
+        """Inputs of the training loss for a micro-batch of that many samples."""
         family = self.family
         factor = family.pixels_per_latent
         latents = torch.empty(batch, family.latent_channels, shapes.image[0] // factor, shapes.image[1] // factor)
@@ -282,7 +261,7 @@ class FakeRun:
 
 
 def text_form(models: Models) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and precision of `Conditioner.features` of one caption, which is also what the text cache stores of it."""
+    """Shape and precision of `Models.features` of one caption, which the text cache stores."""
     recipe, family = models.recipe, models.family
     form: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     if not models.trains_text:
@@ -295,7 +274,7 @@ def text_form(models: Models) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
 
 
 class _StaysOnMeta(TorchDispatchMode):
-    """Nothing can be copied from meta to the CPU, as is done with weights whose change is exported."""
+    """Keeps copies of meta tensors on meta; the trainer copies weights to the CPU whose change is exported."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -305,7 +284,7 @@ class _StaysOnMeta(TorchDispatchMode):
 
 
 def _replace_tensors(module: nn.Module) -> None:
-    """Tensors of a module on meta become ones on `DEVICE`; what is shared stays shared."""
+    """Replace the meta tensors of a module by ones on `DEVICE`; shared parameters stay shared."""
     made: dict[int, nn.Parameter] = {}
     for part in module.modules():
         for name, own in part.named_parameters(recurse=False, remove_duplicate=False):
@@ -317,18 +296,18 @@ def _replace_tensors(module: nn.Module) -> None:
 
 
 def _make(kind: Any, config: Any, dtype: torch.dtype) -> nn.Module:
-    """A model as `Part.load` gives it, from its configuration."""
+    """Make a model as `Part.load` does, from its configuration."""
     if issubclass(kind, PreTrainedModel):
         model = kind(kind.config_class.from_dict(dict(config)))
     elif issubclass(kind, ModelMixin):
         model = kind.from_config(dict(config))
-    else:  # the miniature's lossless VAE
+    else:  # the VAE of the miniature
         model = kind(config["factor"])
     return nn.Module.to(model, dtype).eval().requires_grad_(False)
 
 
 def _make_llm(folder: Path, dtype: torch.dtype) -> nn.Module:
-    """As `load_language_model` does, from the configuration, which has been read before and is sound."""
+    """Make an LLM as `load_language_model` does, from its configuration, which has been checked before."""
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
     from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
 
@@ -337,7 +316,7 @@ def _make_llm(folder: Path, dtype: torch.dtype) -> nn.Module:
     model = auto_class.from_config(config).to(dtype)
     if model.config.is_encoder_decoder and hasattr(model, "get_encoder"):
         model = model.get_encoder()
-    if dtype == torch.float16:  # what transformers keeps in float32 then, such as T5's wo
+    if dtype == torch.float16:  # transformers keeps some modules in float32 then, such as T5's wo
         kept = model._keep_in_fp32_modules or ()
         for name, module in model.named_modules():
             if any(part in kept for part in name.split(".")):
@@ -358,7 +337,7 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-# What is there between forward and backward pass
+# Activations
 
 
 @dataclass(frozen=True)
@@ -378,9 +357,9 @@ class _Counts:
 
     Attributes:
         kept: saved for the backward pass.
-        inside: saved within blocks that are recomputed, all together.
-        largest: of these blocks.
-        workspace: above what remains at the end.
+        inside: saved within all blocks that are recomputed.
+        largest: saved within the largest of these blocks.
+        workspace: peak above what remains at the end.
     """
 
     kept: int = 0
@@ -390,49 +369,49 @@ class _Counts:
 
 
 class _Passes:
-    """Forward passes of a recipe's objective.
+    """Forward passes of the training loss of a recipe.
 
     Args:
-        fake: its models.
+        fake: models without data.
         shapes: of a micro-batch.
     """
 
     def __init__(self, fake: FakeRun, shapes: Shapes) -> None:
         self._fake, self._shapes = fake, shapes
-        self._parameters = {StorageWeakRef(p.untyped_storage()) for p in fake.objective.parameters()}
+        self._parameters = {StorageWeakRef(p.untyped_storage()) for p in fake.training_loss.parameters()}
 
     def measure(self, batch: int) -> _Activations:
-        """Bytes of a micro-batch of that many samples.
+        """Count the bytes of a micro-batch of that many samples.
 
-        Autocast's copies of weights are saved like activations. They are what batches of two sizes have in common.
+        Autocast's copies of weights are saved like activations. They are the part that does not grow with the batch.
         """
         guided = self._fake.models.recipe.guidance.is_on
         first, second = self._count(batch, guided), self._count(batch + 1, guided)
         kept = batch * (second.kept - first.kept)
         copies = first.kept + first.inside - batch * (second.kept + second.inside - first.kept - first.inside)
-        # Autocast remembers copies made in a block until the pass ends; and while a block is recomputed, what it
-        # needed the first time is there for it.
+        # Autocast keeps copies made in a block until the pass ends; and while a block is recomputed, the memory that it
+        # needed the first time is available.
         remembered = copies if first.inside else 0
         workspace = first.workspace - remembered - first.largest
         guidance = first.kept - self._count(batch, False).kept if guided else 0
         return _Activations(kept, max(0, guidance), max(0, copies), first.largest, max(0, workspace))
 
     def _count(self, batch: int, guided: bool) -> _Counts:
-        recipe, objective = self._fake.models.recipe, self._fake.objective
+        recipe, training_loss = self._fake.models.recipe, self._fake.training_loss
         counts = _Counts()
         if recipe.train.gradient_checkpointing:
-            objective.unet.enable_gradient_checkpointing(self._checkpoint(counts))
+            training_loss.unet.enable_gradient_checkpointing(self._checkpoint(counts))
         inputs = self._fake.inputs(batch, self._shapes, guided)
         saved = _Saved(self._parameters)
         with _autocast(recipe.train.precision), LiveBytes() as live, saved.watch():
-            losses = objective(inputs)
+            losses = training_loss(inputs)
         counts.kept = saved.bytes
         counts.workspace = max(0, live.peak - live.now)
         del losses
         return counts
 
     def _checkpoint(self, counts: _Counts) -> Callable[..., Any]:
-        """What diffusers is to call in place of torch's checkpoint: it saves the same, and counts what is not."""
+        """Function for diffusers in place of torch's checkpoint, which saves the same and counts what is not saved."""
 
         def run(block: Any, *inputs: Any) -> Any:
             _Keep.apply(torch.empty(0, requires_grad=True), *(value for value in inputs if isinstance(value, Tensor)))
@@ -447,11 +426,11 @@ class _Passes:
 
 
 class _Saved:
-    """Counts the storages that are saved for the backward pass, each once, and without parameters.
+    """Counts the bytes of the storages that are saved for the backward pass, each once.
 
     Args:
-        ignored: storages that do not count.
-        keep: False lets go of what is saved, as checkpointing does; then there is no backward pass.
+        ignored: storages that do not count, those of parameters.
+        keep: False frees the saved tensors, as checkpointing does; then there is no backward pass.
     """
 
     def __init__(self, ignored: set[StorageWeakRef], keep: bool = True) -> None:
@@ -474,7 +453,7 @@ class _Saved:
 
 
 class _Keep(torch.autograd.Function):
-    """Saves its inputs, as torch's checkpoint does to compute with them again."""
+    """Function that saves its inputs, as torch's checkpoint does for the recomputation."""
 
     @staticmethod
     def forward(ctx: Any, first: Tensor, *others: Tensor) -> Tensor:
@@ -487,11 +466,11 @@ class _Keep(torch.autograd.Function):
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of the tensors that were made inside and are still there.
+    """Counts the bytes of the tensors that are made inside and not freed.
 
     Attributes:
-        now: at this moment.
-        peak: at most.
+        now: present bytes.
+        peak: largest number so far.
     """
 
     def __init__(self) -> None:
@@ -509,7 +488,7 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def _add(self, storage: Any, before: set[int]) -> None:
-        key = id(storage)  # of an object that lives as long as the storage
+        key = id(storage)  # the object lives as long as the storage
         if key in self._known or key in before:
             return
         self._known.add(key)
@@ -523,7 +502,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention that saves what fused kernels save: query, key, value, result, and a number a row."""
+    """Makes attention save what fused kernels save: query, key, value, result, and a number a row."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -531,7 +510,7 @@ class _FusedAttention(TorchFunctionMode):
             return func(*args, **kwargs)
         names = ("query", "key", "value")
         query, key, value = (args[i] if i < len(args) else kwargs[name] for i, name in enumerate(names))
-        if torch.is_autocast_enabled(DEVICE):  # as of the operation itself
+        if torch.is_autocast_enabled(DEVICE):  # as the operation itself does
             lower = torch.get_autocast_dtype(DEVICE)
             query, key, value = (tensor.to(lower) for tensor in (query, key, value))
         return _Attend.apply(query, key, value)
@@ -540,7 +519,7 @@ class _FusedAttention(TorchFunctionMode):
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        result = torch.empty_like(query)  # in the order of its dimensions too, so that joining heads copies nothing
+        result = torch.empty_like(query)  # with the same strides, so that joining heads copies nothing
         ctx.save_for_backward(query, key, value, result, query.new_empty(query.shape[:-1], dtype=torch.float32))
         return result
 
@@ -551,7 +530,7 @@ class _Attend(torch.autograd.Function):
 
 @contextmanager
 def _autocast(precision: str) -> Iterator[None]:
-    """Autocast of a device that need not be there, which `torch.autocast` refuses."""
+    """Autocast of a device that need not exist, which `torch.autocast` refuses."""
     if precision == "float32":
         yield
         return
@@ -567,7 +546,7 @@ def _autocast(precision: str) -> Iterator[None]:
 
 
 def _encoding_bytes(family: Family, batch: int, image: tuple[int, int]) -> int:
-    """Peak of the VAE while it encodes a micro-batch; beside the images, nothing of it stays."""
+    """Peak memory of the VAE while it encodes a micro-batch, all of it temporary."""
     with LiveBytes() as live:
         family.encode_images(torch.empty(batch, 3, *image))
     return live.peak

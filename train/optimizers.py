@@ -1,59 +1,50 @@
-"""Optimizers and learning rate schedules, each from the library that is known for it."""
+"""Optimizers, learning rate schedules and the moving average of the weights, from the libraries known for each."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from llm4gen_core import LLM4GENError
 
-if TYPE_CHECKING:
-    from . import recipe
+from . import recipe
 
 _BLOCK_8BIT, _SMALLEST_8BIT, _CODES_8BIT = 256, 4096, 2 * 256 * 4
-"""bitsandbytes: elements that share a scale, elements below which a tensor is kept in 32 bits, bytes of its codes."""
+"""bitsandbytes: elements that share a scale, size below which a tensor is kept in 32 bits, bytes of its codes."""
 
 
-@dataclass(frozen=True)
-class ParameterGroup:
-    """Parameters that are trained alike.
-
-    Attributes:
-        name: "cam", "unet" or "text_encoder"; `unet_learning_rate` is the "unet" group's.
-        parameters: by their full names, in an order that is the same in every run.
-    """
-
-    name: str
-    parameters: Mapping[str, torch.nn.Parameter]
+Groups = Mapping[str, Mapping[str, nn.Parameter]]
+"""Trained parameters by full name, in the groups "cam", "unet" and "text_encoder"."""
 
 
-def build_optimizer(groups: list[ParameterGroup], settings: recipe.Optimizer) -> torch.optim.Optimizer:
-    """The optimizer of a recipe.
+def build_optimizer(groups: Groups, settings: recipe.Optimizer) -> torch.optim.Optimizer:
+    """Build the optimizer of a recipe.
 
-    Weight decay is for matrices and convolutions. Parameters of one dimension, which are the weights and biases of
-    norms and every other bias, have none: what it would pull to zero there is a scale or an offset. PyTorch's
-    defaults would decay all; the paper does not say.
+    Weight decay applies to matrices and convolutions. Parameters of one dimension (norms and biases) have none: there
+    it would pull a scale or an offset to zero. PyTorch's defaults decay all; the paper does not say.
 
-    Each group becomes up to two of the optimizer's, which keep its name, for logging.
+    Each group becomes up to two groups of the optimizer, which keep its name, for logging.
 
     Args:
-        groups: their parameters are on the device that they are trained on, so that PyTorch's fused AdamW can be
-            taken where there is one. It is elementwise like the others: a resumed run stays the same to the bit.
+        groups: on the device that they are trained on, so that PyTorch's fused AdamW can be used where there is one. It
+            is elementwise like the others: a resumed run stays the same to the bit.
+        settings: of the recipe; `unet_learning_rate` is for the group "unet".
 
     Raises:
-        LLM4GENError: the optimizer's package is missing, or it cannot do what the settings ask for.
+        LLM4GENError: the optimizer's package is missing, or it does not support the settings or the device.
     """
-    parameters = [parameter for group in groups for parameter in group.parameters.values()]
+    parameters = [parameter for group in groups.values() for parameter in group.values()]
     if not parameters:
         raise LLM4GENError("There is nothing to train: no group has a parameter; choose other trainable.parts.")
-    content = [part for group in groups for part in _with_and_without_decay(group, settings)]
+    content = [part for name, group in groups.items() for part in _split_by_decay(name, group, settings)]
     rate, betas, eps, decay = settings.learning_rate, settings.betas, settings.eps, settings.weight_decay
     if settings.name == "adamw":
         fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
@@ -68,18 +59,15 @@ def build_optimizer(groups: list[ParameterGroup], settings: recipe.Optimizer) ->
         from prodigyopt import Prodigy
     except ImportError as error:
         raise _missing("prodigy", "prodigyopt", error) from error
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints that it decouples weight decay
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints a notice about weight decay
         return Prodigy(content, lr=rate, betas=betas, eps=eps, weight_decay=decay)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, settings: recipe.Optimizer, steps: int) -> LambdaLR:
-    """The learning rate over `steps` optimizer steps, as diffusers and transformers define it.
+    """Build the learning rate schedule over `steps` optimizer steps, as diffusers and transformers define it.
 
-    With warm-up the first step has learning rate 0. It is to be stepped once an optimizer step, whatever the
-    number of processes.
+    With warm-up the first step has learning rate 0. Step it once an optimizer step, whatever the number of processes.
     """
-    from diffusers.optimization import get_scheduler
-
     name: str = settings.schedule
     if name == "constant" and settings.warmup_steps:
         name = "constant_with_warmup"  # diffusers' "constant" ignores warm-up
@@ -87,7 +75,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, settings: recipe.Optimizer,
 
 
 def optimizer_state_bytes(settings: recipe.Optimizer, parameters: Iterable[Tensor]) -> int:
-    """Bytes of the optimizer's state for these parameters, which may be on the meta device."""
+    """Compute the bytes of the optimizer's state for these parameters, which may be on the meta device."""
     parameters = list(parameters)
     if settings.name == "adamw":  # two moments, and the step as a tensor
         return sum(2 * _bytes(parameter) + 4 for parameter in parameters)
@@ -101,15 +89,69 @@ def optimizer_state_bytes(settings: recipe.Optimizer, parameters: Iterable[Tenso
     return 2 * sum(large) + 2 * 4 * scales + (_CODES_8BIT if large else 0) + 2 * 4 * sum(small)
 
 
-def _with_and_without_decay(group: ParameterGroup, settings: recipe.Optimizer) -> list[dict[str, Any]]:
+class Average:
+    """Exponential moving average of the trained parameters: diffusers' EMAModel, with names.
+
+    After n steps the average moves by 1 - min(decay, (1 + n) / (10 + n)).
+
+    Args:
+        parameters: by name.
+        decay: largest value of the decay.
+        device: that the average is kept on between steps; None is that of the parameters.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float, device: torch.device | None) -> None:
+        self._names = list(parameters)
+        self._parameters = list(parameters.values())
+        self._home = device
+        self._model = EMAModel(self._parameters, decay=decay)
+        self._move(device)
+
+    @property
+    def steps(self) -> int:
+        """Number of updates."""
+        return self._model.optimization_step
+
+    def update(self) -> None:
+        """Update the average after an optimizer step."""
+        self._move(self._parameters[0].device if self._home is not None else None)
+        self._model.step(self._parameters)
+        self._move(self._home)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Averaged weights by name."""
+        return dict(zip(self._names, self._model.shadow_params, strict=True))
+
+    def load(self, weights: Mapping[str, Tensor], steps: int) -> None:
+        """Load the `weights` and `steps` of a checkpoint."""
+        for name, own in self.weights().items():
+            own.copy_(weights[name])
+        self._model.optimization_step = steps
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Put the averaged weights in the place of the parameters for a while."""
+        self._model.store(self._parameters)
+        self._model.copy_to(self._parameters)
+        try:
+            yield
+        finally:
+            self._model.restore(self._parameters)
+
+    def _move(self, device: torch.device | None) -> None:
+        if device is not None:
+            self._model.to(device)
+
+
+def _split_by_decay(name: str, group: Mapping[str, nn.Parameter], settings: recipe.Optimizer) -> list[dict[str, Any]]:
     rate = settings.learning_rate
-    if group.name == "unet" and settings.unet_learning_rate is not None:
+    if name == "unet" and settings.unet_learning_rate is not None:
         rate = settings.unet_learning_rate
     split: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for parameter in group.parameters.values():
+    for parameter in group.values():
         split[parameter.ndim < 2].append(parameter)
     return [
-        {"params": params, "lr": rate, "weight_decay": decay, "name": group.name}
+        {"params": params, "lr": rate, "weight_decay": decay, "name": name}
         for params, decay in zip(split, (settings.weight_decay, 0.0), strict=True)
         if params
     ]
@@ -123,8 +165,8 @@ def _adamw_8bit(parameters: Iterable[Tensor]) -> Any:
     found = sorted({parameter.device.type for parameter in parameters} - {"cpu", "cuda", "xpu"})
     if found:
         raise LLM4GENError(
-            f"optimizer.name adamw_8bit cannot run on {', '.join(found)}; bitsandbytes knows NVIDIA, AMD and Intel "
-            "GPUs and the CPU. Give optimizer.name=adafactor, which needs less memory still."
+            f"optimizer.name adamw_8bit cannot run on {', '.join(found)}; bitsandbytes supports NVIDIA, AMD and "
+            "Intel GPUs and the CPU. Give optimizer.name=adafactor, which needs even less memory."
         )
     return AdamW8bit
 
@@ -137,7 +179,7 @@ def _missing(name: str, package: str, error: Exception) -> LLM4GENError:
 
 
 def _adafactor_bytes(parameter: Tensor) -> int:
-    """One value a row and one a column of the last two dimensions, and the norm of the weights."""
+    """Bytes of one value a row and one a column of the last two dimensions, and of the norm of the weights."""
     if parameter.ndim < 2:
         return _bytes(parameter) + parameter.element_size()
     *_, rows, columns = parameter.shape

@@ -1,42 +1,49 @@
-"""`python -m train parse`: the attribute-entity pairs of captions, once, before training."""
+"""`python -m train parse`: attribute-entity pairs of captions, found once before training."""
 
 from __future__ import annotations
 
-import argparse
 import json
+import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
-if TYPE_CHECKING:
-    from llm4gen_core import EntityPair
-    from llm4gen_core.entities import Backend
+import torch
+from tqdm import tqdm
+
+from llm4gen_core import EntityPair, LLM4GENError, entity_backend
+from llm4gen_core.entities import Backend, load_backend
+from llm4gen_core.entities.spacy import HOW_TO_INSTALL
+from llm4gen_core.files import whole_file
 
 FALLBACK = "rules/"
-"""How the name of the parser begins that needs no trained pipeline."""
+"""Prefix of the name of the parser that needs no trained pipeline."""
 
 _PARALLEL_FROM = {True: 200_000, False: 5_000}
-"""Captions from which the seconds that processes take to start are worth it, for the fallback and for spaCy."""
+"""Number of captions from which several processes parse, for the fallback and for spaCy."""
 
 _SHOWN = 20
-"""Bad rows that the summary lists."""
+"""Number of bad rows that the summary lists."""
 
 
 @dataclass(frozen=True)
 class ParseSettings:
-    """What `parse` does.
+    """Settings of `parse`.
 
     Attributes:
         source: .txt with one caption a line, or .jsonl.
-        output: .jsonl to write.
+        output: .jsonl file to write.
         backend: see `llm4gen_core.parse_entities`.
-        workers: processes; 0 parses in this one, None chooses by the number of captions.
-        field: key of the caption in .jsonl; None takes "caption", else "text".
-        force: replace an existing output.
+        workers: number of processes; 0 parses in this one, None chooses by the number of captions.
+        field: key of the caption in .jsonl; None for "caption", else "text".
+        force: whether to replace an existing output.
     """
 
     source: str
@@ -49,14 +56,14 @@ class ParseSettings:
 
 @dataclass
 class ParseReport:
-    """What was found.
+    """Result of `parse`.
 
     Attributes:
         parser: name and version, see `llm4gen_core.entity_backend`.
-        captions: rows written; `described` of them have at least one pair, `given` brought their own.
-        pairs: of all captions.
-        bad: (line, why) of the rows that were left out.
-        replaced: (line, why) of the rows whose own pairs were impossible and were parsed anew.
+        captions: number of rows written; `described` of them have at least one pair, `given` had pairs before.
+        pairs: number of pairs of all captions.
+        bad: (line, reason) of the rows that were left out.
+        replaced: (line, reason) of the rows whose own pairs were impossible, so that they were parsed.
     """
 
     parser: str
@@ -70,7 +77,7 @@ class ParseReport:
 
 @dataclass
 class _Row:
-    """A line of the source; `pairs` if it has brought its own."""
+    """Line of the source; `pairs` are its own, if it has any."""
 
     line: int
     caption: str
@@ -78,71 +85,30 @@ class _Row:
     pairs: list[EntityPair] | None = None
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `parse`."""
-    parser.add_argument(
-        "source", metavar="SOURCE", help=".txt with one caption a line, or .jsonl with one object a line"
-    )
-    parser.add_argument("--output", required=True, metavar="FILE", help=".jsonl to write")
-    parser.add_argument(
-        "--backend",
-        default="auto",
-        metavar="NAME",
-        help="auto (spaCy if a trained pipeline is installed, else rules), spacy, spacy:PACKAGE or rules "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="processes; 0 is none but this one (default: one a processor core where there are many captions)",
-    )
-    parser.add_argument(
-        "--field",
-        metavar="KEY",
-        help='key of the caption in .jsonl, written as "caption" (default: caption, else text)',
-    )
-    parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
-    parser.set_defaults(run=_run)
-
-
-def _run(args: argparse.Namespace) -> None:
-    parse_file(ParseSettings(**vars(args)))
-
-
 def parse_captions(
     captions: Iterable[str], backend: str = "auto", workers: int = 0, batch: int = 1000
 ) -> Iterator[list[EntityPair]]:
-    """The pairs of every caption, in order.
+    """Parse captions and yield the pairs of each, in order.
 
-    Captions are read as they are needed, at most a few batches for each process ahead of what was taken.
+    Captions are read when they are needed, at most a few batches per process ahead.
 
     Args:
-        captions: any number.
+        captions: any number of captions.
         backend: see `llm4gen_core.parse_entities`.
-        workers: processes, started anew ("spawn"); 0 parses in this one.
-        batch: captions that a process gets at once.
+        workers: number of processes ("spawn"); 0 parses in this one.
+        batch: number of captions that a process receives at once.
 
     Raises:
-        LLM4GENError: the backend is not installed, or a process ended on its own.
+        LLM4GENError: the backend is not installed, or a process crashed.
     """
-    from llm4gen_core import LLM4GENError
-    from llm4gen_core.entities import load_backend
-
     if workers < 0 or batch < 1:
         raise LLM4GENError(f"Parsing with {workers} workers and batch {batch}; expected at least 0 and at least 1.")
-    # Loaded here in any case: what is not installed has to be said once, and every process has to take the same parser.
+    # Loaded here too, so that a missing package is reported once and every process uses the same parser.
     parser = load_backend(backend)
     return _in_processes(captions, parser, workers, batch) if workers else parser.pipe(captions)
 
 
 def _in_processes(captions: Iterable[str], parser: Backend, workers: int, batch: int) -> Iterator[list[EntityPair]]:
-    import multiprocessing
-    from concurrent.futures import Future, ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-
-    from llm4gen_core import EntityPair, LLM4GENError
-
     source = iter(captions)
     pending: deque[tuple[list[str], Future[list[list[list[int]]]]]] = deque()
     pool = ProcessPoolExecutor(
@@ -159,46 +125,36 @@ def _in_processes(captions: Iterable[str], parser: Backend, workers: int, batch:
                 yield [EntityPair.from_offsets(caption, *four) for four in offsets]
     except BrokenProcessPool as error:
         raise LLM4GENError(
-            f"One of {workers} parsing processes ended on its own, most often because the memory was full; "
-            "give fewer --workers."
+            f"One of {workers} parsing processes crashed, most often because the memory was full; give fewer --workers."
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 _worker: list[Backend] = []
-"""The parser of this process, if it is one of the pool."""
+"""Parser of this process, if it belongs to the pool."""
 
 
 def _start_worker(backend: str) -> None:
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the pool
-
-    import torch
-
-    from llm4gen_core.entities import load_backend
-
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends the pool
     torch.set_num_threads(1)
     _worker[:] = [load_backend(backend)]
 
 
 def _parse_batch(captions: list[str]) -> list[list[list[int]]]:
-    """The pairs' offsets: they travel between processes five times as fast as the pairs."""
+    """Offsets of the pairs, which are sent between processes five times as fast as the pairs themselves."""
     return [[pair.offsets for pair in pairs] for pairs in _worker[0].pipe(captions)]
 
 
 def parse_file(settings: ParseSettings) -> ParseReport:
-    """Write the source's captions with their pairs, and print what was found.
+    """Write the captions of the source with their pairs, and print a summary.
 
-    Every row keeps its other fields. Pairs that a row brings along are kept; rows without a caption are left out and
+    Every row keeps its other fields. Pairs that a row has already are kept; rows without a caption are left out and
     listed. The output appears under its name only when it is complete.
 
     Raises:
         LLM4GENError: the source cannot be read or holds no caption, the output exists, or the backend is not installed.
     """
-    from llm4gen_core import LLM4GENError, entity_backend
-
     source, output = Path(settings.source), Path(settings.output)
     if source.suffix not in (".txt", ".jsonl"):
         raise LLM4GENError(
@@ -210,35 +166,26 @@ def parse_file(settings: ParseSettings) -> ParseReport:
     if output.exists() and not settings.force:
         raise LLM4GENError(f"Output {output} exists; choose another name, or give --force to replace it.")
     if settings.workers is not None and settings.workers < 0:
-        raise LLM4GENError(f"--workers is {settings.workers}; expected 0 (none but this process) or more.")
+        raise LLM4GENError(f"--workers is {settings.workers}; expected 0 (parse in this process) or more.")
     report = ParseReport(entity_backend(settings.backend))
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         with source.open("rb") as file:
             lines = sum(1 for _ in file)
             file.seek(0)
-            output.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as target:
+            with whole_file(output, "Output") as temporary, temporary.open("wb") as target:
                 _write(file, lines, target, settings, report)
-                target.flush()
-                os.fsync(target.fileno())
-        if not report.captions:
-            raise LLM4GENError(
-                f"Source {source} ({lines:,} lines) holds no caption; {_listed(report.bad) or 'it is empty'}. For "
-                ".jsonl, give the key of the caption with --field."
-            )
-        temporary.replace(output)
+                if not report.captions:
+                    raise LLM4GENError(
+                        f"Source {source} ({lines:,} lines) holds no caption; {_listed(report.bad) or 'it is empty'}. "
+                        "For .jsonl, give the key of the caption with --field."
+                    )
     except OSError as error:
         raise LLM4GENError(f"{error.filename or output}: {error.strerror}; nothing was written.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     print(_summary(report, settings, output))
     return report
 
 
 def _write(file: BinaryIO, lines: int, target: BinaryIO, settings: ParseSettings, report: ParseReport) -> None:
-    from tqdm import tqdm
-
     workers = settings.workers
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -248,7 +195,7 @@ def _write(file: BinaryIO, lines: int, target: BinaryIO, settings: ParseSettings
     def captions() -> Iterator[str]:
         for row in _rows(file, Path(settings.source), settings.field, report):
             waiting.append(row)
-            yield row.caption if row.pairs is None else ""  # a row that has its pairs only keeps its place
+            yield row.caption if row.pairs is None else ""  # a row with pairs only keeps its position
 
     with tqdm(total=lines, unit=" captions", desc="parse", mininterval=0.5) as progress:
         for pairs in parse_captions(captions(), settings.backend, workers):
@@ -259,7 +206,7 @@ def _write(file: BinaryIO, lines: int, target: BinaryIO, settings: ParseSettings
 
 
 def _rows(file: BinaryIO, source: Path, key: str | None, report: ParseReport) -> Iterator[_Row]:
-    """The usable rows; what is wrong with the others goes into the report."""
+    """Read the usable rows; problems of the others go into the report."""
     for number, line in enumerate(file, start=1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip("\r\n")
@@ -278,7 +225,7 @@ def _rows(file: BinaryIO, source: Path, key: str | None, report: ParseReport) ->
 
 
 def _json_row(number: int, text: str, key: str | None) -> _Row | str:
-    """A row, or what is wrong with it."""
+    """Parse a row, or return what is wrong with it."""
     if not text.strip():
         return "empty"
     try:
@@ -294,8 +241,6 @@ def _json_row(number: int, text: str, key: str | None) -> _Row | str:
 
 
 def _take_given(row: _Row, report: ParseReport) -> None:
-    from llm4gen_core import EntityPair, LLM4GENError
-
     try:
         row.pairs = [EntityPair.from_offsets(row.caption, *offsets) for offsets in row.others["pairs"]]
         report.given += 1
@@ -307,7 +252,7 @@ def _write_row(target: BinaryIO, row: _Row, pairs: list[EntityPair], report: Par
     written = {**row.others, "caption": row.caption, "pairs": [pair.offsets for pair in pairs]}
     try:
         line = json.dumps(written, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:  # half of a surrogate pair has no UTF-8, but an escape
+    except UnicodeEncodeError:  # half of a surrogate pair is not valid UTF-8, but has an escape
         line = json.dumps(written).encode("ascii")
     target.write(line + b"\n")
     report.captions += 1
@@ -321,8 +266,6 @@ def _listed(rows: list[tuple[int, str]]) -> str:
 
 
 def _summary(report: ParseReport, settings: ParseSettings, output: Path) -> str:
-    from llm4gen_core.entities.spacy import HOW_TO_INSTALL
-
     lines = [
         f"captions {report.captions:,}, of which {report.described:,} ({report.described / report.captions:.1%}) have "
         "at least one pair",
@@ -336,7 +279,7 @@ def _summary(report: ParseReport, settings: ParseSettings, output: Path) -> str:
             f"more pairs; {HOW_TO_INSTALL} installs a pipeline."
         )
     if report.given:
-        lines.append(f"given    {report.given:,} captions brought their own pairs, which were kept")
+        lines.append(f"given    {report.given:,} captions had pairs of their own, which were kept")
     if report.replaced:
         lines.append(f"replaced {len(report.replaced):,} captions' own pairs: {_listed(report.replaced)}")
     if report.bad:

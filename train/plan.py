@@ -1,14 +1,14 @@
-"""`python -m train plan`: what a run would take, and what is wrong with its data, before anything is trained."""
+"""`python -m train plan`: memory, disk, time and data of a run, before anything is trained."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import io
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,35 +16,34 @@ import psutil
 import torch
 from accelerate.utils import gather_object
 
-from llm4gen_core import LLM4GENError, LLMEncoder
+from llm4gen_core import LLMEncoder
 from llm4gen_core.encoder import load_tokenizer
 from llm4gen_core.entities import entity_backend
 
-from .conditioning import CaptionDropout, Conditioner
-from .data.manifest import Manifest, Problem
-from .data.report import Summary, describe, summarize
-from .data.samples import variations
+from .data.batches import Bars, cache_folder
+from .data.images import variations
+from .data.manifest import Manifest, Summary, describe, summarize
 from .data.scan import scan
-from .loop import Trainer, join_processes
+from .loop import Trainer, accumulation_steps, join_processes
+from .loss import CaptionDropout, Conditioner
 from .memory import Estimate, Shapes, estimate, text_form
+from .models import Models, open_models
 from .recipe import Recipe
-from .run_folder import RunFolder
-from .setup import Models, open_models
-from .training_data import Bars, TrainingData
+from .run import RunFolder
 
 RESERVE = 3 * 2**29
-"""Bytes that an accelerator needs beside tensors: driver and kernels, their workspaces, gaps between tensors."""
+"""Bytes that an accelerator needs beside tensors: driver and kernels, their workspaces, fragmentation."""
 
 CARDS = (8, 12, 16, 24, 32, 48, 80, 96, 141, 192)
-"""Usual sizes of accelerators in GiB."""
+"""Usual memory sizes of accelerators in GiB."""
 
 WARM_UP, TIMED = 2, 3
 """Optimizer steps of the measurement. The first ones compile and choose kernels, and measure the two gradients."""
 
 _MICRO_BATCHES = 4
-"""A measured optimizer step has no more of them; longer ones are as much longer."""
+"""Largest number of micro-batches in a measured optimizer step; the time of longer steps is scaled up."""
 _ENOUGH_SECONDS = 120.0
-"""No further step is measured after so long."""
+"""Time after which no further step is measured."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,9 @@ class Disk:
     """Bytes that a run writes.
 
     Attributes:
-        latents, text: of the whole cache; `text` is None where captions cannot be cached.
-        checkpoint, checkpoints: bytes of one, and how many are there at once.
-        needed: of all that the recipe asks for.
+        latents, text: whole caches; `text` is None where captions cannot be cached.
+        checkpoint, checkpoints: bytes of one, and the largest number at once.
+        needed: total of what the recipe asks for.
         free: on the disk of the run.
     """
 
@@ -68,13 +67,13 @@ class Disk:
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured.
+    """Measured speed.
 
     Attributes:
-        seconds: of an optimizer step.
-        images: a second, over all processes.
-        peak: bytes of an accelerator's memory at most; None on the CPU.
-        steps: how many were timed.
+        seconds: per optimizer step.
+        images: per second, over all processes.
+        peak: largest number of bytes on the accelerator; None on the CPU.
+        steps: number of timed steps.
     """
 
     seconds: float
@@ -85,14 +84,14 @@ class Speed:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `plan` found.
+    """Result of `plan`.
 
     Attributes:
-        data: numbers of the data.
-        samples: pairs that an epoch sees.
+        data: statistics of the data.
+        samples: number of samples of an epoch.
         estimate: parameters and memory.
-        disk: bytes on it.
-        free: bytes of the memory that the run would use, and are free.
+        disk: bytes on the disk.
+        free: free bytes of the memory that the run would use.
         speed: None if it was not measured.
     """
 
@@ -105,25 +104,20 @@ class Plan:
 
 
 def plan(recipe: Recipe) -> Plan:
-    """Look at data and models, compute sizes, run a few steps whose result is thrown away, and print it all.
+    """Check data and models, compute sizes, time a few steps in a temporary run, and print the results.
 
-    Nothing is written but the cache, which the run uses again.
+    Writes nothing but the cache, which the run reuses.
 
     Raises:
         LLM4GENError: something in the recipe, the models or the data does not fit.
     """
     state = join_processes()
     recipe = recipe.absolute()
-    accumulation, rest = divmod(recipe.train.batch_size, recipe.train.micro_batch * state.num_processes)
-    if rest or not accumulation:
-        raise LLM4GENError(
-            f"train.batch_size {recipe.train.batch_size} cannot be split into micro-batches of "
-            f"{recipe.train.micro_batch} over {state.num_processes} processes."
-        )
+    accumulation = accumulation_steps(recipe, state.num_processes)
     models = open_models(recipe, parts=())
     for part in (models.family.base.unet, models.family.base.vae, *models.family.base.text):
         part.check()
-    folder = cache_folder(recipe)
+    folder = cache_folder(recipe, Path(recipe.output))
     with state.main_process_first(), Bars(state.is_main_process) as bars:
         manifest = scan(recipe.data, folder, bars, recipe.guidance.is_on)
     summary = summarize(manifest)
@@ -150,20 +144,15 @@ def plan(recipe: Recipe) -> Plan:
     return Plan(summary, samples, found, disk, free, speed)
 
 
-def cache_folder(recipe: Recipe) -> Path:
-    """Where the run would have its cache."""
-    return Path(recipe.data.cache.folder) if recipe.data.cache.folder else Path(recipe.output) / "cache"
-
-
 def free_memory() -> int:
-    """Bytes that are free on the GPU of this process, or in the machine where there is none."""
+    """Free bytes on the GPU of this process, or in the machine if there is none."""
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
     return int(psutil.virtual_memory().available)
 
 
 def latent_bytes(models: Models, summary: Summary) -> int:
-    """Bytes of the latent cache: mean and standard deviation in float32 for each cut of each image, and its key."""
+    """Bytes of the latent cache: mean and standard deviation in float32 for each cut of each image, and their keys."""
     family, total = models.family, 0
     for bucket in summary.buckets:
         factor = family.pixels_per_latent
@@ -173,7 +162,7 @@ def latent_bytes(models: Models, summary: Summary) -> int:
 
 
 def text_bytes(models: Models, summary: Summary) -> int | None:
-    """Bytes of the text cache: what the encoders say of each caption and of the empty prompt, and its key."""
+    """Bytes of the text cache: features of each caption and of the empty prompt, and their keys."""
     if models.trains_text:
         return None
     entry = sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in text_form(models).values())
@@ -181,21 +170,20 @@ def text_bytes(models: Models, summary: Summary) -> int | None:
 
 
 def _shapes(models: Models, manifest: Manifest, summary: Summary) -> Shapes:
-    """Of a micro-batch: the largest bucket, and entity pairs as the first captions have them."""
+    """Shapes of a micro-batch: the largest bucket, and as many entity pairs as the first captions have."""
     recipe, family = models.recipe, models.family
     image = max(((b.height, b.width) for b in summary.buckets), key=lambda size: size[0] * size[1])
     if not recipe.guidance.is_on:
         return Shapes(image, 8, 8)
     family.tokenizers = family.base.load_tokenizers()
-    llm = None
     if models.spec is not None and recipe.model.llm is not None:
         llm = LLMEncoder(torch.nn.Module(), load_tokenizer(Path(recipe.model.llm)), models.spec)
-    conditioner = Conditioner(
-        family, llm, models.layout, recipe.guidance, recipe.data.clip_chunks, models.trains_text, torch.device("cpu")
-    )
+        models = dataclasses.replace(models, llm=llm)
     first = range(min(len(manifest), recipe.train.micro_batch))
     captions, pairs = [manifest.caption(i) for i in first], [manifest.pairs(i) for i in first]
+    conditioner = Conditioner(models, torch.device("cpu"))
     targets = conditioner.targets(captions, pairs, [CaptionDropout.NOTHING] * len(captions))
+    assert targets is not None
     return Shapes(image, targets.columns.shape[1], targets.pairs.shape[1])
 
 
@@ -203,7 +191,7 @@ def _disk(models: Models, summary: Summary, found: Estimate, folder: Path) -> Di
     recipe = models.recipe
     settings = recipe.checkpoints
     written = -(-recipe.train.steps // settings.every)
-    # A new one is written before the oldest goes.
+    # A new one is written before the oldest is removed.
     checkpoints = written if settings.keep is None else min(written, settings.keep + 1)
     latents, text = latent_bytes(models, summary), text_bytes(models, summary)
     needed = checkpoints * found.checkpoint_bytes
@@ -216,12 +204,12 @@ def _disk(models: Models, summary: Summary, found: Estimate, folder: Path) -> Di
 
 
 def measure(recipe: Recipe, folder: Path, accumulation: int) -> Speed:
-    """Time some optimizer steps of the real loop, on a few of the pairs, in a run that is thrown away.
+    """Time some optimizer steps of the trainer, on a few of the pairs, in a temporary run.
 
     Args:
         recipe: with absolute paths.
         folder: of the cache.
-        accumulation: micro-batches of a step.
+        accumulation: number of micro-batches of a step.
     """
     micro_batches = min(accumulation, _MICRO_BATCHES)
     batch_size = recipe.train.batch_size // accumulation * micro_batches
@@ -236,10 +224,10 @@ def measure(recipe: Recipe, folder: Path, accumulation: int) -> Speed:
                 "logging": recipe.logging.model_copy(update={"tensorboard": False, "wandb": None}),
             }
         )
-        with contextlib.redirect_stdout(io.StringIO()):  # the data has been described
-            trial = _Trial(short, RunFolder(Path(temporary)))
+        with contextlib.redirect_stdout(io.StringIO()):  # the data has been described before
+            trial = Trainer(short, RunFolder(Path(temporary)), pairs=(WARM_UP + TIMED) * batch_size)
         try:
-            seconds, steps = trial.time_steps()
+            seconds, steps = _time_steps(trial)
             peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
         finally:
             trial.accelerator.free_memory()
@@ -249,58 +237,34 @@ def measure(recipe: Recipe, folder: Path, accumulation: int) -> Speed:
     return Speed(seconds, recipe.train.batch_size / seconds, peak, steps)
 
 
-class _FewPairs(TrainingData):
-    """The first pairs only, so that a cache of millions need not be filled."""
-
-    def _scan(self, needs_pairs: bool) -> Manifest:
-        found = super()._scan(needs_pairs)
-        return _FirstPairs(found, (WARM_UP + TIMED) * self.recipe.train.batch_size)
-
-
-class _Trial(Trainer):
-    """The trainer on as many pairs as the measurement sees."""
-
-    data_class = _FewPairs
-
-    def time_steps(self) -> tuple[float, int]:
-        """Mean seconds of an optimizer step, data and moving average among it, and how many were timed."""
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        begun, times = time.monotonic(), list[float]()
-        with contextlib.closing(self.data.steps(0, WARM_UP + TIMED, self.accumulation)) as steps:
-            started = begun
-            for number, batches in enumerate(steps, 1):
-                self.optimizer_step(batches, number)
-                if self.average is not None:
-                    self.average.update()
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
-                now = time.monotonic()
-                times.append(now - started)
-                started = now
-                long = torch.tensor([float(now - begun > _ENOUGH_SECONDS)], device=self.device)
-                if float(self.accelerator.reduce(long, reduction="sum")):  # all processes stop together
-                    break
-        timed = times[WARM_UP:] or times[-1:]
-        return sum(timed) / len(timed), len(timed)
+def _time_steps(trainer: Trainer) -> tuple[float, int]:
+    """Mean seconds of an optimizer step, with data and moving average, and the number of timed steps."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    begun, times = time.monotonic(), list[float]()
+    with contextlib.closing(trainer.data.steps(0, WARM_UP + TIMED, trainer.accumulation)) as steps:
+        started = begun
+        for number, batches in enumerate(steps, 1):
+            trainer.optimizer_step(batches, number)
+            if trainer.average is not None:
+                trainer.average.update()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            now = time.monotonic()
+            times.append(now - started)
+            started = now
+            long = torch.tensor([float(now - begun > _ENOUGH_SECONDS)], device=trainer.device)
+            if float(trainer.accelerator.reduce(long, reduction="sum")):  # all processes stop at the same step
+                break
+    timed = times[WARM_UP:] or times[-1:]
+    return sum(timed) / len(timed), len(timed)
 
 
-class _FirstPairs(Manifest):
-    """The beginning of a manifest; of what is not in it, nothing is reported."""
-
-    def __init__(self, whole: Manifest, count: int) -> None:
-        super().__init__(whole.rows_file, whole.data, whole.entities_file)
-        self.kept = self.kept[:count]
-
-    def problems(self) -> Iterator[Problem]:
-        return iter(())
-
-
-# What is said
+# Output
 
 
 class _Table:
-    """Prints, one thing a line.
+    """Printer of the results.
 
     Args:
         shown: whether this process prints.
@@ -360,22 +324,22 @@ class _Table:
             self.amount("  entity guidance's share", memory.guidance)
         if memory.recomputed:
             self.amount("one block recomputed", memory.recomputed)
-        self.amount("for a moment beside", memory.workspace)
+        self.amount("temporary", memory.workspace)
         if memory.encoding:
-            self.amount("encoding images", memory.encoding, "more than a step itself; data.cache.latents spares it")
+            self.amount("encoding images", memory.encoding, "more than a step itself; data.cache.latents avoids it")
         if processes > 1:
             self.amount("gradients between processes", memory.buckets)
-        self.amount("reserve", RESERVE, "driver, kernels, gaps")
+        self.amount("reserve", RESERVE, "driver, kernels, fragmentation")
         total = memory.total + RESERVE
         several = "" if processes > 1 else f"{_size(memory.gradients)} more in each of several processes"
-        self.amount("together, at most", total, several)
+        self.amount("total, at most", total, several)
         if torch.cuda.is_available():
             verdict = "fits" if total <= free else "DOES NOT FIT"
             self.line(verdict, f"{torch.cuda.get_device_name()}, {_size(free)} free")
         else:
             card = next((card for card in CARDS if total <= card * 2**30), None)
             wanted = f"a GPU of {card} GB" if card else f"no single GPU of {CARDS[-1]} GB or less"
-            self.line("fits", f"{wanted}; here is none, and {_size(free)} of the machine's memory are free")
+            self.line("fits", f"{wanted}; there is no GPU here, and {_size(free)} of the machine's memory are free")
 
     def disk(self, disk: Disk, recipe: Recipe, folder: Path) -> None:
         cache = recipe.data.cache
@@ -395,7 +359,7 @@ class _Table:
             self.amount("memory of tensors", speed.peak, "at most")
 
     def amount(self, name: str, count: float, remark: str = "") -> None:
-        """A line with bytes."""
+        """Print a line with bytes."""
         self.line(name, f"{_size(count):>11}  {remark}".rstrip())
 
     def _print(self, text: str) -> None:

@@ -1,6 +1,6 @@
-"""Recipes: everything about a training run. Sections, their defaults, and what does not go together.
+"""Recipes: all settings of a training run, in sections, with their defaults and their checks.
 
-`recipe_file` reads them. A recipe is checked as a whole before anything large is opened.
+`recipe_file` reads them. A recipe is checked as a whole before any model is opened.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from llm4gen_core.lambda_modes import LAMBDA_MODES
 Precision = Literal["float32", "float16", "bfloat16"]
 Parts = Literal["cam", "cam+cross_attention_kv", "cam+lora", "cam+unet", "unet", "text_encoder"]
 WHOLE_UNET = ("cam+unet", "unet")
-"""`Parts` in which all of the UNet is trained."""
+"""`Parts` that train the whole UNet."""
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     Guidance = GuidanceOptions
 else:
     Guidance = checked(GuidanceOptions, config=ConfigDict(extra="forbid"), frozen=True)
-    """The method's own options, with an error for unknown keys."""
+    """Options of the method, with an error for unknown keys."""
 
 
 _REMOVED_GUIDANCE = {
@@ -57,15 +57,12 @@ _REMOVED_GUIDANCE = {
     "time_window": [0.0, 1.0],
     "max_pairs": 16,
 }
-"""Options that recipes of older runs hold, with the values that are built in now."""
+"""Options in recipes of older runs that no longer exist, with the only values that are still supported."""
 
 
 def has_adapter(parts: Parts) -> bool:
-    """Whether there is a CAM, and with it an LLM."""
+    """Whether there is a CAM, and therefore an LLM."""
     return parts.startswith("cam")
-
-
-# What the sections call while the module loads, for their defaults are checked too, stands above them.
 
 
 def _require(ok: bool, name: str, found: Any, expected: str) -> None:
@@ -74,13 +71,13 @@ def _require(ok: bool, name: str, found: Any, expected: str) -> None:
 
 
 def shown(value: Any) -> str:
-    """As it would stand in YAML, not too long."""
+    """Format a value as in YAML, shortened to 80 characters."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def missing(name: str) -> str:
-    """What to do about a key that a recipe has to give."""
+    """Describe a missing key that every recipe has to give."""
     if any(part.isdigit() for part in name.split(".")):
         return f"{name} is missing; write it into the recipe"
     is_folder = name in ("output", "data.sources")
@@ -89,7 +86,7 @@ def missing(name: str) -> str:
 
 
 def _list_of_sources(value: Any) -> Any:
-    """A path stands for a source of its own, and one source for a list of one."""
+    """Turn a path into a source, and a single source into a list."""
     found = value if isinstance(value, list) else [value]
     return [{"path": source} if isinstance(source, str) else source for source in found]
 
@@ -100,21 +97,21 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _not_true_for_one(cls, value: Any, info: ValidationInfo) -> Any:
-        """`flip: yes` is not 1.0: pydantic would mirror every image."""
+        """Refuse `flip: yes`, which pydantic would read as 1.0."""
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
             raise PydanticCustomError("truth", "a number or a word, not true or false (yes, no, on, off)")
         return value
 
 
 class Model(Section):
-    """What is trained on; paths of local files, from the folder in which the command runs.
+    """Models to train on. Paths are local, relative to the current folder.
 
     Attributes:
-        base: diffusers folder, or a single checkpoint as ComfyUI loads it.
-        unet, vae, tokenizer: diffusers folders in place of the base's. `tokenizer` is needed for a checkpoint only.
-        llm: Hugging Face folder; none when `trainable.parts` is unet or text_encoder.
-        adapter: file of an adapter to go on from, such as stage 1's; its UNet part too.
-        unet_dtype: precision of a UNet that is not trained as a whole; a trained one is kept in float32.
+        base: diffusers folder, or a single checkpoint file as ComfyUI loads it.
+        unet, vae, tokenizer: diffusers folders that replace those of the base. A checkpoint file needs `tokenizer`.
+        llm: Hugging Face folder; none if `trainable.parts` is unet or text_encoder.
+        adapter: adapter file to start from, such as that of stage 1, with its UNet part.
+        unet_dtype: precision of a UNet that is not trained as a whole; a trained UNet is kept in float32.
         vae_dtype, text_dtype, llm_dtype: precision of these frozen models.
     """
 
@@ -131,13 +128,13 @@ class Model(Section):
 
 
 class LLM(Section):
-    """How prompts are prepared for the LLM; stored with the adapter as its `LLMSpec`.
+    """Preparation of prompts for the LLM; stored with the adapter as its `LLMSpec`.
 
     Attributes:
-        model: name of the weights, such as a Hugging Face id, so that users of the adapter find it.
-        prefix: put before every prompt, the empty one too; None takes the model's own ("pre " for RankGen).
-        suffix: put behind every prompt; with the prefix it makes a prompt template.
-        max_length: tokens; every prompt is padded to it (the paper: 128, the release: 256).
+        model: name of the weights, such as a Hugging Face id, so that users of the adapter find them.
+        prefix: text before every prompt, also the empty one; None for the model's own ("pre " for RankGen).
+        suffix: text after every prompt; with the prefix it forms a prompt template.
+        max_length: number of tokens that every prompt is padded to (the paper: 128, the release: 256).
         padding_side, layer: see `LLMSpec`.
     """
 
@@ -153,9 +150,9 @@ class Adapter(Section):
     """The Cross-Adapter.
 
     Attributes:
-        fusion: the method, or a row of Table 4; see `CrossAdapterConfig`.
-        lambda_mode: how the UNet's attention reads λ, a reading of eq. 3; see `LAMBDA_MODES`.
-        heads: of its attention. The layers start as PyTorch initialises them; the paper says nothing else.
+        fusion: the method, or an ablation of Table 4; see `CrossAdapterConfig`.
+        lambda_mode: how λ enters the UNet's attention, a reading of eq. 3; see `LAMBDA_MODES`.
+        heads: number of attention heads. Layers are initialised by PyTorch's defaults; the paper does not say.
     """
 
     fusion: str = "cross_adapter"
@@ -167,7 +164,7 @@ class Adapter(Section):
         _require(self.fusion in FUSIONS, "fusion", self.fusion, f"one of {', '.join(FUSIONS)}")
         _require(self.lambda_mode in LAMBDA_MODES, "lambda_mode", self.lambda_mode, f"one of {', '.join(LAMBDA_MODES)}")
         beside = len(self.layout) == 2
-        what = "embedding with a fusion that leaves no CLIP tokens to stand beside"
+        what = "embedding with a fusion that keeps no CLIP tokens beside the adapted ones"
         _require(beside or self.lambda_mode == "embedding", "lambda_mode", self.lambda_mode, what)
         return self
 
@@ -179,12 +176,12 @@ class Adapter(Section):
 
 
 class Trainable(Section):
-    """What is trained. The release trained the CAM and the full UNet.
+    """Parameters to train. The release trained the CAM and the full UNet.
 
     Attributes:
         parts: cam | cam+cross_attention_kv | cam+lora | cam+unet; without adapter and LLM: unet (the paper's control
-            "SD1.5 (ft)", and how a base is trained), text_encoder (Table 4's row 2).
-        lora_rank, lora_alpha: of cam+lora, on the UNet's attention projections; the update is alpha / rank * B A.
+            "SD1.5 (ft)", or the training of a base), text_encoder (row 2 of Table 4).
+        lora_rank, lora_alpha: for cam+lora, on the UNet's attention projections; the update is alpha / rank * B A.
     """
 
     parts: Parts = "cam+unet"
@@ -193,14 +190,14 @@ class Trainable(Section):
 
 
 class Source(Section):
-    """Where image-text pairs come from.
+    """Source of image-text pairs.
 
     Attributes:
-        path: a folder, a .jsonl file, a data set saved by Hugging Face's `save_to_disk`, or webdataset shards
+        path: folder, .jsonl file, data set saved by Hugging Face's `save_to_disk`, or webdataset shards
             (.tar, or a pattern with braces or stars).
-        type: told by the path unless given.
-        image, caption: field, column or file extension of each; None takes the usual names.
-        repeats: how often an epoch sees each pair.
+        type: kind of source; "auto" finds it from the path.
+        image, caption: field, column or file extension of each; None for the usual names.
+        repeats: number of times that an epoch sees each pair.
     """
 
     path: str
@@ -211,12 +208,12 @@ class Source(Section):
 
 
 class Buckets(Section):
-    """Aspect-ratio buckets: an image goes to the size of its shape, each of about resolution² pixels.
+    """Aspect-ratio buckets: each image gets the size nearest to its shape, of about resolution² pixels.
 
     Attributes:
-        enabled: otherwise every image is cut to a square.
-        step: sides are multiples of it, in pixels.
-        max_ratio: of the longer to the shorter side; what is longer is cut.
+        enabled: whether to use buckets; otherwise every image is cut to a square.
+        step: pixels that all sides are multiples of.
+        max_ratio: largest ratio of the longer to the shorter side; longer images are cut.
     """
 
     enabled: bool = False
@@ -225,13 +222,13 @@ class Buckets(Section):
 
 
 class Cache(Section):
-    """What is computed once and kept.
+    """Caches of frozen models' outputs.
 
     Attributes:
-        folder: None is `cache` inside the run's folder; give one to share it between runs.
-        latents: mean and standard deviation of the VAE's distribution for each image.
-        crops: with `crop: random`, how many different cuts of each image are cached; epochs take them in turn.
-        text: hidden states of CLIP and LLM for each caption. Large: 128 tokens of T5-XL are 512 KiB in bfloat16.
+        folder: None is `cache` inside the run's folder; a folder can be shared between runs.
+        latents: cache mean and standard deviation of the VAE's distribution for each image.
+        crops: with `crop: random`, number of different cuts of each image to cache; epochs use them in turn.
+        text: cache hidden states of CLIP and LLM for each caption. Large: 512 KiB for 128 tokens of T5-XL in bfloat16.
     """
 
     folder: str | None = None
@@ -244,18 +241,18 @@ class Data(Section):
     """Image-text pairs and how they become samples.
 
     Attributes:
-        sources: one or several; a path alone is enough.
-        resolution: pixels of a side of the square, or of the square as large as a bucket.
-        crop: where an image is cut that does not have the sample's shape.
-        flip: share of samples that are mirrored. Captions with left and right become wrong: off by default.
-        min_size: images with a shorter side below this many pixels are left out (None: half of the resolution).
-        max_ratio: images with a longer side of more than this many times the shorter are left out.
-        caption_dropout: share of samples that see the empty prompt in both encoders; drawn anew at every step.
+        sources: one or several sources; a path alone is enough.
+        resolution: side of the square in pixels, or of the square with the area of a bucket.
+        crop: position of the cut, if an image does not have the sample's shape.
+        flip: share of samples that are mirrored. It makes captions with left and right wrong: off by default.
+        min_size: shorter side in pixels below which images are left out; None for half of the resolution.
+        max_ratio: ratio of the longer to the shorter side above which images are left out.
+        caption_dropout: share of samples whose encoders both see the empty prompt; drawn anew at every step.
         llm_dropout: share of samples whose LLM alone sees the empty prompt.
-        clip_chunks: chunks of as many tokens as CLIP reads at once, 77; a longer caption is cut.
-        entities: parser of attribute-entity pairs where the data gives none; see `parse_entities`.
-        buckets, cache: see there.
-        workers: processes that read and decode images.
+        clip_chunks: number of chunks of 77 tokens that CLIP reads; longer captions are truncated.
+        entities: parser of attribute-entity pairs, where the data has none; see `parse_entities`.
+        buckets, cache: see `Buckets` and `Cache`.
+        workers: number of processes that read and decode images.
     """
 
     sources: Annotated[list[Source], Field(min_length=1), BeforeValidator(_list_of_sources)]
@@ -282,10 +279,10 @@ class Data(Section):
 
 
 class Loss(Section):
-    """The objective beside entity guidance; every correction is off unless asked for, as in the paper.
+    """Diffusion loss. All corrections are off by default, as in the paper.
 
     Attributes:
-        prediction: what the UNet predicts; "base" is what its base model says.
+        prediction: prediction type of the UNet; "base" is that of the base model.
         min_snr_gamma: weight min(SNR, gamma) / SNR of a timestep (arXiv 2303.09556; for v-prediction the
             denominator is SNR + 1); 5 is usual.
         zero_terminal_snr: rescale the noise schedule so that the last timestep is pure noise (arXiv 2305.08891);
@@ -300,15 +297,17 @@ class Loss(Section):
 
 
 class Optimizer(Section):
-    """Attributes:
-    name: adamw, adamw_8bit (bitsandbytes), adafactor (transformers), prodigy (prodigyopt).
-    learning_rate: the paper's 2e-5 for SD1.5 and 1e-5 for SDXL; prodigy finds its own and wants 1.
-    unet_learning_rate: of the UNet's trained part, if it is to differ.
-    weight_decay, betas, eps: of the optimizer. PyTorch's defaults; the paper does not say. Parameters of one
-        dimension (norms, biases) are never decayed. Adafactor has neither betas nor this eps.
-    max_grad_norm: gradients are clipped to it over all parameters; None is no clipping.
-    schedule: of the learning rate, as diffusers and transformers name them.
-    warmup_steps: optimizer steps.
+    """Optimizer and learning rate.
+
+    Attributes:
+        name: adamw, adamw_8bit (bitsandbytes), adafactor (transformers) or prodigy (prodigyopt).
+        learning_rate: the paper's 2e-5 for SD1.5 and 1e-5 for SDXL; prodigy finds its own and needs 1.
+        unet_learning_rate: learning rate of the UNet's trained part; None for `learning_rate`.
+        weight_decay, betas, eps: PyTorch's defaults; the paper does not say. Parameters of one dimension (norms,
+            biases) are never decayed. Adafactor has neither betas nor this eps.
+        max_grad_norm: norm over all parameters that gradients are clipped to; None for no clipping.
+        schedule: of the learning rate, by diffusers' and transformers' names.
+        warmup_steps: number of optimizer steps.
     """
 
     name: Literal["adamw", "adamw_8bit", "adafactor", "prodigy"] = "adamw"
@@ -332,18 +331,18 @@ class Optimizer(Section):
                 self.unet_learning_rate in (None, self.learning_rate),
                 "unet_learning_rate",
                 self.unet_learning_rate,
-                "nothing: prodigy finds one learning rate for all",
+                "nothing: prodigy finds one learning rate for all parameters",
             )
         return self
 
 
 class Ema(Section):
-    """Exponential moving average of what is trained (diffusers' EMAModel); what `export` writes if it is on.
+    """Exponential moving average of the trained parameters (diffusers' EMAModel); `export` writes it if it is on.
 
     Attributes:
-        enabled: whether there is one.
-        decay: at its highest; it grows from 0 as (1 + step) / (10 + step).
-        device: where it is kept; cpu spares memory on the accelerator.
+        enabled: whether there is a moving average.
+        decay: largest value; it grows as (1 + step) / (10 + step).
+        device: cpu saves memory on the accelerator.
     """
 
     enabled: bool = False
@@ -352,16 +351,16 @@ class Ema(Section):
 
 
 class Train(Section):
-    """The loop.
+    """Training loop.
 
     Attributes:
-        steps: optimizer steps.
-        batch_size: samples an optimizer step, over all processes and accumulation steps.
-        micro_batch: samples that one process computes at once; accumulation follows from the three.
-        precision: of the forward and backward pass (autocast); trained weights stay in float32.
+        steps: number of optimizer steps.
+        batch_size: samples per optimizer step, over all processes and accumulation steps.
+        micro_batch: samples that one process computes at once; it determines the accumulation steps.
+        precision: autocast of the forward and backward pass; trained weights stay in float32.
         gradient_checkpointing: recompute activations in the backward pass.
         compile: torch.compile of the UNet's blocks.
-        tf32: let float32 matrix products on NVIDIA GPUs round to TF32.
+        tf32: use TF32 for float32 matrix products on NVIDIA GPUs.
     """
 
     steps: Count
@@ -385,9 +384,11 @@ class Train(Section):
 
 
 class Checkpoints(Section):
-    """Attributes:
-    every: optimizer steps between two.
-    keep: how many of the newest stay; None keeps all.
+    """Checkpoints of a run.
+
+    Attributes:
+        every: optimizer steps between two checkpoints.
+        keep: number of the newest to keep; None keeps all.
     """
 
     every: Count = 1000
@@ -395,12 +396,14 @@ class Checkpoints(Section):
 
 
 class Logging(Section):
-    """Attributes:
-    every: optimizer steps between two lines of metrics.jsonl and TensorBoard.
-    gradient_ratio_every: optimizer steps between two measurements of |grad L_reg| / |grad L_diff|; each costs
-        about two more backward passes of one micro-batch. 0 is never.
-    tensorboard: event files in the run's folder.
-    wandb: project name at Weights & Biases; None is off. Needs the package wandb.
+    """Metrics of a run.
+
+    Attributes:
+        every: optimizer steps between two lines of metrics.jsonl and TensorBoard.
+        gradient_ratio_every: optimizer steps between two measurements of |grad L_reg| / |grad L_diff|; each costs
+            about two more backward passes of one micro-batch. 0 for never.
+        tensorboard: write event files in the run's folder.
+        wandb: project name at Weights & Biases; None is off. Needs the package wandb.
     """
 
     every: Count = 10
@@ -410,12 +413,13 @@ class Logging(Section):
 
 
 class Validation(Section):
-    """Images painted during the run, always from the same prompts and seeds.
+    """Images generated during the run, always from the same prompts and seeds.
 
     Attributes:
-        every: optimizer steps between two times; 0 is never.
-        prompts: texts; seeds: one image of each prompt for each.
-        steps, guidance: of DDIM; size: pixels of a side, None for the data's resolution.
+        every: optimizer steps between two validations; 0 for never.
+        prompts, seeds: one image is generated for each prompt and seed.
+        steps, guidance: DDIM steps and guidance scale.
+        size: side in pixels; None for the resolution of the data.
     """
 
     every: Annotated[int, Field(ge=0)] = 1000
@@ -427,14 +431,14 @@ class Validation(Section):
 
 
 class Recipe(Section):
-    """A training run. The sections are described at their classes.
+    """Settings of a training run. The sections are described at their classes.
 
     Attributes:
         family: sd15, sdxl or miniature.
         output: folder of the run; must not hold another run.
-        seed: of everything random.
+        seed: of all random numbers.
         guidance: entity guidance, eq. 5 and 6; see `GuidanceOptions`.
-        title, author, description: stored in the adapter, shown by model managers.
+        title, author, description: stored in the adapter and shown by model managers.
     """
 
     family: Literal["sd15", "sdxl", "miniature"]
@@ -459,7 +463,7 @@ class Recipe(Section):
     @field_validator("guidance", mode="before")
     @classmethod
     def _guidance_values(cls, value: Any) -> Any:
-        """Refuse booleans, and take the options of older recipes out where they say what is always done now."""
+        """Refuse booleans, and remove options of older recipes whose value is the only one supported now."""
         if not isinstance(value, dict):
             return value
         for key, found in value.items():
@@ -487,9 +491,9 @@ class Recipe(Section):
                 self.loss.prediction == "base" and not self.loss.zero_terminal_snr,
                 "loss.prediction" if self.loss.prediction != "base" else "loss.zero_terminal_snr",
                 self.loss.prediction if self.loss.prediction != "base" else True,
-                "the base's own schedule: nothing that a trained text encoder is stored with can say another",
+                "the base's own schedule: a text encoder is stored without a noise schedule",
             )
-            _require(not self.data.cache.text, "data.cache.text", True, "false: the text encoder is what is trained")
+            _require(not self.data.cache.text, "data.cache.text", True, "false: the text encoder is trained")
         if self.loss.zero_terminal_snr:
             _require(
                 self.loss.prediction != "epsilon",
@@ -529,7 +533,7 @@ class Recipe(Section):
         return self
 
     def absolute(self) -> Recipe:
-        """With every path from the root, so that the run can go on from any folder."""
+        """Return the recipe with absolute paths, so that the run can be resumed from any folder."""
         model = {
             name: str(Path(path).absolute())
             for name in ("base", "unet", "vae", "tokenizer", "llm", "adapter")
@@ -548,13 +552,14 @@ class Recipe(Section):
         )
 
     def to_yaml(self) -> str:
-        """The whole recipe with its defaults, as it is stored with the run."""
+        """Format the complete recipe with its defaults, as it is stored with the run."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=120)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the complete recipe as JSON values."""
         return json.loads(self.model_dump_json())
 
 
 def _copies_of_words(adapter: Adapter) -> set[str]:
-    """Which text encoders' tokens the fused context holds, in `GuidanceOptions.tokens`' words."""
+    """Text encoders whose tokens the fused context holds, as values of `GuidanceOptions.tokens`."""
     return {"clip" if part == "text" else part for part in adapter.layout}

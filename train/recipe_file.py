@@ -1,6 +1,6 @@
-"""Reading recipes: one YAML, extended by the recipe it names, changed by `key=value`, and checked as a whole.
+"""Reading of recipes: a YAML file over the recipe that it extends, with `key=value` overrides, checked as a whole.
 
-An unknown key is an error, and so is an impossible value; errors name the key.
+Unknown keys and impossible values are errors that name the key; one message lists all of them.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from llm4gen_core import LLM4GENError
 from .recipe import Recipe, missing, shown
 
 RECIPES = Path(__file__).parent / "recipes"
-"""The recipes that come with the project; `run sd15` finds `sd15.yaml` here."""
+"""Folder of the project's recipes; `run sd15` finds `sd15.yaml` here."""
 
 REQUIRED = "???"
-"""Stands in a recipe for a value that each run has to give."""
+"""Placeholder in a recipe for a value that each run has to give."""
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe.
 
     Args:
-        name: a YAML file, or the name of one that comes with the project ("sd15").
+        name: YAML file, or the name of one of the project's recipes ("sd15").
         overrides: "key=value" with dots between sections ("train.steps=100"); the value is YAML.
 
     Raises:
-        LLM4GENError: names the file and the key, what was found and what was expected.
+        LLM4GENError: the file cannot be read, or a key or value is wrong.
     """
     path = find_recipe(name)
     content = _read(path)
@@ -44,7 +44,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(content: Mapping[str, Any], what: str) -> Recipe:
-    """Check the content of a recipe; `what` names it in errors."""
+    """Check the content of a recipe; `what` is its name in errors."""
     content, unfilled = _without_unfilled(content)
     problems = [missing(name) for name in unfilled]
     try:
@@ -57,7 +57,7 @@ def parse_recipe(content: Mapping[str, Any], what: str) -> Recipe:
 
 
 def find_recipe(name: str) -> Path:
-    """The file of that name, or the project's own recipe of that name."""
+    """Find the YAML file or the project's recipe of that name."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return path
@@ -69,7 +69,7 @@ def find_recipe(name: str) -> Path:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 without two of its traps: 2e-5 is a number, and a key that stands twice is an error."""
+    """YAML 1.1 with two corrections: 2e-5 is a number, and a duplicate key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -78,9 +78,9 @@ class _Loader(yaml.SafeLoader):
                 continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key} is no name", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key} is not text", key_node.start_mark)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key} stands twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key}", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -100,7 +100,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise LLM4GENError(f"Recipe {path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
-        raise LLM4GENError(f"Recipe {path} holds no keys; expected sections such as model, data and train.")
+        raise LLM4GENError(f"Recipe {path} has no keys; expected sections such as model, data and train.")
     parent = content.pop("extends", None)
     if parent is None:
         return content
@@ -115,7 +115,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _merge(below: Any, above: Any) -> Any:
-    """`above` over `below`; sections are merged key by key, anything else is replaced."""
+    """Merge `above` over `below`: sections key by key, other values replace."""
     if isinstance(below, dict) and isinstance(above, dict):
         return {**below, **{key: _merge(below.get(key), value) for key, value in above.items()}}
     return above
@@ -139,7 +139,7 @@ def _override(content: dict[str, Any], override: str) -> None:
 
 
 def _without_unfilled(content: Mapping[str, Any], place: str = "") -> tuple[dict[str, Any], list[str]]:
-    """The content without the keys whose value is `REQUIRED`, and those keys."""
+    """Split the content into the keys that are given and those whose value is `REQUIRED`."""
     kept: dict[str, Any] = {}
     unfilled: list[str] = []
     for key, value in content.items():
@@ -154,7 +154,7 @@ def _without_unfilled(content: Mapping[str, Any], place: str = "") -> tuple[dict
 
 
 def _explain(error: ValidationError) -> list[str]:
-    """Pydantic's errors as sentences that begin with the key; what one key may be stands in one sentence."""
+    """Turn pydantic's errors into sentences that begin with the key, one for all values that a key may have."""
     sentences: list[str] = []
     expected: dict[str, list[str]] = {}
     for problem in error.errors():
@@ -163,7 +163,7 @@ def _explain(error: ValidationError) -> list[str]:
             place = place[:-1]  # a list that is too short
         name, section = _find(place)
         if kind == "value_error":
-            # The sections' own checks name their key themselves; the section stands before it.
+            # The sections' own checks name their key; the section is put before it.
             sentences.append(".".join(filter(None, (name, str(problem["ctx"]["error"])))))
         elif kind == "missing" and place == problem["loc"]:
             sentences += [missing(key) for key in _required(name, section)]
@@ -192,7 +192,7 @@ _WORDS = {
     "Tuple should have ": "",
     "'": "",
 }
-"""Pydantic's words and ours."""
+"""Pydantic's phrases and their replacements."""
 
 
 def _expectation(problem: Any) -> str:
@@ -207,9 +207,9 @@ def _expectation(problem: Any) -> str:
 
 
 def _find(place: Sequence[int | str]) -> tuple[str, Any]:
-    """Pydantic's location as a dotted key, and the section that the key stands in.
+    """Turn pydantic's location into a dotted key, and find the section of the key.
 
-    A location also names the choices of a union, after the key; they are left out.
+    A location also names the members of a union, after the key; they are left out.
     """
     names: list[str] = []
     section, inside = None, Recipe
@@ -227,14 +227,14 @@ def _fields(section: Any) -> Mapping[str, FieldInfo]:
 
 
 def _section(section: Any, key: str) -> Any:
-    """The section that stands under a key, alone or in a list; None for a value."""
+    """Find the section under a key, alone or in a list; None for a value."""
     field = _fields(section).get(key)
     choices = (field.annotation, *get_args(field.annotation)) if field else ()
     return next((choice for choice in choices if _fields(choice)), None)
 
 
 def _required(name: str, section: Any) -> list[str]:
-    """What has to be given where a key is missing: the key, or what is required in the section under it."""
+    """List the keys to give where a key is missing: itself, or the required keys of its section."""
     inside = _fields(section)[name.rpartition(".")[2]].annotation
     required = [key for key, field in _fields(inside).items() if field.is_required()]
     return [found for key in required for found in _required(f"{name}.{key}", inside)] or [name]

@@ -1,1 +1,1 @@
-"""One page and one JSON file of what was measured on sets of images: `python -m evaluation report --help`."""
+"""Report on image sets: one HTML page and one JSON file (`python -m evaluation report --help`)."""

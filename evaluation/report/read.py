@@ -161,7 +161,7 @@ class EvaluatedSet:
 
     @property
     def made_by(self) -> dict[str, list[JsonValue]]:
-        """What the images were generated with, such as the device: by name the different values, in order."""
+        """Facts about the generation, such as the device: by name the different values, in order."""
         found: dict[str, dict[str, JsonValue]] = {}
         for row in self.rows.values():
             for name, value in row.made.items():

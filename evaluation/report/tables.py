@@ -213,7 +213,7 @@ class Group:
         return sorted(found, key=lambda name: official.index(name) if name in official else len(official))
 
     def why_not_compared(self, one: EvaluatedSet, metric: str) -> str:
-        """Why a set is not compared with the baseline by a metric; "" if it is."""
+        """Reason why a set is not compared with the baseline by a metric; "" if it is."""
         if metric not in one.metrics:
             return "not scored"
         if metric not in self.baseline.metrics:
@@ -432,7 +432,7 @@ def _widened(values: Values, width: int) -> Values:
 
 
 def _too_few(parts: Mapping[str, Values]) -> str:
-    """Why there is no interval; "" if there is one."""
+    """Reason why there is no interval; "" if there is one."""
     for name, values in parts.items():
         prompts = int(np.isfinite(values).any((1, 2)).sum())
         if prompts < 2:

@@ -264,8 +264,9 @@ def _numbers(columns: Sequence[Column], rows: Sequence[Row], caption: str, first
         by_column.append([shown_cell(cell, column.percent, _digits(cells, column.percent)) for cell in cells])
     body = [[Shown(row.set), *(cells[place] for cells in by_column)] for place, row in enumerate(rows)]
     shown = [cell for row in rows for cell in row.cells.values() if isinstance(cell, (Measured, Compared))]
-    how = dict.fromkeys(cell.how for cell in shown)
+    how = dict.fromkeys(cell.how for cell in shown if cell.low is not None)
     notes = [INTERVALS.format("; ".join(how))] * bool(how)
+    notes += dict.fromkeys(f"{cell.how[:1].upper()}{cell.how[1:]}." for cell in shown if cell.low is None)
     notes += [HOLM] * any(isinstance(cell, Compared) for cell in shown)
     notes += [LESS] * any(isinstance(cell, Measured) and cell.n < cell.asked for cell in shown)
     return ShownTable([first, *(literal(column.header) for column in columns)], body, caption, notes=notes)
@@ -291,6 +292,7 @@ def _facts(names: Sequence[str], records: Sequence[Mapping[str, Any]], keys: Seq
     differing: list[int] = []
     for key in keys or dict.fromkeys(itertools.chain(*records)):
         values = [record.get(key, "not recorded") for record in records]
+        values = [one[0] if isinstance(one, list) and len(one) == 1 else one for one in values]
         texts = [one if isinstance(one, str) else json.dumps(one, ensure_ascii=False, sort_keys=True) for one in values]
         differing += [len(rows)] * (len({*texts}) > 1)
         rows.append([Shown(key), *map(Shown, texts)])

@@ -19,7 +19,7 @@ from llm4gen_core.lambda_modes import LLMTokens
 
 from ..options import PathLike
 from .parts import Base, FolderPart, Part, open_folder, schedule_beside, subfolder, text_parts
-from .single_file import UNetFile, VAEFile, open_checkpoint
+from .single_file import open_checkpoint, unet_file, vae_file
 
 _ENCODED_PIXELS = 2**20
 """Pixels that the VAE encodes at once, such as four images of 512x512. More takes more memory and is no faster."""
@@ -269,7 +269,6 @@ class Family(ABC):
         text: Tensor,
         pooled: Tensor | None = None,
         sizes: Tensor | None = None,
-        **options: Any,
     ) -> Tensor:
         """Call the UNet on noisy latents; it predicts noise or velocity, see `prediction_type`.
 
@@ -280,7 +279,6 @@ class Family(ABC):
             pooled: [B, d_pooled]; needed by SDXL, ignored where there is none.
             sizes: [B, 6], pixels (original height, original width, crop top, crop left, target height, target
                 width); needed by SDXL, ignored elsewhere.
-            options: further arguments of the UNet's forward.
 
         Returns:
             [B, C, h, w] in float32.
@@ -294,7 +292,6 @@ class Family(ABC):
             encoder_hidden_states=text.to(latents),
             added_cond_kwargs=self._added_conditions(latents, pooled, sizes),
             return_dict=False,
-            **options,
         )[0].float()
 
     def _added_conditions(
@@ -312,13 +309,13 @@ class Family(ABC):
     @classmethod
     def _other_unet(cls, path: Path) -> Part:
         if path.is_file():
-            return UNetFile(path, cls.name)
+            return unet_file(path, cls.name)
         return FolderPart(UNet2DConditionModel, subfolder(path, "unet"), "UNet")
 
     @classmethod
     def _other_vae(cls, path: Path) -> Part:
         if path.is_file():
-            return VAEFile(path, cls.name)
+            return vae_file(path, cls.name)
         return FolderPart(cls.vae_class, subfolder(path, "vae"), "VAE")
 
     def _check(self) -> None:

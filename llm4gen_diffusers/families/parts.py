@@ -31,14 +31,10 @@ class Part(ABC):
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    @cached_property
+    @property
+    @abstractmethod
     def config(self) -> Mapping[str, Any]:
         """diffusers' or transformers' configuration of the model."""
-        return self._read_config()
-
-    @abstractmethod
-    def _read_config(self) -> Mapping[str, Any]:
-        """Read or infer the configuration."""
 
     @abstractmethod
     def check(self) -> None:
@@ -82,7 +78,8 @@ class FolderPart(Part):
         super().__init__(folder)
         self.kind, self.what = kind, what
 
-    def _read_config(self) -> Mapping[str, Any]:
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
         config = read_json(self.path / "config.json", self.what)
         found = config.get("_class_name", self.kind.__name__)  # configurations of transformers have none
         if found != self.kind.__name__:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,15 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from llm4gen_core.errors import LLM4GENError, first_line
 from llm4gen_core.weights import SAFETENSORS_SUFFIXES, load_pickle, load_tensors, read_header
 
 from ..schedule import NoiseSchedule
 from .parts import Base, Part, load_tokenizer
+
+Config = dict[str, Any]
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP_L = {"sd15": "cond_stage_model.transformer.", "sdxl": "conditioner.embedders.0.transformer."}
@@ -105,15 +108,13 @@ def open_checkpoint(path: Path, family: str, tokenizer: Path | None) -> Base:
     schedule = NoiseSchedule.stable_diffusion(
         "v_prediction" if velocity else "epsilon", zero_terminal_snr=velocity and "ztsnr" in shapes
     )
-    text: list[Part] = [_ClipL(path, CLIP_L[family], clip_l_config(shapes.under(CLIP_L[family])))]
-    if is_sdxl:
-        text.append(_ClipG(path, CLIP_G, clip_g_config(shapes.under(CLIP_G))))
+    text = (_clip_l(path, family), _clip_g(path)) if is_sdxl else (_clip_l(path, family),)
     return Base(
         path=path,
         schedule=schedule,
-        unet=UNetFile(path, family),
-        vae=VAEFile(path, family),
-        text=tuple(text),
+        unet=unet_file(path, family),
+        vae=vae_file(path, family),
+        text=text,
         load_tokenizers=lambda: (load_tokenizer(tokenizer or _host_tokenizer(path)),) * len(text),
     )
 
@@ -179,145 +180,136 @@ def _host_tokenizer(checkpoint: Path) -> Path:
 # Models in a file
 
 
-class _FilePart(Part):
+class FilePart(Part):
+    """A model in a checkpoint, where its tensors' names have a prefix, or in a file of its own.
+
+    Args:
+        kind: class of the model.
+        path: the file.
+        what: role of the model, for errors.
+        prefix: prefix of its tensors' names in a checkpoint.
+        infer: infers the configuration from the tensors' shapes.
+        convert: converts tensors, named without the prefix, to the model's names.
+    """
+
+    def __init__(
+        self,
+        kind: type[nn.Module],
+        path: Path,
+        what: str,
+        prefix: str,
+        infer: Callable[[Shapes], Config],
+        convert: Callable[[dict[str, Tensor], Config], dict[str, Tensor]],
+    ) -> None:
+        super().__init__(path)
+        self.kind, self.what, self.prefix = kind, what, prefix
+        self._infer, self._convert = infer, convert
+
+    @cached_property
+    def config(self) -> Config:
+        return self._infer(self.shapes)
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """Shapes of the model's tensors, without the prefix."""
+        shapes = Shapes.read(self.path, self.what)
+        if not any(name.startswith(self.prefix) for name in shapes):
+            self.prefix = ""
+        return shapes.under(self.prefix)
+
     def check(self) -> None:
         """Do nothing: the header, read to find out what the file is, has said whether it is complete."""
 
+    def load(self, dtype: torch.dtype) -> nn.Module:
+        is_clip = issubclass(self.kind, PreTrainedModel)
+        with init_empty_weights(include_buffers=False):  # random weights are never allocated
+            model = self.kind(CLIPTextConfig(**self.config)) if is_clip else self.kind(**self.config)
+        state = self._convert(self._read(), self.config)
+        own = set(model.state_dict())
+        if not any(name.startswith("text_model.") for name in own):  # as CLIPTextModel since transformers 5.6
+            state = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
+        if missing := sorted(own - set(state)):
+            raise LLM4GENError(
+                f"{self.what} {self.path} lacks {len(missing)} of its weights ({missing[0]}, ...); the file is "
+                "incomplete. Download it again."
+            )
+        if unknown := sorted(name for name in set(state) - own if not name.endswith(_UNUSED)):
+            raise LLM4GENError(
+                f"{self.what} {self.path} has {len(unknown)} tensors that belong to none of its layers ({unknown[0]}, "
+                "...), as quantised files with scales have; expected plain weights in float16, bfloat16 or float32."
+            )
+        try:
+            model.load_state_dict({name: state[name].to(dtype) for name in own}, assign=True)
+        except RuntimeError as error:
+            raise LLM4GENError(
+                f"{self.what} {self.path} has tensors of unexpected shapes ({first_line(error)})."
+            ) from error
+        return model.eval().requires_grad_(False)
 
-class UNetFile(_FilePart):
+    def _read(self) -> dict[str, Tensor]:
+        """Read the model's tensors alone: a checkpoint may hold gigabytes of others, such as an EMA."""
+        names = {self.prefix + name: name for name in self.shapes}
+        if self.path.suffix.lower() in SAFETENSORS_SUFFIXES:
+            with safe_open(str(self.path), framework="pt") as file:
+                return {name: file.get_tensor(full) for full, name in names.items()}
+        return {names[full]: tensor for full, tensor in load_tensors(self.path).items() if full in names}
+
+
+def unet_file(path: Path, family: str) -> Part:
     """UNet of a checkpoint, or in a file of its own, as ComfyUI's *Load Diffusion Model* reads it."""
 
-    def __init__(self, path: Path, family: str) -> None:
-        super().__init__(path)
-        self.family = family
-
-    def _read_config(self) -> Mapping[str, Any]:
-        return unet_config(self._shapes()[1], self.family)
-
-    def load(self, dtype: torch.dtype) -> nn.Module:
-        prefix, shapes = self._shapes()
-        tensors = {UNET + name: tensor for name, tensor in _read(self.path, prefix).items() if name in shapes}
-        state = convert_ldm_unet_checkpoint(tensors, self.config)
+    def convert(tensors: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
+        state = convert_ldm_unet_checkpoint({UNET + name: tensor for name, tensor in tensors.items()}, config)
         if len(state) != len(tensors):
             raise LLM4GENError(
-                f"UNet {self.path} holds {len(tensors)} tensors, of which {len(state)} belong to a UNet of "
-                f"{self.family}; expected such a UNet and nothing else under its names."
+                f"UNet {path} holds {len(tensors)} tensors, of which {len(state)} belong to a UNet of {family}; "
+                "expected such a UNet and nothing else under its names."
             )
-        return _fill(self.path, "UNet", lambda: UNet2DConditionModel(**self.config), state, dtype)
+        return state
 
-    def _shapes(self) -> tuple[str, Shapes]:
-        """(prefix of the UNet's tensors, their shapes without it)."""
-        shapes = Shapes.read(self.path, "UNet")
-        prefix = UNET if any(name.startswith(UNET) for name in shapes) else ""
-        shapes = shapes.under(prefix)
-        if "input_blocks.0.0.weight" not in shapes:
-            advice = " Give the folder that it is in." if any(n.startswith("down_blocks.") for n in shapes) else ""
-            raise LLM4GENError(
-                f"UNet {self.path} is {_other_model(shapes)}; expected the UNet of SD1.5 or SDXL as ComfyUI stores it, "
-                f"or a diffusers folder.{advice}"
-            )
-        return prefix, shapes
+    return FilePart(UNet2DConditionModel, path, "UNet", UNET, lambda shapes: unet_config(shapes, family), convert)
 
 
-class VAEFile(_FilePart):
+def vae_file(path: Path, family: str) -> Part:
     """VAE of a checkpoint, or in a file of its own, as ComfyUI's *Load VAE* reads it."""
 
-    def __init__(self, path: Path, family: str) -> None:
-        super().__init__(path)
-        self.family = family
+    def convert(tensors: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
+        return convert_ldm_vae_checkpoint({VAE + name: tensor for name, tensor in tensors.items()}, config)
 
-    def _read_config(self) -> Mapping[str, Any]:
-        return vae_config(self._shapes()[1], self.family)
-
-    def load(self, dtype: torch.dtype) -> nn.Module:
-        prefix, _ = self._shapes()
-        tensors = {VAE + name: tensor for name, tensor in _read(self.path, prefix).items()}
-        state = convert_ldm_vae_checkpoint(tensors, self.config)
-        return _fill(self.path, "VAE", lambda: AutoencoderKL(**self.config), state, dtype)
-
-    def _shapes(self) -> tuple[str, Shapes]:
-        shapes = Shapes.read(self.path, "VAE")
-        prefix = VAE if any(name.startswith(VAE) for name in shapes) else ""
-        shapes = shapes.under(prefix)
-        if "encoder.down.0.block.0.conv2.weight" not in shapes or "decoder.conv_in.weight" not in shapes:
-            raise LLM4GENError(
-                f"VAE {self.path} is not a VAE of SD1.5 or SDXL as ComfyUI stores it (it holds "
-                f"{', '.join(sorted(shapes)[:2]) or 'no tensors'}, ...); give such a file, or a diffusers folder."
-            )
-        return prefix, shapes
+    return FilePart(AutoencoderKL, path, "VAE", VAE, lambda shapes: vae_config(shapes, family), convert)
 
 
-class _ClipL(_FilePart):
-    def __init__(self, path: Path, prefix: str, config: dict[str, Any]) -> None:
-        super().__init__(path)
-        self.prefix, self._known = prefix, config
+def _clip_l(path: Path, family: str) -> Part:
+    def convert(tensors: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
+        return {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in tensors.items()}
 
-    def _read_config(self) -> Mapping[str, Any]:
-        return self._known
-
-    def load(self, dtype: torch.dtype) -> nn.Module:
-        tensors = _read(self.path, self.prefix)
-        state = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in tensors.items()}
-        return self._fill(CLIPTextModel, state, dtype)
-
-    def _fill(self, kind: type[nn.Module], state: dict[str, Tensor], dtype: torch.dtype) -> nn.Module:
-        return _fill(self.path, "Text encoder", lambda: kind(CLIPTextConfig(**self.config)), state, dtype)
+    return FilePart(CLIPTextModel, path, "Text encoder", CLIP_L[family], clip_l_config, convert)
 
 
-class _ClipG(_ClipL):
-    def load(self, dtype: torch.dtype) -> nn.Module:
-        tensors = _read(self.path, self.prefix)
+def _clip_g(path: Path) -> Part:
+    def convert(tensors: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
         if "text_projection.weight" in tensors:  # some tools store it as a linear layer does
             tensors["text_projection"] = tensors.pop("text_projection.weight").T.contiguous()
         model = None  # diffusers asks it only where there is no projection, and then the file is incomplete
-        state = convert_open_clip_checkpoint(model, tensors, prefix="") if "text_projection" in tensors else {}
-        return self._fill(CLIPTextModelWithProjection, state, dtype)
+        return convert_open_clip_checkpoint(model, tensors, prefix="") if "text_projection" in tensors else {}
 
-
-def _read(path: Path, prefix: str) -> dict[str, Tensor]:
-    """Read the tensors under a prefix, without it. A checkpoint may hold gigabytes of others, such as an EMA."""
-    if path.suffix.lower() in SAFETENSORS_SUFFIXES:
-        with safe_open(str(path), framework="pt") as file:
-            return {name.removeprefix(prefix): file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}
-    return {n.removeprefix(prefix): tensor for n, tensor in load_tensors(path).items() if n.startswith(prefix)}
-
-
-def _fill(
-    path: Path, what: str, make: Callable[[], nn.Module], state: dict[str, Tensor], dtype: torch.dtype
-) -> nn.Module:
-    """Make a model with the tensors of a file in place of random ones, which are never allocated."""
-    with init_empty_weights(include_buffers=False):
-        model = make()
-    own = set(model.state_dict())
-    if not any(name.startswith("text_model.") for name in own):  # as CLIPTextModel since transformers 5.6
-        state = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
-    missing = sorted(own - set(state))
-    if missing:
-        raise LLM4GENError(
-            f"{what} {path} lacks {len(missing)} of its weights ({missing[0]}, ...); the file is incomplete. Download "
-            "it again."
-        )
-    unknown = sorted(n for n in set(state) - own if not n.endswith(_UNUSED))
-    if unknown:
-        raise LLM4GENError(
-            f"{what} {path} has {len(unknown)} tensors that belong to none of its layers ({unknown[0]}, ...), as "
-            "quantised files with scales have; expected plain weights in float16, bfloat16 or float32."
-        )
-    try:
-        model.load_state_dict({name: state[name].to(dtype) for name in own}, assign=True)
-    except RuntimeError as error:
-        raise LLM4GENError(f"{what} {path} has tensors of unexpected shapes ({first_line(error)}).") from error
-    return model.eval().requires_grad_(False)
+    return FilePart(CLIPTextModelWithProjection, path, "Text encoder", CLIP_G, clip_g_config, convert)
 
 
 # Configurations
 
 
-def unet_config(shapes: Shapes, family: str) -> dict[str, Any]:
+def unet_config(shapes: Shapes, family: str) -> Config:
     """Infer the configuration of UNet2DConditionModel.
 
     All levels must have equally many blocks, and the blocks of a level must be alike.
     """
+    if "input_blocks.0.0.weight" not in shapes:
+        is_diffusers = any(name.startswith("down_blocks.") for name in shapes)
+        raise LLM4GENError(
+            f"{shapes.where} is {_other_model(shapes)}; expected the UNet of SD1.5 or SDXL as ComfyUI stores it, or a "
+            f"diffusers folder.{' Give the folder that it is in.' if is_diffusers else ''}"
+        )
     levels: list[list[tuple[int, int]]] = [[]]  # (channels, transformer blocks) of each residual block
     for block in (f"input_blocks.{number}." for number in range(1, _count(shapes, "input_blocks."))):
         if f"{block}0.op.weight" in shapes:
@@ -338,7 +330,7 @@ def unet_config(shapes: Shapes, family: str) -> dict[str, Any]:
         )
     to_k = next(shape for name, shape in shapes.items() if name.endswith("attn2.to_k.weight"))
     projection = next(shape for name, shape in shapes.items() if name.endswith(".1.proj_in.weight"))
-    config: dict[str, Any] = {
+    config: Config = {
         "sample_size": SAMPLE_SIZES[family],
         "in_channels": shapes["input_blocks.0.0.weight"][1],
         "out_channels": shapes["out.2.weight"][0],
@@ -362,8 +354,13 @@ def unet_config(shapes: Shapes, family: str) -> dict[str, Any]:
     return config
 
 
-def vae_config(shapes: Shapes, family: str) -> dict[str, Any]:
+def vae_config(shapes: Shapes, family: str) -> Config:
     """Infer the configuration of AutoencoderKL."""
+    if not {"encoder.down.0.block.0.conv2.weight", "decoder.conv_in.weight"} <= set(shapes):
+        raise LLM4GENError(
+            f"{shapes.where} is not a VAE of SD1.5 or SDXL as ComfyUI stores it (it holds "
+            f"{', '.join(sorted(shapes)[:2]) or 'no tensors'}, ...); give such a file, or a diffusers folder."
+        )
     levels = _count(shapes, "encoder.down.")
     return {
         "in_channels": shapes["encoder.conv_in.weight"][1],
@@ -377,7 +374,7 @@ def vae_config(shapes: Shapes, family: str) -> dict[str, Any]:
     }
 
 
-def clip_l_config(shapes: Shapes) -> dict[str, Any]:
+def clip_l_config(shapes: Shapes) -> Config:
     """Infer the configuration of CLIPTextModel from transformers' names, which may lack `text_model.`."""
     prefix = "text_model." if any(name.startswith("text_model.") for name in shapes) else ""
     return _clip_config(
@@ -389,7 +386,7 @@ def clip_l_config(shapes: Shapes) -> dict[str, Any]:
     )
 
 
-def clip_g_config(shapes: Shapes) -> dict[str, Any]:
+def clip_g_config(shapes: Shapes) -> Config:
     """Infer the configuration of CLIPTextModelWithProjection from OpenCLIP's names."""
     return _clip_config(
         embedding=shapes["token_embedding.weight"],
@@ -400,9 +397,7 @@ def clip_g_config(shapes: Shapes) -> dict[str, Any]:
     )
 
 
-def _clip_config(
-    embedding: tuple[int, ...], positions: int, layers: int, hidden: int, activation: str
-) -> dict[str, Any]:
+def _clip_config(embedding: tuple[int, ...], positions: int, layers: int, hidden: int, activation: str) -> Config:
     vocabulary, width = embedding
     return {
         "vocab_size": vocabulary,

@@ -35,7 +35,7 @@ CHROMIUM_ARGUMENTS = [
 if not host_is_here() or CHROMIUM is None:
     collect_ignore_glob = ["test_*.py"]
 elif "LLM4GEN_SCREENSHOT" not in os.environ:
-    collect_ignore_glob = ["test_pictures.py"]
+    collect_ignore_glob = ["test_screenshots.py"]
 
 # In a process of its own: the host reads its arguments at import, and the host tests may already have imported it
 # into this process with another base directory.
@@ -68,7 +68,7 @@ READY = """() => {
     const tabs = window.app?.extensionManager?.workflow
     return tabs?.activeWorkflow && !tabs.isBusy && app.vueAppReady && !document.querySelector('.p-blockui-mask')
 }"""
-"""The front end stands, has opened a workflow, and lies under its waiting mask no more."""
+"""Whether the front end has loaded, opened a workflow, and removed its waiting mask."""
 
 DROP = """([name, mime, data]) => {
     const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0))
@@ -137,7 +137,7 @@ class Canvas:
         box.wait_for(state="detached")
 
     def run(self, timeout: float = 120) -> Result:
-        """Press Run and wait for what the server says became of it; `timeout` in seconds."""
+        """Press Run and wait for the server's result; `timeout` in seconds."""
         queue = self.page.get_by_test_id("queue-button")
         # The queue button itself; in older front ends the button Run within it, beside a menu's.
         button = queue.and_(self.page.locator("button")).or_(queue.get_by_role("button", name="Run", exact=True))
@@ -155,12 +155,12 @@ class Canvas:
         return self.page.wait_for_function(SHOWN_IMAGE, arg=name).json_value()
 
     def graph(self) -> dict[str, Any]:
-        """What Run would send."""
+        """Graph that Run would send."""
         graph = self.page.evaluate("async () => (await app.graphToPrompt()).output")
         return {node_id: {key: node[key] for key in ("class_type", "inputs")} for node_id, node in graph.items()}
 
     def saved(self) -> dict[str, Any]:
-        """What Save would write."""
+        """Workflow that Save would write."""
         return json.loads(self.page.evaluate("JSON.stringify(app.graph.serialize())"))
 
     def rectangles(self) -> dict[str, list[float]]:
@@ -171,7 +171,7 @@ class Canvas:
         )
 
     def overlaps(self) -> list[tuple[str, str]]:
-        """Pairs of nodes of which one covers a part of the other."""
+        """Pairs of nodes that overlap."""
         return [
             (name, other)
             for (name, a), (other, b) in itertools.combinations(self.rectangles().items(), 2)
@@ -179,7 +179,7 @@ class Canvas:
         ]
 
     def complaints(self) -> Locator:
-        """Whatever the front end lays over the canvas when something is wrong: dialogs, error boxes, messages."""
+        """Dialogs, error boxes and messages over the canvas."""
         return self.page.locator("[role=dialog], [data-testid=error-overlay], .p-toast-message, .comfy-modal:visible")
 
 
@@ -221,7 +221,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def open_canvas(browser: Browser, server: ComfyServer) -> Iterator[Callable[[], Canvas]]:
-    """Opens a page of its own; all pages share one person's cache."""
+    """Function that opens a new page; all pages share one cache."""
     context = browser.new_context(viewport={"width": 1920, "height": 1080})
     yield lambda: Canvas(context.new_page(), server)
     context.close()
@@ -234,13 +234,13 @@ def shared_canvas(open_canvas: Callable[[], Canvas]) -> Canvas:
 
 @pytest.fixture(scope="session")
 def workflow_file() -> Path:
-    """The workflow of the tests that say no other."""
+    """Workflow of the tests that name no other."""
     return REPOSITORY / "workflows" / "llm4gen_sd15.json"
 
 
 @pytest.fixture
 def canvas(shared_canvas: Canvas, workflow_file: Path) -> Canvas:
-    """The shipped workflow, freshly dropped; starting the front end takes seconds, so the page is shared."""
+    """Shipped workflow, freshly dropped; starting the front end takes seconds, so the page is shared."""
     shared_canvas.errors.clear()
     shared_canvas.drop(workflow_file)
     return shared_canvas

@@ -1,4 +1,4 @@
-"""The shipped workflows in the front end that people use: they load, SD1.5's runs, and says what is wrong."""
+"""The shipped workflows in the real front end: they load, SD1.5's runs, and errors are shown."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def test_help_page_is_served(server, node):
 
 
 def test_template_opens_from_the_template_browser(open_canvas, workflow_file):
-    """Templates, the pack's name, the card with its picture, a click: the workflow is on the canvas."""
+    """Templates, the pack's name, the card with its thumbnail, a click: the workflow is on the canvas."""
     canvas = open_canvas()
     canvas.page.get_by_role("button", name="Templates").click()
     canvas.page.get_by_text(PACK_FOLDER).first.click()
     card = canvas.page.get_by_test_id(f"template-workflow-{workflow_file.stem}")
-    picture = card.get_by_role("img").first
-    canvas.page.wait_for_function("(image) => image.naturalWidth === 512", arg=picture.element_handle())
+    thumbnail = card.get_by_role("img").first
+    canvas.page.wait_for_function("(image) => image.naturalWidth === 512", arg=thumbnail.element_handle())
     card.click()
     canvas.page.wait_for_function("app.graph._nodes.some((node) => node.type === 'LLM4GENTextEncode')")
     canvas.page.close()
@@ -139,7 +139,7 @@ def test_workflow_fits_modern_nodes(canvas):
         canvas.page.evaluate(setting, False)
 
 
-def test_run_paints_and_another_seed_encodes_nothing_again(canvas, server):
+def test_run_generates_and_another_seed_encodes_nothing_again(canvas, server):
     """Run, pressed on the workflow as shipped but for size and steps: the image appears, and carries the workflow."""
     canvas.edit("KSampler", "steps", 2)
     canvas.edit("EmptyLatentImage", "width", 128)
@@ -178,7 +178,7 @@ def test_run_paints_and_another_seed_encodes_nothing_again(canvas, server):
 
 
 def test_missing_llm_is_explained_in_the_page(open_canvas, workflow_file):
-    """A person who lacks the LLM's file reads our sentence, where the front end shows errors."""
+    """Without the LLM's file the front end shows our sentence."""
     workflow = json.loads(workflow_file.read_text(encoding="utf-8"))
     (loader,) = (node for node in workflow["nodes"] if node["type"] == "LLM4GENLoadLLM")
     loader["widgets_values"][0] = "not-here.safetensors"

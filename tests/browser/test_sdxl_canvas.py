@@ -1,4 +1,4 @@
-"""SDXL's workflow, run in the front end that people use."""
+"""The SDXL workflow, run in the real front end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def workflow_file():
     return REPOSITORY / "workflows" / "llm4gen_sdxl.json"
 
 
-def test_run_paints(canvas, server):
+def test_run_generates(canvas, server):
     """Run, pressed on the workflow as shipped but for size and steps: the image appears, and no node covers another."""
     canvas.edit("KSampler", "steps", 2)
     canvas.edit("EmptyLatentImage", "width", 128)

@@ -1,4 +1,4 @@
-"""Small tokenizers and models, built on the spot: the tests need no downloads."""
+"""Small tokenizers and models, built by the tests, which need no downloads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DATA = Path(__file__).resolve().parents[1] / "data"
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tensors of a few numbers are slower on many threads than on one."""
+    """Use one thread, which is faster for small tensors."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -46,7 +46,7 @@ def official_tensors(official_safetensors: Path) -> dict[str, Tensor]:
 
 @pytest.fixture
 def make_adapter() -> Callable[..., CrossAdapter]:
-    """CAMs in which every parameter matters: norms are random as well, not 1 and 0."""
+    """CAMs with random parameters, including the norms' weights and biases."""
 
     def make(
         d_text: int = 16, d_llm: int = 24, heads: int = 4, seed: int = 0, fusion: str = "cross_adapter"
@@ -66,7 +66,7 @@ def make_adapter() -> Callable[..., CrossAdapter]:
 
 @pytest.fixture
 def refusal() -> Callable[[Path], str]:
-    """The sentence with which `load_adapter` refuses a file: it must name the file and fit on one line."""
+    """Error of `load_adapter` for a file; checks that it names the file and is one line."""
 
     def load_and_fail(path: Path) -> str:
         with pytest.raises(LLM4GENError) as caught:
@@ -85,7 +85,7 @@ WORDS = ("a", "cat", "red", "dog", "on", "the", "mat", "pre", "caf", "is", "big"
 
 @pytest.fixture(scope="session")
 def t5_tokenizer() -> Any:
-    """T5's way: unigram pieces with a word mark, NFKC, `</s>` at the end; pad 0, end 1, unknown 2."""
+    """Tokenizer of T5's kind: unigram pieces with a word mark, NFKC, `</s>` at the end; pad 0, end 1, unknown 2."""
     from transformers import PreTrainedTokenizerFast
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
@@ -103,7 +103,7 @@ def t5_tokenizer() -> Any:
 
 @pytest.fixture(scope="session")
 def gpt_tokenizer() -> Any:
-    """GPT's way: bytes, merged; no token is added, and there is none for padding or for the start."""
+    """Tokenizer of GPT's kind: byte-level BPE without padding or start token; no token is added."""
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = {"<|endoftext|>": 0}
@@ -214,7 +214,7 @@ def build_folder(build_model: Callable[..., Any], tmp_path: Path) -> Callable[..
 
 @pytest.fixture
 def rankgen_folder(build_folder: Callable[..., Any]) -> Callable[[str], tuple[Path, Any, Any]]:
-    """RankGen's layout: the T5 encoder under `t5_encoder.`, beside a projection that nobody uses."""
+    """RankGen's layout: the T5 encoder under `t5_encoder.`, with an unused projection."""
 
     def build(file: str) -> tuple[Path, Any, Any]:
         folder, model, tokenizer = build_folder("t5", f"rankgen-{file}")

@@ -1,4 +1,4 @@
-"""Adapter files: the three forms that are read, the one that is written, and every way in which one can be wrong."""
+"""Adapter files: reading of the three formats, writing of one, and refusal of invalid files."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def own_file(make_adapter: MakeAdapter, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def with_header(own_file: Path, tmp_path: Path) -> Callable[..., Path]:
-    """The project's file with metadata fields changed, or taken out (None)."""
+    """File in the project's format with metadata fields changed, or removed (None)."""
 
     def rewrite(**changes: str | None) -> Path:
         header = {**read_raw(own_file)[1], **changes}
@@ -97,7 +97,7 @@ def same_tensors(a: CrossAdapter, b: Mapping[str, Tensor]) -> bool:
     )
 
 
-# Written and read again
+# Round trips
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -113,13 +113,13 @@ def test_round_trip_keeps_the_metadata(own_file: Path) -> None:
     assert load_adapter(own_file).metadata == METADATA
 
 
-def test_round_trip_of_little_metadata(make_adapter: MakeAdapter, tmp_path: Path) -> None:
+def test_round_trip_of_minimal_metadata(make_adapter: MakeAdapter, tmp_path: Path) -> None:
     save_adapter(make_adapter(), tmp_path / "My CAM v2.safetensors", AdapterMetadata("sd15", None))
     metadata = load_adapter(tmp_path / "My CAM v2.safetensors").metadata
     assert metadata == AdapterMetadata("sd15", None, title="My CAM v2")
 
 
-def test_the_header_says_everything_that_readers_and_model_managers_need(own_file: Path) -> None:
+def test_header_fields(own_file: Path) -> None:
     _, header, _ = read_raw(own_file)
     date = header.pop("modelspec.date")
     assert len(date) == 10 and date[4] == date[7] == "-"
@@ -147,7 +147,7 @@ def test_the_modelspec_hash_is_that_of_the_tensor_bytes(own_file: Path) -> None:
     assert header["modelspec.hash_sha256"] == "0x" + hashlib.sha256(data).hexdigest()
 
 
-def test_every_tensor_is_stored_under_cam(own_file: Path, make_adapter: MakeAdapter) -> None:
+def test_tensor_names(own_file: Path, make_adapter: MakeAdapter) -> None:
     assert set(read_raw(own_file)[0]) == {"cam." + name for name in make_adapter().state_dict()}
 
 
@@ -180,7 +180,7 @@ def test_a_trainable_adapter_with_transposed_memory_can_be_saved(make_adapter: M
     assert same_tensors(load_adapter(tmp_path / "a.safetensors").module, adapter.state_dict())
 
 
-# The other fusions, and a part of the UNet
+# Other fusions, and UNet parts
 
 
 @pytest.mark.parametrize("part", [None, KV, LORA], ids=["cam", "kv", "lora"])
@@ -205,7 +205,7 @@ def test_round_trip_of_every_fusion_and_part(
     ("fusion", "part", "version"),
     [("cross_adapter", None, "1"), ("cross_adapter", KV, "2"), ("mlp", None, "2"), ("clip_query", LORA, "2")],
 )
-def test_the_lowest_version_that_suffices_is_written(
+def test_lowest_sufficient_version_is_written(
     fusion: str, part: UNetPart | None, version: str, make_adapter: MakeAdapter, tmp_path: Path
 ) -> None:
     save_adapter(make_adapter(fusion=fusion), tmp_path / "a.safetensors", METADATA, part)
@@ -217,7 +217,7 @@ def test_the_lowest_version_that_suffices_is_written(
     assert stored == (set() if part is None else set(part.tensors))
 
 
-def test_the_unet_part_is_no_part_of_the_module(make_adapter: MakeAdapter, tmp_path: Path) -> None:
+def test_the_unet_part_is_separate_from_the_module(make_adapter: MakeAdapter, tmp_path: Path) -> None:
     save_adapter(make_adapter(), tmp_path / "a.safetensors", METADATA, KV)
     assert load_adapter(tmp_path / "a.safetensors").module.state_dict().keys() == make_adapter().state_dict().keys()
 
@@ -250,7 +250,7 @@ def test_one_alpha_for_all_layers_can_be_saved(make_adapter: MakeAdapter, tmp_pa
         ({"unet_part": "full"}, "UNet part: kind 'full' is unknown"),
     ],
 )
-def test_a_unet_part_that_its_header_does_not_fit(
+def test_unet_part_that_does_not_match_its_header(
     changes: dict[str, str | None], words: str, make_adapter: MakeAdapter, refusal: Refusal, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.safetensors"
@@ -260,24 +260,22 @@ def test_a_unet_part_that_its_header_does_not_fit(
     assert words in refusal(path)
 
 
-def test_a_unet_part_that_was_announced_but_is_missing(with_header: Callable[..., Path], refusal: Refusal) -> None:
+def test_missing_unet_part(with_header: Callable[..., Path], refusal: Refusal) -> None:
     assert "UNet part: it holds no tensors" in refusal(with_header(unet_part="lora"))
 
 
-# The official forms
+# Official formats
 
 
 @pytest.mark.parametrize("form", ["official_safetensors", "official_pickle"])
-def test_official_forms_hold_the_official_tensors(
-    form: str, official_tensors: dict[str, Tensor], request: pytest.FixtureRequest
-) -> None:
+def test_official_formats(form: str, official_tensors: dict[str, Tensor], request: pytest.FixtureRequest) -> None:
     adapter = load_adapter(request.getfixturevalue(form))
     expected = {name.removeprefix("CrossFusionModule.0."): tensor for name, tensor in official_tensors.items()}
     assert same_tensors(adapter.module, expected)
     assert adapter.config == CrossAdapterConfig(d_text=64, d_llm=96, heads=8)
 
 
-def test_an_official_file_of_another_size_tells_neither_family_nor_llm(official_pickle: Path) -> None:
+def test_official_file_of_another_size_names_neither_family_nor_llm(official_pickle: Path) -> None:
     assert load_adapter(official_pickle).metadata == AdapterMetadata(base_family=None, llm=None)
 
 
@@ -298,7 +296,7 @@ def test_pickles_from_before_zip_archives_are_read(
     assert load_adapter(path).config.d_llm == 96
 
 
-# Written whole or not at all
+# Atomic writing
 
 
 @pytest.mark.parametrize("failure", [OSError("disk full"), KeyboardInterrupt()])
@@ -328,7 +326,7 @@ def test_a_failed_save_leaves_the_folder_as_it_was(
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize("exists", [True, False])
-def test_a_full_disk_is_named_and_nothing_half_written_stays(
+def test_full_disk_is_reported_and_leaves_no_partial_file(
     code: int, exists: bool, make_adapter: MakeAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.safetensors"
@@ -356,7 +354,7 @@ def test_saving_replaces_an_old_file_and_leaves_nothing_else(make_adapter: MakeA
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes of Unix")
-def test_a_saved_file_has_the_permissions_of_any_new_file(own_file: Path, tmp_path: Path) -> None:
+def test_permissions_of_a_saved_file(own_file: Path, tmp_path: Path) -> None:
     (tmp_path / "any").touch()
     assert stat.S_IMODE(own_file.stat().st_mode) == stat.S_IMODE((tmp_path / "any").stat().st_mode)
 
@@ -385,19 +383,19 @@ def test_saving_needs_a_base_family(make_adapter: MakeAdapter, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"base_family": "sd2"}, "base family 'sd2' is unknown; expected one of sd15, sdxl"),
-        ({"lambda_mode": "sum"}, "λ mode 'sum' is unknown; expected one of embedding, value, decoupled"),
+        ({"base_family": "sd2"}, "base family 'sd2' is not known; expected sd15, sdxl"),
+        ({"lambda_mode": "sum"}, "λ mode 'sum' is not known; expected embedding, value, decoupled"),
         ({"default_strength": float("nan")}, "default strength is nan"),
         ({"default_strength": float("inf")}, "default strength is inf"),
         ({"training": [1, 2]}, "training summary is a list"),
     ],
 )
-def test_metadata_refuses_impossible_values(changes: dict[str, Any], words: str) -> None:
+def test_metadata_refuses_invalid_values(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(LLM4GENError, match=words):
         AdapterMetadata(**{"base_family": "sd15", "llm": None, **changes})
 
 
-# Refused: no file, or a broken one
+# Refused: missing and broken files
 
 
 def test_missing_file(refusal: Refusal, tmp_path: Path) -> None:
@@ -441,7 +439,7 @@ def test_truncated_pickle(kept: float, official_pickle: Path, refusal: Refusal, 
 def test_damaged_pickles_are_refused_or_read_but_never_crash(
     official_tensors: dict[str, Tensor], refusal: Refusal, tmp_path: Path
 ) -> None:
-    """Any byte of an old-style pickle may be wrong; torch's unpickler then raises nearly anything."""
+    """Any byte of an old-style pickle may be damaged; torch's unpickler then raises nearly any type."""
     path = tmp_path / "projector.pth"
     torch.save(official_tensors, path, _use_new_zipfile_serialization=False)
     content = path.read_bytes()
@@ -462,9 +460,7 @@ def test_damaged_pickles_are_refused_or_read_but_never_crash(
     "content",
     [b"<!doctype html><html>Not found</html>", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"],
 )
-def test_a_web_page_or_pointer_in_place_of_the_file(
-    suffix: str, content: bytes, refusal: Refusal, tmp_path: Path
-) -> None:
+def test_web_page_or_pointer_instead_of_the_file(suffix: str, content: bytes, refusal: Refusal, tmp_path: Path) -> None:
     path = tmp_path / ("a" + suffix)
     path.write_bytes(content)
     sentence = refusal(path)
@@ -478,11 +474,11 @@ def test_unknown_suffix(name: str, refusal: Refusal, tmp_path: Path) -> None:
     assert "expected one of .safetensors, .sft, .pth" in refusal(tmp_path / name)
 
 
-# Refused: files that would run code
+# Refused: files that would execute code
 
 
 class Malicious:
-    """Pickles into a call of a function."""
+    """Object that is pickled as the call of a function."""
 
     def __init__(self, function: Callable[..., Any], argument: str) -> None:
         self.call = (function, (argument,))
@@ -498,7 +494,7 @@ def attack(kind: str, marker: Path) -> Malicious:
 
 
 @pytest.mark.parametrize("kind", ["system", "exec", "eval"])
-def test_the_attacks_of_these_tests_work_where_nothing_stops_them(kind: str, tmp_path: Path) -> None:
+def test_attacks_of_these_tests_work_without_protection(kind: str, tmp_path: Path) -> None:
     pickle.loads(pickle.dumps(attack(kind, tmp_path / "marker")))
     assert (tmp_path / "marker").exists()
 
@@ -531,11 +527,11 @@ def test_a_pickled_module_is_refused(refusal: Refusal, make_adapter: MakeAdapter
     assert "needs to run code (llm4gen_core.adapter.CrossAdapter)" in refusal(tmp_path / "module.pth")
 
 
-# Refused: no adapter, or not a whole one
+# Refused: other files, and incomplete adapters
 
 
 @pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), {"state_dict": {"a": 1}}, {3: torch.zeros(1)}])
-def test_a_pickle_that_is_no_state_dict(content: Any, refusal: Refusal, tmp_path: Path) -> None:
+def test_pickle_that_is_not_a_state_dict(content: Any, refusal: Refusal, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "a.pth")
     assert f"holds a {type(content).__name__}; expected a state dict of named tensors" in refusal(tmp_path / "a.pth")
 
@@ -549,7 +545,7 @@ def test_a_pickle_that_is_no_state_dict(content: Any, refusal: Refusal, tmp_path
         "cam.llm_proj.weight",
     ],
 )
-def test_a_safetensors_that_is_something_else(key: str, refusal: Refusal, tmp_path: Path) -> None:
+def test_safetensors_of_another_kind(key: str, refusal: Refusal, tmp_path: Path) -> None:
     save_file({key: torch.zeros(4, 4)}, tmp_path / "a.safetensors", {"format": "pt"})
     sentence = refusal(tmp_path / "a.safetensors")
     assert f"is not an LLM4GEN adapter: its tensors are {key}. Expected cam.*" in sentence
@@ -562,7 +558,7 @@ def test_a_safetensors_without_tensors(refusal: Refusal, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 @pytest.mark.parametrize("name", ["FFN.2.bias", "kv_norm.weight", "llm_proj.weight"])
-def test_official_file_that_lacks_a_tensor(
+def test_official_file_with_a_missing_tensor(
     suffix: str, name: str, official_tensors: dict[str, Tensor], refusal: Refusal, tmp_path: Path
 ) -> None:
     tensors = dict(official_tensors)
@@ -574,7 +570,7 @@ def test_official_file_that_lacks_a_tensor(
     assert "1 tensors missing, 0 unknown" in sentence or "it is incomplete" in sentence
 
 
-def test_own_file_that_lacks_a_tensor(own_file: Path, refusal: Refusal) -> None:
+def test_own_file_with_a_missing_tensor(own_file: Path, refusal: Refusal) -> None:
     tensors, header = load_file(own_file), read_raw(own_file)[1]
     del tensors["cam.out_proj.bias"]
     save_file(tensors, own_file, header)
@@ -586,7 +582,7 @@ def test_unknown_tensor(official_tensors: dict[str, Tensor], refusal: Refusal, t
     assert "has the unknown gate (0 tensors missing, 1 unknown)" in refusal(tmp_path / "a.pth")
 
 
-def test_tensors_of_a_later_version_beside_the_cam(own_file: Path, refusal: Refusal) -> None:
+def test_tensors_of_a_later_version(own_file: Path, refusal: Refusal) -> None:
     tensors, header = load_file(own_file), read_raw(own_file)[1]
     save_file({**tensors, "clip.to_k.weight": torch.zeros(2)}, own_file, header)
     sentence = refusal(own_file)
@@ -605,7 +601,7 @@ def test_tensor_of_the_wrong_shape(
     assert f"{name} has shape {[*shape[:-1], shape[-1] + 1]}" in sentence and f"expected {shape}" in sentence
 
 
-def test_tensor_of_whole_numbers(official_tensors: dict[str, Tensor], refusal: Refusal, tmp_path: Path) -> None:
+def test_integer_tensor(official_tensors: dict[str, Tensor], refusal: Refusal, tmp_path: Path) -> None:
     key = "CrossFusionModule.0.q_proj.weight"
     torch.save({**official_tensors, key: official_tensors[key].to(torch.int8)}, tmp_path / "a.pth")
     assert "q_proj.weight is torch.int8; expected floating-point numbers" in refusal(tmp_path / "a.pth")
@@ -643,8 +639,8 @@ def test_official_width_that_eight_heads_do_not_divide(
         ({"llm": '{"model": "x"}'}, "LLM specification"),
         ({"training": "{broken"}, "has invalid metadata"),
         ({"training": "[]"}, "training summary is a list"),
-        ({"lambda_mode": "softmax"}, "λ mode 'softmax' is unknown; expected one of embedding, value, decoupled"),
-        ({"base_family": "sd9"}, "base family 'sd9' is unknown"),
+        ({"lambda_mode": "softmax"}, "λ mode 'softmax' is not known; expected embedding, value, decoupled"),
+        ({"base_family": "sd9"}, "base family 'sd9' is not known"),
         ({"default_strength": "strong"}, "has invalid metadata"),
         ({"default_strength": "nan"}, "default strength is nan"),
         ({"format": "llm4gen-other"}, "is not an LLM4GEN adapter"),
@@ -653,7 +649,7 @@ def test_official_width_that_eight_heads_do_not_divide(
         ({"lambda_mode": None}, "lacks the metadata field 'lambda_mode'"),
     ],
 )
-def test_metadata_that_cannot_be_used(
+def test_invalid_metadata(
     changes: dict[str, str | None], words: str, with_header: Callable[..., Path], refusal: Refusal
 ) -> None:
     assert words in refusal(with_header(**changes))

@@ -75,8 +75,8 @@ def test_gradcheck(mean_heads: bool) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
-def test_lower_precisions_come_out_as_their_inputs_allow(dtype: torch.dtype, tolerance: float) -> None:
-    """The columns are computed in float32; the gradients are rounded to the inputs' precision, and only they."""
+def test_lower_precisions(dtype: torch.dtype, tolerance: float) -> None:
+    """The columns are computed in float32; only the gradients are rounded to the inputs' precision."""
     query, key = make(dtype)
     exact_query, exact_key = (tensor.detach().double().requires_grad_() for tensor in (query, key))
     expected = reference(exact_query, exact_key, OWN, None, mean_heads=False)
@@ -103,8 +103,8 @@ def test_large_logits_do_not_overflow() -> None:
     assert all(gradient.isfinite().all() for gradient in gradients(found, query, key))
 
 
-def test_the_block_never_holds_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No tensor of N x T is made, forward or backward, when a block is smaller than that."""
+def test_the_matrix_is_never_materialised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With smaller blocks, neither forward nor backward pass allocates a tensor of N x T."""
     monkeypatch.setitem(_BLOCK_ELEMENTS, "cpu", B * HEADS * T * 4)
     largest = 0
 
@@ -122,7 +122,7 @@ def test_the_block_never_holds_the_matrix(monkeypatch: pytest.MonkeyPatch) -> No
     assert largest < B * HEADS * N * T
 
 
-def test_compiles_without_a_break() -> None:
+def test_compiles_without_graph_breaks() -> None:
     query, key = make(torch.float32)
     compiled = torch.compile(
         lambda q, k: attention_columns(q, k, OWN, SCALE, mean_heads=True), fullgraph=True, backend="aot_eager"
@@ -144,7 +144,7 @@ def test_compiles_without_a_break() -> None:
         ((2, 3, 4, 8), (2, 3, 5, 8), [0], (2, 4), "bias"),
     ],
 )
-def test_refuses_what_does_not_fit(
+def test_mismatched_shapes_are_refused(
     query: tuple[int, ...], key: tuple[int, ...], columns: list[int], bias: tuple[int, ...] | None, message: str
 ) -> None:
     with pytest.raises(LLM4GENError, match=message):
@@ -160,7 +160,7 @@ def test_refuses_what_does_not_fit(
 @pytest.mark.usefixtures("block")
 @pytest.mark.parametrize("mean_heads", [False, True])
 @pytest.mark.parametrize("bias", [None, MASK], ids=["no bias", "mask"])
-def test_one_key_for_all_heads_is_that_key_for_each(bias: Tensor | None, mean_heads: bool) -> None:
+def test_key_shared_by_all_heads(bias: Tensor | None, mean_heads: bool) -> None:
     query, key = make()
     one = key[:, :1].detach().requires_grad_()
     expected = reference(query, one.expand(-1, HEADS, -1, -1), OWN, bias, mean_heads)

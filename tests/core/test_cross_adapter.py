@@ -46,7 +46,7 @@ def reference(
     fusion: str = "cross_adapter",
     mask: Array | None = None,
 ) -> Array:
-    """The official arithmetic, and the ablations', in float64, one prompt and one head at a time."""
+    """Official CAM and its ablations in float64, one prompt and one head at a time."""
 
     def linear(name: str, x: Array) -> Array:
         return x @ parameters[f"{name}.weight"].T + parameters[f"{name}.bias"]
@@ -146,7 +146,7 @@ def test_equals_the_reference_for_any_size(
 
 
 def test_the_released_norm_names_are_swapped(make_adapter: MakeAdapter) -> None:
-    """`kv_norm` belongs to the query: the straight reading of the names gives something clearly different."""
+    """`kv_norm` belongs to the query: following the names literally gives another result."""
     adapter = make_adapter()
     text, llm = random_inputs(2, 77, 20, adapter.config)
     parameters = as_arrays(adapter)
@@ -167,7 +167,7 @@ def test_quick_gelu_is_clips_activation() -> None:
     assert not torch.allclose(QuickGELU()(x), torch.nn.functional.gelu(x), atol=1e-3)
 
 
-def test_prompts_of_a_batch_do_not_see_each_other(make_adapter: MakeAdapter) -> None:
+def test_prompts_of_a_batch_are_independent(make_adapter: MakeAdapter) -> None:
     adapter = make_adapter()
     text, llm = random_inputs(5, 77, 20, adapter.config)
     together = adapter(text, llm)
@@ -175,7 +175,7 @@ def test_prompts_of_a_batch_do_not_see_each_other(make_adapter: MakeAdapter) -> 
         assert relative_error(adapter(text[i : i + 1], llm[i : i + 1]), together[i : i + 1].numpy(force=True)) < 1e-6
 
 
-def test_without_mask_padding_takes_part_as_in_the_release(make_adapter: MakeAdapter) -> None:
+def test_without_mask_padding_is_used_as_in_the_release(make_adapter: MakeAdapter) -> None:
     adapter = make_adapter()
     text, llm = random_inputs(1, 77, 20, adapter.config)
     assert bool((adapter(text, llm).abs().sum(-1) > 0).all())
@@ -211,7 +211,7 @@ def test_a_gradient_reaches_every_parameter_of_every_fusion(fusion: str, make_ad
 
 @pytest.mark.parametrize("strength", [1.0, 0.5, -2.0])
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_combine_puts_the_tokens_where_the_layout_says(fusion: str, strength: float, make_adapter: MakeAdapter) -> None:
+def test_combine_follows_the_context_layout(fusion: str, strength: float, make_adapter: MakeAdapter) -> None:
     adapter = make_adapter(fusion=fusion)
     text, llm = random_inputs(2, 9, 7, adapter.config)
     adapted = adapter(text, llm)
@@ -251,7 +251,7 @@ def test_combine_refuses_tokens_of_other_prompts_or_widths(
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
-def test_mask_zeroes_padding_and_leaves_the_rest_alone(dtype: torch.dtype, make_adapter: MakeAdapter) -> None:
+def test_mask_zeroes_padding_only(dtype: torch.dtype, make_adapter: MakeAdapter) -> None:
     adapter = make_adapter()
     text, llm = random_inputs(2, 77, 6, adapter.config)
     mask = torch.tensor([[1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 1]]).to(dtype)
@@ -284,7 +284,7 @@ def test_runs_in_bfloat16_near_the_float32_result(make_adapter: MakeAdapter) -> 
     assert relative_error(result.float(), expected) < 0.03
 
 
-def test_uses_the_layers_that_a_host_brings(make_adapter: MakeAdapter) -> None:
+def test_uses_the_layers_of_a_host(make_adapter: MakeAdapter) -> None:
     class Linear(torch.nn.Linear):
         pass
 
@@ -310,7 +310,7 @@ def test_uses_the_layers_that_a_host_brings(make_adapter: MakeAdapter) -> None:
         ((1, 77, 16), (1, 5, 24), (1, 6), ["llm_mask", "[1, 6]", "[1, 5]"]),
     ],
 )
-def test_inputs_that_do_not_fit_are_named(
+def test_mismatched_inputs_are_named(
     text_shape: tuple[int, ...],
     llm_shape: tuple[int, ...],
     mask_shape: tuple[int, ...] | None,
@@ -323,7 +323,7 @@ def test_inputs_that_do_not_fit_are_named(
     assert all(word in str(caught.value) for word in words)
 
 
-def test_fuse_puts_clip_first() -> None:
+def test_fuse_starts_with_clip() -> None:
     text, adapted = torch.zeros(2, 77, 8), torch.ones(2, 5, 8)
     fused = fuse(text, adapted)
     assert torch.equal(fused[:, :77], text)
@@ -347,14 +347,14 @@ def test_fuse_keeps_the_precision_of_clip() -> None:
 
 
 @pytest.mark.parametrize("adapted", [(3, 5, 8), (2, 5, 9)])
-def test_fuse_refuses_what_cannot_be_concatenated(adapted: tuple[int, ...]) -> None:
+def test_fuse_refuses_mismatched_shapes(adapted: tuple[int, ...]) -> None:
     with pytest.raises(LLM4GENError, match=r"\[2, 7, 8\].*expected equal batch sizes and widths"):
         fuse(torch.zeros(2, 7, 8), torch.zeros(adapted))
 
 
 @pytest.mark.parametrize("name", ["d_text", "d_llm", "heads"])
 @pytest.mark.parametrize("value", [0, -8, 2.0, "8", None, True])
-def test_config_refuses_what_is_no_size(name: str, value: object) -> None:
+def test_config_refuses_invalid_sizes(name: str, value: object) -> None:
     with pytest.raises(LLM4GENError) as caught:
         CrossAdapterConfig(**{"d_text": 16, "d_llm": 24, "heads": 4, name: value})
     assert f"{name} is {value!r}; expected an integer of at least 1" in str(caught.value)

@@ -1,4 +1,4 @@
-"""Spans, pairs, and how a span finds its tokens."""
+"""Spans, pairs, and the tokens of spans."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def test_pairs_are_values() -> None:
         ((True, 5, 6, 9), "attribute span True-5 is empty or outside"),
     ],
 )
-def test_impossible_pairs_are_refused(offsets: tuple[Any, ...], problem: str) -> None:
+def test_invalid_pairs_are_refused(offsets: tuple[Any, ...], problem: str) -> None:
     with pytest.raises(LLM4GENError, match=rf"Caption 'a red cat.*\(23 characters\): the {problem}.*remove it"):
         EntityPair.from_offsets(CAPTION, *offsets)
 
 
 @pytest.mark.parametrize("fields", [(-1, 2, "red"), (0, 4, "red"), (0, 0, ""), (0, 4, "red "), (0, 4, " red")])
-def test_impossible_spans_are_refused(fields: tuple[int, int, str]) -> None:
+def test_invalid_spans_are_refused(fields: tuple[int, int, str]) -> None:
     with pytest.raises(LLM4GENError, match="is invalid"):
         Span(*fields)
 
@@ -79,7 +79,7 @@ def offsets_of(tokenizer: Any, text: str, prefix: str = "", **options: Any) -> l
 
 @pytest.fixture(scope="module")
 def clip_like() -> Any:
-    """CLIP's way: lower case, bytes merged to pieces that end in `</w>`, start and end tokens, end as padding."""
+    """Tokenizer of CLIP's kind: lower case, byte-level BPE with `</w>`, start and end tokens, end as padding."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -135,7 +135,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Any:
     ],
 )
 def test_the_tokens_of_a_span_are_its_characters(tokenizer: Any, text: str, word: str, occurrence: int) -> None:
-    """Of all tokens, those that are returned and only those lie in the span."""
+    """Exactly the returned tokens are in the span."""
     wanted, offsets = span(text, word, occurrence), offsets_of(tokenizer, text)
     found = token_indices(wanted, offsets)
     visible = {i for i in range(wanted.start, wanted.end) if not text[i].isspace()}
@@ -155,18 +155,18 @@ def test_each_mention_has_its_own_tokens(kind: str, request: pytest.FixtureReque
     assert "".join(words_of(tokenizer, text, tokens[1])).strip("▁Ġ").removesuffix("</w>") == "cat"
 
 
-def test_the_blank_before_a_word_does_not_hide_it(gpt_tokenizer: Any) -> None:
-    """GPT's token "Ġcat" begins at the blank before the cat."""
+def test_token_that_begins_with_a_space(gpt_tokenizer: Any) -> None:
+    """GPT's token "Ġcat" begins at the space before the cat."""
     text = "a cat"
     assert words_of(gpt_tokenizer, text, token_indices(span(text, "cat"), [(0, 1), (1, 5)])) == ["Ġcat"]
 
 
-def test_a_token_that_is_only_a_blank_does_not_count() -> None:
+def test_token_of_white_space_only_does_not_count() -> None:
     assert token_indices(Span(2, 9, "hot dog"), [(0, 1), (1, 2), (2, 5), (5, 6), (6, 9)]) == [2, 4]
 
 
 def test_special_and_padding_tokens_never_count() -> None:
-    """Not even for a word at the very start, where (0, 0) lies."""
+    """Also for a word at the start of the caption, where (0, 0) is."""
     assert token_indices(Span(0, 3, "red"), [(0, 0), (0, 3), (4, 7), (0, 0), (0, 0)]) == [1]
 
 
@@ -192,7 +192,7 @@ def test_padding_on_either_side(side: str, t5_tokenizer: Any) -> None:
     assert token_indices(span(CAPTION, "cat"), padded) == [i + shift for i in bare]
 
 
-def test_truncation_leaves_what_survives_and_tells(t5_tokenizer: Any) -> None:
+def test_truncated_span(t5_tokenizer: Any) -> None:
     text, wanted = "a red teddy-bear", Span(6, 16, "teddy-bear")
     whole = offsets_of(t5_tokenizer, text)
     tokens = token_indices(wanted, whole)
@@ -206,7 +206,7 @@ def test_truncation_leaves_what_survives_and_tells(t5_tokenizer: Any) -> None:
 # Backends
 
 
-def test_without_a_pipeline_auto_is_the_fallback_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_without_a_pipeline_is_the_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llm4gen_core.entities.spacy.PIPELINES", ())
     load_backend.cache_clear()
     try:

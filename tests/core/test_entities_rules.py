@@ -43,7 +43,7 @@ def steps(captions: list[str]) -> int:
     return count
 
 
-# How often it is right
+# Accuracy
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_f1_on_the_generated_gold_set(gold: list[GoldCaption], capsys: pytest.Ca
     assert {name: entry.f1 for name, entry in scores.items() if entry.f1 < 0.9} == {}
 
 
-def test_the_gold_set_cannot_be_passed_by_heart(gold: list[GoldCaption]) -> None:
+def test_the_gold_set_has_words_of_no_list(gold: list[GoldCaption]) -> None:
     """Some of its adjectives are in no list, and invented nouns are in most of its captions."""
     assert not set(HELD_OUT_ADJECTIVES) & set(_KINDS)
     entities = [caption.text[start:end].lower() for caption in gold for _, _, start, end in caption.pairs]
@@ -69,8 +69,8 @@ def test_the_gold_set_cannot_be_passed_by_heart(gold: list[GoldCaption]) -> None
     assert sum(word not in _KINDS for word in entities) > 0.3 * len(entities)
 
 
-def test_gold_is_what_the_captions_say(gold: list[GoldCaption]) -> None:
-    """The judge is judged: every span of the gold set is a word of its caption."""
+def test_spans_of_the_gold_set_are_words_of_its_captions(gold: list[GoldCaption]) -> None:
+    """Check of the test data: every span of the gold set is a word of its caption."""
     for caption in gold:
         for a_start, a_end, e_start, e_end in caption.pairs:
             for start, end in ((a_start, a_end), (e_start, e_end)):
@@ -78,8 +78,8 @@ def test_gold_is_what_the_captions_say(gold: list[GoldCaption]) -> None:
                 assert not caption.text[start - 1 : start].isalnum() and not caption.text[end : end + 1].isalnum()
 
 
-def test_f1_on_captions_as_people_write_them() -> None:
-    """Written and labelled by hand for this test; the rules were improved on them, so the bar is not a promise."""
+def test_f1_on_natural_captions() -> None:
+    """Written and labelled by hand for this test. The rules were tuned on them, so the score is optimistic."""
     right = total = 0
     for line in NATURAL.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -90,8 +90,8 @@ def test_f1_on_captions_as_people_write_them() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in PARSES if name != "proper noun"])
-def test_it_agrees_with_the_dependency_rules(name: str) -> None:
-    """ "a Diamond truck" is beyond it: a name needs to be known as one."""
+def test_agrees_with_the_dependency_rules(name: str) -> None:
+    """Except "a Diamond truck", since unknown names are not recognised."""
     text, pairs = PARSES[name]
     words = [token.split("/", 1)[0] for token in text.split()]
     assert found(" ".join(words).replace(" ~", "")) == pairs
@@ -125,7 +125,7 @@ def test_each_mention_has_its_own_span() -> None:
     assert [pair.offsets for pair in pairs] == [[2, 5, 6, 9], [13, 17, 18, 21], [28, 31, 32, 35]]
 
 
-# Nothing breaks it
+# Robustness
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_each_mention_has_its_own_span() -> None:
         "1 2 3 4.5",
     ],
 )
-def test_nothing_is_found_where_there_is_no_english(caption: str) -> None:
+def test_no_pairs_without_english(caption: str) -> None:
     assert parse_entities(caption, "rules") == []
 
 
@@ -178,7 +178,7 @@ def test_work_is_linear_in_the_length(unit: str) -> None:
     assert long < 2.3 * short
 
 
-def test_an_endless_coordination_ends() -> None:
+def test_long_coordination() -> None:
     caption = "the cat and " * 500 + "the cat are " + "red and " * 500 + "red"
     assert len(parse_entities(caption, "rules")) < 501 * 20
 

@@ -53,8 +53,8 @@ def test_a_doc_of_one_hyphen(vocab: Any) -> None:
     assert pairs_of_parse(build_parse(vocab, "-/NN/ROOT/0"), "-") == []
 
 
-def test_an_endless_coordination_ends(vocab: Any) -> None:
-    """A chain of thousands would exhaust the stack, and all of its pairs the memory."""
+def test_long_coordination(vocab: Any) -> None:
+    """Thousands of conjuncts must exhaust neither the stack nor the memory."""
     chain = " ".join(f"red/JJ/conj/{i + 2}" for i in range(3000))
     doc = build_parse(vocab, f"dogs/NNS/nsubj/1 are/VBP/ROOT/1 red/JJ/acomp/1 {chain}")
     assert 2 <= len(pairs_of_parse(doc, doc.text)) <= 20
@@ -68,7 +68,7 @@ def test_an_endless_coordination_ends(vocab: Any) -> None:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tagger and a parser that know the parses of `parses.py` by heart."""
+    """A tagger and a parser that are trained to reproduce the parses of `parses.py`."""
     from spacy.training import Example
 
     random.seed(0)
@@ -113,8 +113,8 @@ def installed(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         del sys.modules[name]
 
 
-def test_text_goes_through_a_pipeline_from_disk(trained: Path) -> None:
-    """From characters to pairs with nothing made by hand in between: tokens, tags and labels are spaCy's."""
+def test_pipeline_from_disk(trained: Path) -> None:
+    """From characters to pairs with spaCy's own tokens, tags and labels."""
     right = total = 0
     for text, expected in PARSES.values():
         words = [token.rsplit("/", 3)[0] for token in text.split()]
@@ -154,7 +154,7 @@ def test_a_broken_pipeline_falls_back_with_a_warning(
         "a red cat " * 5000,
     ],
 )
-def test_any_text_goes_through(trained: Path, caption: str) -> None:
+def test_any_text_is_accepted(trained: Path, caption: str) -> None:
     for pair in parse_entities(caption, f"spacy:{trained}"):
         assert caption[pair.entity.start : pair.entity.end] == pair.entity.text
         assert pair.entity.end <= LONGEST and "\ufffd" not in pair.attribute.text
@@ -181,12 +181,12 @@ def test_a_missing_pipeline_is_refused() -> None:
         parse_entities("a red cat", "spacy:en_core_web_xxl")
 
 
-def test_a_folder_of_anything_else_is_refused(tmp_path: Path) -> None:
+def test_another_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LLM4GENError, match="cannot be loaded"):
         parse_entities("a red cat", f"spacy:{tmp_path}")
 
 
-def test_without_spacy_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_spacy_the_message_names_its_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "spacy", None)
     monkeypatch.setitem(sys.modules, "spacy.util", None)
     assert entity_backend("auto").startswith("rules/")

@@ -46,7 +46,7 @@ def make_layers(sizes: tuple[int, ...] = (16, 4)) -> list[tuple[Tensor, Tensor]]
 
 
 def literal_loss(layers: list[tuple[Tensor, Tensor]], pairs: list[PairPositions], b: int, o: GuidanceOptions) -> Tensor:
-    """One sample's L_reg, written as in the paper: a sum over layers and pairs."""
+    """L_reg of one sample as in the paper: a sum over layers and pairs."""
     total = torch.zeros((), dtype=torch.float64)
 
     def word_map(probabilities: Tensor, positions: tuple[int, ...]) -> Tensor:
@@ -107,7 +107,7 @@ def test_no_layers_is_an_error() -> None:
         entity_guidance_loss([], guidance_targets(PAIRS), OPTIONS)
 
 
-def test_a_pair_of_the_same_tokens_costs_nothing() -> None:
+def test_a_pair_of_the_same_tokens_has_no_loss() -> None:
     targets = guidance_targets([[PairPositions((4,), (4,))]] * B)
     assert fast_loss(make_layers(), targets, OPTIONS).abs().max() == 0
 
@@ -122,7 +122,7 @@ def test_a_sample_without_pairs_is_exactly_zero_and_has_a_graph() -> None:
     assert all(bool((gradient == 0).all()) for gradient in gradients)
 
 
-def test_the_other_samples_of_a_batch_have_no_influence() -> None:
+def test_samples_of_a_batch_are_independent() -> None:
     layers = make_layers()
     whole = fast_loss(layers, guidance_targets(PAIRS), OPTIONS)
     alone = guidance_targets([PAIRS[2]], multiple=1)
@@ -130,7 +130,7 @@ def test_the_other_samples_of_a_batch_have_no_influence() -> None:
     torch.testing.assert_close(whole[2:], single)
 
 
-def test_at_most_so_many_pairs_of_a_caption_are_guided() -> None:
+def test_maximum_number_of_pairs() -> None:
     pair = EntityPair.from_offsets("red dog", 0, 3, 4, 7)
     segment = ContextSegment("clip", 0, [(0, 3), (4, 7)])
     assert len(pair_positions([pair] * (MAX_PAIRS + 1), [segment], OPTIONS)) == MAX_PAIRS
@@ -150,15 +150,15 @@ def test_copies_of_a_word(tokens: str, expected: list[tuple[int, int]]) -> None:
     assert found == [PairPositions((a,), (e,)) for a, e in expected]
 
 
-def test_a_word_cut_off_by_one_encoder_is_left_out_of_its_copy_only() -> None:
+def test_word_truncated_by_one_encoder() -> None:
     caption = "red dog"
     segments = [ContextSegment("clip", 0, [(0, 3), (4, 6)]), ContextSegment("llm", 2, [(0, 3), (4, 6), (6, 7)])]
     pairs = [EntityPair.from_offsets(caption, 0, 3, 4, 7)]
     assert pair_positions(pairs, segments, OPTIONS) == [PairPositions((2,), (3, 4))]
 
 
-def test_words_find_the_tokens_that_token_indices_finds() -> None:
-    """Random captions, tokens that overlap, hold blanks or are missing."""
+def test_positions_agree_with_token_indices() -> None:
+    """Random captions, with tokens that overlap, contain spaces or are missing."""
     generator = random.Random(0)
     complete = 0
     for _ in range(300):
@@ -191,7 +191,7 @@ def test_mass_is_the_mean_attention_of_the_words() -> None:
     assert not mass.requires_grad
 
 
-def test_columns_may_be_of_lower_precision_than_the_reference() -> None:
+def test_float32_is_close_to_float64() -> None:
     targets = guidance_targets(PAIRS)
     layers = make_layers()
     exact = fast_loss(layers, targets, OPTIONS)
@@ -199,7 +199,7 @@ def test_columns_may_be_of_lower_precision_than_the_reference() -> None:
     torch.testing.assert_close(rounded.double(), exact, rtol=1e-4, atol=1e-8)
 
 
-def test_filled_up_shapes_are_few() -> None:
+def test_padded_shapes() -> None:
     targets = guidance_targets(PAIRS)
     assert targets.columns.shape == (B, 8)
     assert targets.attribute.shape == (B, 8, 8)
@@ -207,7 +207,7 @@ def test_filled_up_shapes_are_few() -> None:
     assert columns_guidance(columns, targets, OPTIONS)[0].shape == (B,)
 
 
-def test_layers_are_chosen_by_side_or_name() -> None:
+def test_layers_are_selected_by_size_or_name() -> None:
     assert OPTIONS.selects("mid_block.attentions.0", 64)
     chosen = replace(OPTIONS, layers=(16, "mid_block*"))
     assert chosen.selects("down_blocks.1", 256)
@@ -227,6 +227,6 @@ def test_layers_are_chosen_by_side_or_name() -> None:
     ],
     ids=str,
 )
-def test_impossible_options_are_refused_by_name(changes: dict) -> None:
+def test_invalid_options_are_refused_by_name(changes: dict) -> None:
     with pytest.raises(LLM4GENError, match=f"^{next(iter(changes))} is"):
         replace(OPTIONS, **changes)

@@ -1,4 +1,4 @@
-"""Importing the method is cheap, and needs no host."""
+"""Importing the core is cheap and needs no host."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_importing_the_core_loads_no_heavy_library_and_no_host() -> None:
+def test_import_loads_no_heavy_library_and_no_host() -> None:
     script = "import json, sys, llm4gen_core; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in json.loads(done.stdout)}

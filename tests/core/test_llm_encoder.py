@@ -61,12 +61,12 @@ def alone(model: Any, tokenizer: Any, prompt: str) -> Tensor:
     return model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
 
 
-# The same numbers as transformers'
+# Equal to transformers
 
 
 @torch.no_grad()
 def test_t5_equals_transformers_on_the_padded_prompt(load: Callable[..., Any]) -> None:
-    """Padding included: in the release, hidden states of padding go on to the CAM."""
+    """Including padding, whose hidden states the CAM uses as in the release."""
     encoder, model = load("t5")
     tokens = encoder.tokenizer(PROMPTS, padding="max_length", max_length=40, return_tensors="pt")
     expected = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
@@ -111,7 +111,7 @@ def test_weights_from_before_zip_archives(rankgen_folder: Callable[..., Any]) ->
 
 
 @torch.no_grad()
-def test_of_a_full_t5_only_the_encoder_is_used(build_model: BuildModel, t5_tokenizer: Any, tmp_path: Path) -> None:
+def test_only_the_encoder_of_a_full_t5_is_used(build_model: BuildModel, t5_tokenizer: Any, tmp_path: Path) -> None:
     from transformers import T5ForConditionalGeneration
 
     plain, _ = build_model("t5")
@@ -125,7 +125,7 @@ def test_of_a_full_t5_only_the_encoder_is_used(build_model: BuildModel, t5_token
 
 
 @pytest.mark.parametrize("kind", ["bart", "t5gemma"])
-def test_of_an_encoder_decoder_of_another_family_only_the_encoder_is_used(kind: str, load: Callable[..., Any]) -> None:
+def test_only_the_encoder_of_other_encoder_decoders_is_used(kind: str, load: Callable[..., Any]) -> None:
     encoder, model = load(kind)
     assert (encoder.spec.architecture, encoder.spec.layers, encoder.spec.width) == (kind, 3, 32)
     expected = alone(model.get_encoder(), encoder.tokenizer, "a red cat")
@@ -188,7 +188,7 @@ def test_the_empty_prompt_has_hidden_states(kind: str, load: Callable[..., Any])
 
 @torch.no_grad()
 def states_by_hooks(kind: str, model: Any, ids: Tensor) -> list[Tensor]:
-    """Embedding, every block's output, and the last after the final norm, caught where they arise."""
+    """Embedding, every block's output, and the last after the final norm, recorded by hooks."""
     blocks = {"t5": "encoder.block", "gpt2": "h", "llama": "layers", "bert": "encoder.layer"}[kind]
     states: list[Tensor] = []
 
@@ -233,7 +233,7 @@ def test_mean_leaves_the_embedding_out() -> None:
     assert torch.equal(select_layer(states, "mean"), select_layer([states[0] * 100, *states[1:]], "mean"))
 
 
-# Weights of words
+# Weights
 
 
 @pytest.mark.parametrize("kind", ["t5", "gpt2"])
@@ -252,27 +252,27 @@ def test_weights_scale_the_distance_from_the_empty_prompt(kind: str, load: Calla
     assert torch.equal(weighted[1][1:], plain[1][1:])
 
 
-def test_weights_of_one_change_no_bit(load: Callable[..., Any]) -> None:
+def test_weights_of_one_change_nothing(load: Callable[..., Any]) -> None:
     encoder, _ = load("t5")
     assert torch.equal(encoder.encode([[("a ", 1.0), ("cat", 1.0)]]).hidden, encoder.encode(["a cat"]).hidden)
 
 
-def test_a_weighted_prompt_leaves_the_others_of_its_batch_alone(load: Callable[..., Any]) -> None:
+def test_a_weighted_prompt_does_not_change_others_of_its_batch(load: Callable[..., Any]) -> None:
     encoder, _ = load("t5")
     plain = encoder.encode(["a cat", "a red cat"]).hidden
     assert torch.equal(encoder.encode([[("a cat", 1.5)], "a red cat"]).hidden[1], plain[1])
 
 
-# What a folder stands for
+# Specification of a folder
 
 
-def test_a_folder_tells_its_own_specification(build_folder: BuildFolder) -> None:
+def test_specification_of_a_folder(build_folder: BuildFolder) -> None:
     spec = LLMEncoder.from_folder(build_folder("qwen3")[0], dtype=torch.float64).spec
     assert spec == LLMSpec(model="", architecture="qwen3", layers=3, width=32, dtype="float64")
     assert (spec.prefix, spec.max_length, spec.padding_side) == ("", 256, "right")
 
 
-def test_features_say_how_they_were_made(load: Callable[..., Any]) -> None:
+def test_specification_of_features(load: Callable[..., Any]) -> None:
     encoder, _ = load("t5", prefix="a ", layer=1)
     features = encoder.encode(["cat"])
     assert features.spec == encoder.spec
@@ -307,7 +307,7 @@ def refuse(folder: Path, spec: LLMSpec | None = None) -> str:
     return sentence
 
 
-def test_another_llm_than_the_adapters_is_refused_and_both_are_named(build_folder: BuildFolder) -> None:
+def test_another_llm_than_the_adapters_is_refused(build_folder: BuildFolder) -> None:
     folder = build_folder("t5")[0]
     needed = LLMSpec(model="org/needed", architecture="llama", layers=16, width=2048)
     sentence = refuse(folder, needed)
@@ -334,12 +334,12 @@ def test_config_that_cannot_be_read(text: str, build_folder: BuildFolder) -> Non
 
 @pytest.mark.parametrize("kind", ["t5", "gpt2", "qwen3", "bert", "llama"])
 def test_folder_without_tokenizer(kind: str, build_folder: BuildFolder) -> None:
-    """transformers would go on with a blank tokenizer, to which every word is unknown."""
+    """transformers would build a blank tokenizer, to which every word is unknown."""
     folder = build_folder(kind)[0]
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").unlink()
     sentence = refuse(folder)
-    assert "tokenizer" in sentence and "Put tokenizer.json" in sentence
+    assert "has no tokenizer" in sentence and "Put tokenizer.json" in sentence
 
 
 def test_folder_with_the_tokenizer_configuration_alone(build_folder: BuildFolder) -> None:
@@ -406,7 +406,7 @@ def test_broken_index_of_weights(text: str, problem: str, build_folder: BuildFol
     assert problem in refuse(folder)
 
 
-def test_a_model_that_is_no_language_model(build_folder: BuildFolder) -> None:
+def test_a_model_that_is_not_a_language_model(build_folder: BuildFolder) -> None:
     from transformers import ResNetConfig
 
     folder = build_folder("t5")[0]
@@ -417,17 +417,17 @@ def test_a_model_that_is_no_language_model(build_folder: BuildFolder) -> None:
 @pytest.mark.parametrize(
     ("prompts", "words"), [([], "no prompts to encode"), ("a cat", "a single text; give a list of texts")]
 )
-def test_what_is_no_list_of_prompts(prompts: Any, words: str, load: Callable[..., Any]) -> None:
+def test_invalid_lists_of_prompts(prompts: Any, words: str, load: Callable[..., Any]) -> None:
     with pytest.raises(LLM4GENError, match=words):
         load("t5")[0].encode(prompts)
 
 
-# Nothing is downloaded, and nothing of a folder is executed
+# No downloads, and no execution of code in a folder
 
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Every attempt to reach another machine, each of which fails."""
+    """List of attempts to connect to another machine, all of which fail."""
     attempts: list[Any] = []
 
     def refuse_connection(*args: Any, **_: Any) -> None:
@@ -440,14 +440,14 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 @pytest.mark.parametrize("kind", ["t5", "llama", "gpt2"])
-def test_loading_and_encoding_never_reaches_for_the_network(
+def test_loading_and_encoding_do_not_use_the_network(
     kind: str, no_network: list[Any], load: Callable[..., Any]
 ) -> None:
     load(kind)[0].encode(["a cat"])
     assert no_network == []
 
 
-def test_a_broken_folder_is_not_completed_from_the_network(no_network: list[Any], build_folder: BuildFolder) -> None:
+def test_a_broken_folder_is_not_completed_by_downloads(no_network: list[Any], build_folder: BuildFolder) -> None:
     folder = build_folder("t5")[0]
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (folder / file).unlink()
@@ -459,7 +459,7 @@ def test_a_broken_folder_is_not_completed_from_the_network(no_network: list[Any]
 
 @pytest.fixture
 def plant_code(edit_json: Callable[..., None], tmp_path: Path) -> Callable[..., Path]:
-    """Puts Python into a folder, as `trust_remote_code` would run it; returns the file that it would create."""
+    """Add Python that `trust_remote_code` would run to a folder; returns the file that it would create."""
 
     def plant(folder: Path, **changes: Any) -> Path:
         marker = tmp_path / "executed"
@@ -475,7 +475,7 @@ def plant_code(edit_json: Callable[..., None], tmp_path: Path) -> Callable[..., 
     return plant
 
 
-def test_code_of_a_known_model_is_passed_over(build_folder: BuildFolder, plant_code: Callable[..., Path]) -> None:
+def test_code_of_a_known_model_is_ignored(build_folder: BuildFolder, plant_code: Callable[..., Path]) -> None:
     folder, model, tokenizer = build_folder("t5")
     marker = plant_code(folder)
     encoder = LLMEncoder.from_folder(folder)

@@ -49,7 +49,7 @@ def test_offsets_leave_the_template_out(t5_tokenizer: Any) -> None:
     assert {*prompt_offsets(t5_tokenizer, "cat", template)[4:]} == {(0, 0)}
 
 
-def test_the_specification_may_say_what_padding_is(t5_tokenizer: Any) -> None:
+def test_padding_id_of_the_specification(t5_tokenizer: Any) -> None:
     tokens = tokenize_prompt(t5_tokenizer, "a cat", replace(SPEC, pad_id=7, max_length=6))
     assert tokens.ids[-2:] == [7, 7] and tokens.mask[-2:] == [0, 0]
 
@@ -77,7 +77,7 @@ def test_a_model_without_any_special_token_is_padded_with_0() -> None:
 
 
 def test_padding_with_id_0_is_padding(t5_tokenizer: Any) -> None:
-    """Id 0 is falsy; it must not be passed over for the end token."""
+    """Id 0 is falsy; it must not be replaced by the end token."""
     assert pad_id(t5_tokenizer) == PAD
 
 
@@ -167,7 +167,7 @@ def test_a_weight_lies_on_the_tokens_of_its_word(kind: str, request: pytest.Fixt
     assert weight_of[weighted.pop()] == 1.3
 
 
-def test_the_space_before_a_word_does_not_thin_its_weight(t5_tokenizer: Any, gpt_tokenizer: Any) -> None:
+def test_the_space_before_a_word_does_not_dilute_its_weight(t5_tokenizer: Any, gpt_tokenizer: Any) -> None:
     for tokenizer in (t5_tokenizer, gpt_tokenizer):
         tokens = tokenize_prompt(tokenizer, [("a ", 1.0), ("cat", 2.0)], BARE)
         assert tokens.weights[1] == 2.0
@@ -179,7 +179,7 @@ def test_a_token_of_several_segments_has_the_mean_weight_of_its_characters(t5_to
     assert weights == pytest.approx([1.0, (1.0 + 1.6 + 1.6) / 3, 1.0])
 
 
-def test_a_weight_does_not_reach_the_prefix_or_the_end_token(t5_tokenizer: Any) -> None:
+def test_weights_do_not_affect_prefix_and_end_token(t5_tokenizer: Any) -> None:
     tokens = tokenize_prompt(t5_tokenizer, [("a cat", 1.5)], SPEC)
     assert tokens.weights == [1.0, 1.5, 1.5, 1.0] + [1.0] * 12
 
@@ -221,7 +221,7 @@ def test_weights_need_a_tokenizer_with_offsets() -> None:
     ],
 )
 @pytest.mark.parametrize("kind", ["t5_tokenizer", "gpt_tokenizer"])
-def test_names_of_textual_inversions_are_left_out(
+def test_names_of_textual_inversions_are_removed(
     prompt: str, same_as: str, kind: str, request: pytest.FixtureRequest
 ) -> None:
     tokenizer = request.getfixturevalue(kind)
@@ -250,7 +250,7 @@ def test_weights_stay_on_their_words_beside_a_textual_inversion(t5_tokenizer: An
         ("", None),
     ],
 )
-def test_break_parts_a_prompt_where_it_is_a_word_of_its_own(prompt: str, parts: list[str] | None) -> None:
+def test_break_splits_a_prompt_if_it_is_a_separate_word(prompt: str, parts: list[str] | None) -> None:
     expected = [[(prompt, 1.0)]] if parts is None else [[(part, 1.0)] for part in parts]
     assert split_at_break([(prompt, 1.0)]) == expected
 
@@ -260,16 +260,16 @@ def test_nothing_but_breaks_is_one_empty_part(prompt: str) -> None:
     assert split_at_break([(prompt, 1.0)]) == [[]]
 
 
-def test_a_weight_holds_on_both_sides_of_a_break() -> None:
+def test_a_weight_applies_to_both_sides_of_a_break() -> None:
     segments = [("a ", 1.0), ("red cat BREAK blue", 1.3), (" dog", 1.0)]
     assert split_at_break(segments) == [[("a ", 1.0), ("red cat", 1.3)], [("blue", 1.3), (" dog", 1.0)]]
 
 
-def test_white_space_around_a_break_goes_in_its_neighbours_too() -> None:
+def test_white_space_around_a_break_is_removed_from_its_neighbours() -> None:
     segments = [("cat", 1.2), (" ", 1.0), ("BREAK", 1.1), (" ", 1.0), (" dog ", 0.8)]
     assert split_at_break(segments) == [[("cat", 1.2)], [("dog", 0.8)]]
 
 
-def test_without_break_the_segments_stay_as_they_are() -> None:
+def test_segments_without_break_are_unchanged() -> None:
     segments = [("  a ", 1.0), ("", 1.1), (" cat ", 1.3), (" ", 1.0)]
     assert split_at_break(segments) == [segments]

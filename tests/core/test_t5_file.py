@@ -1,4 +1,4 @@
-"""What a single file holds, told from names and shapes: T5 encoders of every layout, and everything else."""
+"""Identification of T5 encoders and other files by the names and shapes of their tensors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_sizes_rebuild_the_same_model(prefix: str, activation: str) -> None:
     assert (found.key_prefix, found.spec.layers, found.spec.width) == (prefix, 3, 16)
 
 
-def test_rankgens_keys_bring_its_prompt_prefix() -> None:
+def test_rankgens_keys_imply_its_prompt_prefix() -> None:
     assert describe_t5(model_shapes("t5_encoder."), PATH).spec == LLMSpec("", "t5", 3, 16, prefix="pre ")
     assert describe_t5(model_shapes(), PATH).spec == LLMSpec("", "t5", 3, 16, prefix="")
 
@@ -51,7 +51,7 @@ def test_only_the_full_size_is_the_released_llm() -> None:
     assert describe_t5(model_shapes(**sizes), PATH).spec.model == ""
 
 
-def test_of_a_full_t5_the_decoder_is_dropped() -> None:
+def test_the_decoder_of_a_full_t5_is_dropped() -> None:
     shapes = model_shapes(full=True)
     found = describe_t5(shapes, PATH)
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
@@ -78,7 +78,7 @@ def test_the_prefix_and_the_projection_are_dropped() -> None:
         ("something.weight", "an unknown model (tensors: something.weight"),
     ],
 )
-def test_other_files_are_called_by_their_name(key: str, kind: str) -> None:
+def test_other_files_are_identified(key: str, kind: str) -> None:
     with pytest.raises(LLM4GENError) as caught:
         describe_t5({key: (4, 4)}, PATH)
     assert f"LLM {PATH} is {kind}" in str(caught.value)
@@ -116,14 +116,14 @@ def test_encoders_that_cannot_be_used(shapes: Any, words: str) -> None:
     assert words in str(caught.value)
 
 
-def test_a_folder_without_tokenizer_gives_its_weights(rankgen_folder: Any) -> None:
+def test_folder_of_a_t5_without_tokenizer(rankgen_folder: Any) -> None:
     folder = rankgen_folder("pytorch_model.bin")[0]
     assert t5_without_tokenizer(folder) is None
     (folder / "tokenizer.json").unlink()
     assert t5_without_tokenizer(folder) == folder / "pytorch_model.bin"
 
 
-def test_a_folder_of_another_model_without_tokenizer_gives_nothing(build_folder: Any) -> None:
+def test_folder_of_another_model_without_tokenizer(build_folder: Any) -> None:
     folder = build_folder("llama")[0]
     (folder / "tokenizer.json").unlink()
     assert t5_without_tokenizer(folder) is None

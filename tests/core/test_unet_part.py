@@ -1,4 +1,4 @@
-"""What an adapter file stores of the UNet: its arithmetic, and every way in which it can be incomplete."""
+"""UNet parts of adapter files: their arithmetic, and refusal of invalid ones."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def kv(**changes: Any) -> dict[str, Tensor]:
-    """Two cross-attentions of unequal width; None takes a tensor out."""
+    """Two cross-attentions of unequal width; None removes a tensor."""
     tensors = {f"{DOWN}.attn2.to_{x}.diff": random(8, 6, seed=i) for i, x in enumerate("kv")}
     tensors |= {f"{MID}.attn2.to_{x}.diff": random(4, 6, seed=5 + i) for i, x in enumerate("kv")}
     return {name: tensor for name, tensor in {**tensors, **changes}.items() if tensor is not None}
 
 
 def lora(**changes: Any) -> dict[str, Tensor]:
-    """A LoRA of rank 3 on two layers; None takes a tensor out."""
+    """A LoRA of rank 3 on two layers; None removes a tensor."""
     tensors: dict[str, Tensor] = {}
     for i, (module, rows, columns) in enumerate(((f"{DOWN}.attn1.to_q", 8, 8), (f"{DOWN}.ff.net.2", 8, 32))):
         tensors[f"{module}.lora_A.weight"] = random(3, columns, seed=i)
@@ -42,7 +42,7 @@ def test_deltas_of_key_and_value_are_the_stored_differences() -> None:
     assert all(torch.equal(delta, kv()[f"{module}.diff"]) for module, delta in deltas.items())
 
 
-def test_base_and_difference_give_the_trained_weight_back() -> None:
+def test_base_and_difference_restore_the_trained_weight() -> None:
     base, trained = random(8, 6, seed=20), random(8, 6, seed=21)
     names = {f"{DOWN}.attn2.to_{x}.diff": trained - base for x in "kv"}
     ((_, delta), _) = UNetPart("cross_attention_kv", names).deltas()
@@ -101,7 +101,7 @@ def test_shapes_are_those_of_the_deltas(kind: str, make: Any) -> None:
         ("lora", lora(**{f"{DOWN}.ff.net.2.alpha": torch.tensor(4)}), "alpha is torch.int64; expected floating"),
     ],
 )
-def test_what_is_no_whole_part_is_refused(kind: str, tensors: dict[str, Tensor], words: str) -> None:
+def test_invalid_parts_are_refused(kind: str, tensors: dict[str, Tensor], words: str) -> None:
     with pytest.raises(LLM4GENError, match=f"^UNet part: .*{words}") as caught:
         UNetPart(kind, tensors)
     assert "\n" not in str(caught.value)

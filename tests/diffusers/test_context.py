@@ -49,7 +49,7 @@ def test_context_is_the_fusion_of_separately_computed_features(sd15, models, cli
     torch.testing.assert_close(context, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_llms_words_reach_the_context(sd15):
+def test_the_context_depends_on_the_llms_words(sd15):
     red, blue = (sd15.encode([f"a {color} cat"]).hidden[:, 77:] for color in ("red", "blue"))
     assert (red - blue).abs().max() > 1e-2
 

@@ -124,7 +124,7 @@ def test_llm_by_name_only(run):
 
 
 @pytest.mark.parametrize("content", ["{", '{"model": "x"}', '{"layers": 1, "unknown": 2}'])
-def test_llm_file_that_is_no_specification(run, tmp_path, content):
+def test_llm_file_that_is_not_a_specification(run, tmp_path, content):
     (tmp_path / "llm.json").write_text(content)
     with pytest.raises(LLM4GENError, match="llm.json: LLM specification"):
         run(family="sd15", llm=str(tmp_path / "llm.json"))

@@ -260,16 +260,6 @@ def test_gradients_flow_through_a_prediction_into_context_and_unet(families, nam
         family.unet.requires_grad_(False).zero_grad()
 
 
-def test_further_arguments_reach_the_unet(families):
-    """Such as a mask over the context."""
-    family, context = families["sd15"], torch.randn(1, 9, 64)
-    latents, mask = torch.randn(1, 4, 8, 8), torch.tensor([[1.0] * 5 + [0.0] * 4])
-    with torch.no_grad():
-        masked = family.predict(latents, 500, context, encoder_attention_mask=mask)
-        expected = family.predict(latents, 500, context[:, :5])
-    torch.testing.assert_close(masked, expected, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("pooled", "sizes", "message"),
     [

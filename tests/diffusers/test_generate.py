@@ -23,10 +23,10 @@ def settings(models, tmp_path):
     return make
 
 
-def test_pixels_are_those_of_paint(settings, sd15, models):
+def test_pixels_are_those_of_the_pipeline(settings, sd15, models):
     [file] = generate(settings(adapter=str(models.adapter), llm=str(models.llm), seed=9))
     image = sd15.generate("a red cat", GenerationOptions(width=64, height=32, steps=2), seed=9)[0]
-    expected = (image * 255).permute(1, 2, 0).numpy().astype(np.uint8)  # cut off, as ComfyUI's SaveImage does
+    expected = (image * 255).permute(1, 2, 0).numpy().astype(np.uint8)  # truncated, as ComfyUI's SaveImage does
     assert np.array_equal(np.asarray(Image.open(file)), expected)
 
 
@@ -59,7 +59,7 @@ def test_the_png_says_how_it_was_made(settings, models):
         )
 
 
-def test_a_checkpoint_file_and_a_folder_paint_the_same(settings, models, tmp_path):
+def test_a_checkpoint_file_and_a_folder_give_the_same_image(settings, models, tmp_path):
     checkpoint = write_checkpoint(models.sdxl, tmp_path / "sdxl.safetensors")
     files = generate(settings(base=str(models.sdxl)))
     files += generate(settings(base=str(checkpoint), tokenizer=str(models.base / "tokenizer"), family="sdxl"))
@@ -74,7 +74,7 @@ def test_an_image_has_the_bases_own_size_unless_it_is_given(settings, models):
     assert json.loads(image.text["llm4gen"]).items() >= {"width": 32, "height": 32, "family": "miniature"}.items()
 
 
-def test_a_fine_tuned_text_encoder_is_painted_with_and_named(settings, models, tmp_path):
+def test_a_fine_tuned_text_encoder_is_used_and_named(settings, models, tmp_path):
     clip = make_diffusers_folder(tmp_path / "other", 64, seed=7) / "text_encoder"
     [usual], [tuned] = generate(settings()), generate(settings(clip=str(clip)))
     assert not np.array_equal(np.asarray(Image.open(usual)), np.asarray(Image.open(tuned)))

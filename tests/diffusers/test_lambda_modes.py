@@ -25,7 +25,7 @@ CAPTIONS = ["a red circle and a blue square on black", "a green cross"]
 
 @pytest.fixture(scope="module")
 def pipeline(models: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pipeline]:
-    """SD1.5 in small with an adapter that says its mode."""
+    """A small SD1.5 with an adapter of that mode."""
     folder = tmp_path_factory.mktemp("adapters")
 
     def make(own: str, asked: str | None = None) -> Pipeline:

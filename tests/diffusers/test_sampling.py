@@ -65,10 +65,10 @@ def test_timesteps_are_those_of_ddim_uniform(steps, count, first):
 @pytest.mark.parametrize(("steps", "guidance"), [(4, 7.5), (7, 5.0), (8, 1.0)])
 def test_latents_equal_eulers_method_in_sigma_space(sd15, steps, guidance):
     options = GenerationOptions(negative="a dog", steps=steps, guidance=guidance, width=32, height=64)
-    painted = sd15.generate("a red cat", options, seed=5, output="latents")
+    generated = sd15.generate("a red cat", options, seed=5, output="latents")
     expected = euler(sd15, "a red cat", "a dog", 5, steps, guidance, 32, 64)
-    assert painted.shape == (1, 4, 8, 4)
-    torch.testing.assert_close(painted, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    assert generated.shape == (1, 4, 8, 4)
+    torch.testing.assert_close(generated, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("steps", [7, 50, 400])
@@ -145,18 +145,18 @@ def test_only_the_unet_computes_in_half_precision(sd15, models):
     exact, rounded = sd15.predict_noise(latents, 501, context), half.predict_noise(latents, 501, context)
     assert half.family.unet.dtype == torch.float16 and rounded.dtype == torch.float32
     assert 0 < (exact - rounded).abs().max() < 0.01 * exact.abs().max()
-    painted = half.generate("a cat", SMALL, output="latents")
-    assert painted.dtype == torch.float32 and not torch.equal(painted, painted.half().float())
+    generated = half.generate("a cat", SMALL, output="latents")
+    assert generated.dtype == torch.float32 and not torch.equal(generated, generated.half().float())
 
 
 # Other families and predictions
 
 
 @pytest.mark.parametrize("steps", [4, 7])
-def test_sdxl_is_painted_as_by_diffusers_pipeline(models, steps):
+def test_sdxl_images_are_those_of_diffusers_pipeline(models, steps):
     """With ComfyUI's schedule in it. The pipeline counts text, sizes and the VAE together in its own way."""
-    painter = Pipeline.from_files(ModelFiles(base=models.sdxl))
-    family = painter.family
+    model = Pipeline.from_files(ModelFiles(base=models.sdxl))
+    family = model.family
     pipeline = StableDiffusionXLPipeline(
         family.vae,
         *family.text_encoders,
@@ -166,7 +166,7 @@ def test_sdxl_is_painted_as_by_diffusers_pipeline(models, steps):
     )
     pipeline.set_progress_bar_config(disable=True)
     options = GenerationOptions(negative="blue", steps=steps, guidance=5.0, width=64, height=96)
-    painted = painter.generate("a red cat", options, seed=3, batch=2)
+    generated = model.generate("a red cat", options, seed=3, batch=2)
     expected = pipeline(
         ["a red cat"] * 2,
         negative_prompt=["blue"] * 2,
@@ -177,22 +177,22 @@ def test_sdxl_is_painted_as_by_diffusers_pipeline(models, steps):
         latents=pipeline.scheduler.first_latents(unit_noise(3, (2, 4, 12, 8)), steps),
         output_type="pt",
     ).images
-    torch.testing.assert_close(painted, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(generated, expected, rtol=0, atol=1e-5)
 
 
 def test_sdxl_is_conditioned_on_pooled_text_and_sizes(models):
-    painter = Pipeline.from_files(ModelFiles(base=models.sdxl))
-    context, latents = painter.encode(["a red cat"]), torch.randn(1, 4, 8, 8)
+    model = Pipeline.from_files(ModelFiles(base=models.sdxl))
+    context, latents = model.encode(["a red cat"]), torch.randn(1, 4, 8, 8)
     uncropped = torch.tensor([[64, 64, 0, 0, 64, 64]])
-    usual = painter.predict_noise(latents, 500, context)
-    assert torch.equal(usual, painter.predict_noise(latents, 500, context, uncropped))
-    cropped = painter.predict_noise(latents, 500, context, torch.tensor([[900, 700, 50, 9, 64, 64]]))
-    other = type(context)(context.hidden, painter.encode(["a dog"]).pooled)
-    for changed in (cropped, painter.predict_noise(latents, 500, other)):
+    usual = model.predict_noise(latents, 500, context)
+    assert torch.equal(usual, model.predict_noise(latents, 500, context, uncropped))
+    cropped = model.predict_noise(latents, 500, context, torch.tensor([[900, 700, 50, 9, 64, 64]]))
+    other = type(context)(context.hidden, model.encode(["a dog"]).pooled)
+    for changed in (cropped, model.predict_noise(latents, 500, other)):
         assert (usual - changed).abs().max() > 1e-4
 
 
-def test_the_miniature_paints(models):
+def test_the_miniature_generates_images(models):
     pipeline = Pipeline.from_files(ModelFiles(base=models.miniature))
     images = pipeline.generate("a red circle", GenerationOptions(steps=2), batch=2)
     assert images.shape == (2, 3, 32, 32) and images.std() > 0.01
@@ -207,11 +207,11 @@ def velocity(models, tmp_path):
     return Pipeline.from_files(ModelFiles(base=base))
 
 
-def test_velocity_is_painted_as_by_eulers_method(velocity):
+def test_velocity_gives_the_latents_of_eulers_method(velocity):
     options = GenerationOptions(negative="a dog", steps=7, guidance=5.0, width=32, height=64)
-    painted = velocity.generate("a red cat", options, seed=5, output="latents")
+    generated = velocity.generate("a red cat", options, seed=5, output="latents")
     expected = euler(velocity, "a red cat", "a dog", 5, 7, 5.0, 32, 64)
-    torch.testing.assert_close(painted, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    torch.testing.assert_close(generated, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_the_noise_of_a_velocity(velocity, plain):
@@ -253,13 +253,13 @@ def lora_part(unet):
 def test_what_the_adapter_stores_of_the_unet_is_added_to_it(models, plain, tmp_path, make, dtype):
     adapter, part = load_adapter(models.adapter), make(plain.family.unet)
     save_adapter(adapter.module, tmp_path / "a.safetensors", AdapterMetadata("sd15", None), part)
-    painter = Pipeline.from_files(
+    model = Pipeline.from_files(
         ModelFiles(base=models.base, adapter=tmp_path / "a.safetensors", llm=models.llm, dtype=dtype)
     )
     base = load_family(None, models.base, parts=["unet"], unet_dtype=DTYPES[dtype]).unet.state_dict()
     deltas = {f"{name}.weight": delta for name, delta in part.deltas()}
     assert len(deltas) >= 3
-    for name, weight in painter.family.unet.state_dict().items():
+    for name, weight in model.family.unet.state_dict().items():
         expected = (base[name].float() + deltas[name]).to(DTYPES[dtype]) if name in deltas else base[name]
         assert torch.equal(weight, expected)
 
@@ -300,7 +300,7 @@ def with_text_encoder(family, clip):
     return copy
 
 
-def test_modules_in_training_paint_the_same_and_go_on_training(models, sd15):
+def test_modules_in_training_generate_the_same_and_stay_in_training(models, sd15):
     """Some in evaluation mode, as frozen ones are, all with dropout; gradients and random numbers are left alone."""
     live = Pipeline.from_files(ModelFiles(base=models.base, adapter=models.adapter, llm=models.llm))
     unet, adapter = live.family.unet, live.adapter
@@ -314,9 +314,9 @@ def test_modules_in_training_paint_the_same_and_go_on_training(models, sd15):
     torch.manual_seed(4)
     expected = torch.rand(3)
     torch.manual_seed(4)
-    painted = live.generate("a cat", SMALL, seed=3)
+    generated = live.generate("a cat", SMALL, seed=3)
     assert torch.equal(torch.rand(3), expected)
-    assert torch.equal(painted, sd15.generate("a cat", SMALL, seed=3))
+    assert torch.equal(generated, sd15.generate("a cat", SMALL, seed=3))
     assert [module.training for module in unet.modules()] == modes and adapter.module.training
     assert not unet._forward_hooks and not unet._forward_pre_hooks
     assert all(parameter.grad is None for parameter in unet.parameters())
@@ -330,7 +330,7 @@ def test_the_mode_is_restored_after_an_error(models):
     assert all(module.training for module in live.family.unet.modules())
 
 
-def test_a_unet_frozen_in_half_precision_paints_while_parts_of_it_are_trained(models, plain):
+def test_a_unet_frozen_in_half_precision_generates_while_parts_of_it_are_trained(models, plain):
     """Trained parts are in float32; on the way back nothing of the context stays."""
     live = Pipeline.from_files(ModelFiles(base=models.base, dtype="float16"))
     for name, layer in live.family.unet.named_modules():
@@ -356,7 +356,7 @@ def alone(model, options):
 
 
 @pytest.mark.parametrize("name", ["sd15", "plain", "sdxl"])
-def test_prompts_painted_together_are_painted_as_each_alone(models, request, name):
+def test_prompts_in_a_batch_give_the_images_of_each_alone(models, request, name):
     """With an adapter, without, and with pooled text; a long prompt changes no other's image."""
     model = Pipeline.from_files(ModelFiles(base=models.sdxl)) if name == "sdxl" else request.getfixturevalue(name)
     options = GenerationOptions(negative="a dog", steps=2, guidance=3.0, width=64, height=32)

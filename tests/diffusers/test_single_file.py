@@ -183,7 +183,7 @@ def test_a_file_takes_the_place_of_the_bases_vae(folders, checkpoints, tmp_path)
     assert family.vae.config.scaling_factor == 0.18215
 
 
-# What it is not
+# Other files
 
 
 def drop(prefix):
@@ -261,7 +261,7 @@ def prune(state):
         ("sd15", lambda s: s.update({f"{UNET}adapter.weight": torch.zeros(1)}), "and nothing else under its names"),
     ],
 )
-def test_what_it_is_not(changed, models, name, change, message):
+def test_other_files_are_refused(changed, models, name, change, message):
     path = changed(name, change)
     with pytest.raises(LLM4GENError) as caught:
         load(path, models)

@@ -21,7 +21,7 @@ LLAMA_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How Llama 3 splits text into words; the host knows no other way."""
+"""How Llama 3 splits text into words; the host supports no other."""
 
 if not host_is_here():
     collect_ignore_glob = ["test_*.py"]
@@ -73,7 +73,7 @@ def schedule(pack: ModuleType) -> type:
 
 @pytest.fixture(scope="session")
 def models(base: Path, comfy: ModuleType) -> Path:
-    """The host's model folders, filled: SD1.5 checkpoint and UNet, RankGen-like LLM, official adapter."""
+    """The host's model folders with SD1.5 checkpoint and UNet, RankGen-like LLM and official adapter."""
     folder = base / "models"
     host_models.fill(folder, COMFYUI / "comfy" / "text_encoders" / "t5_tokenizer")
     return folder
@@ -87,7 +87,7 @@ def server(base: Path, models: Path) -> Iterator[ComfyServer]:
 
 @pytest.fixture(scope="session")
 def small_llama_tokenizer(comfy, tmp_path_factory):
-    """A small tokenizer of Llama 3's kind, where this copy of the host came without its own."""
+    """A small tokenizer of Llama 3's kind, if the host was installed without its own."""
     import comfy.text_encoders.hunyuan_video as module
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast

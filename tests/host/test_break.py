@@ -48,7 +48,7 @@ def llm(modules, models):
 
 @pytest.fixture(scope="module")
 def encode(modules, clip):
-    """Text and the other side's text to (context, pooled output) of CLIP Encode."""
+    """Function from the texts of both sides to (context, pooled output) of CLIP Encode."""
 
     @functools.cache
     def run(text, paired_text=""):
@@ -74,7 +74,7 @@ def error(found, expected):
     return ((found - expected).norm() / expected.norm()).item()
 
 
-def test_break_gives_clip_the_chunks_of_each_part(encode, stock):
+def test_break_starts_a_new_chunk(encode, stock):
     """As the host's Conditioning (Concat) of both parts: of one chunk, and of two."""
     for first, second in (("a red cat", "a (blue:1.3) dog"), (LONG, "a (blue:1.3) dog")):
         context, pooled = encode(f"{first} BREAK {second}")
@@ -85,7 +85,7 @@ def test_break_gives_clip_the_chunks_of_each_part(encode, stock):
     assert error(context[:, :77], stock(second)[0]) > 0.1
 
 
-def test_a_weight_holds_on_both_sides(encode, stock):
+def test_a_weight_applies_to_both_sides(encode, stock):
     context, _ = encode("a (red cat BREAK blue:1.3) dog")
     expected = torch.cat((stock("a (red cat:1.3)")[0], stock("(blue:1.3) dog")[0]), 1)
     assert error(context, expected) < 1e-5
@@ -102,12 +102,12 @@ def test_a_weight_holds_on_both_sides(encode, stock):
         LONG,
     ],
 )
-def test_without_break_clip_gets_what_the_host_makes_of_the_text(encode, stock, text):
+def test_without_break_clip_is_the_hosts(encode, stock, text):
     assert all(torch.equal(*pair) for pair in zip(encode(text), stock(text), strict=True))
 
 
 @pytest.mark.parametrize("text", ["a (red:1.2) cat", r"((a:1.2) \(b:c\)) :d: e(f)g (h:-0.5)", "a (b (c:1.5)) d)("])
-def test_parts_are_read_as_they_would_be_alone(modules, clip, text):
+def test_parts_are_tokenized_like_separate_prompts(modules, clip, text):
     """Written out with every weight, a part has the very tokens and weights that it had."""
     first, second = modules["conditioning"]._parts(f"{text} BREAK x")
     assert second == "(x:1.0)" and first != text
@@ -138,7 +138,7 @@ def test_both_of_sdxls_encoders_get_the_chunks(modules, comfy):
     assert tokens == {name: [part[name][0] for part in parts] for name in ("g", "l")}
 
 
-def test_empty_parts_begin_no_chunk(encode, stock):
+def test_empty_parts_start_no_chunk(encode, stock):
     context, _ = encode("BREAK a cat BREAK\nBREAK")
     assert context.shape == (1, 77, 768)
     assert error(context, stock("a cat")[0]) < 1e-5
@@ -157,23 +157,23 @@ def test_empty_parts_begin_no_chunk(encode, stock):
         ("a sign that says 'BREAK'", "pre a sign that says 'BREAK'"),
     ],
 )
-def test_the_llm_reads_on_over_break(modules, llm, text, read):
+def test_the_llm_ignores_break(modules, llm, text, read):
     ids = llm.tokenize(modules["conditioning"].without_breaks(text), llm.spec)["prompt"].ids
     assert llm.clip.tokenizer.tokenizer.decode(ids, skip_special_tokens=True) == read
 
 
-def test_weights_of_the_llm_hold_on_both_sides(modules, llm):
+def test_weights_of_the_llm_apply_to_both_sides(modules, llm):
     found = llm.tokenize(modules["conditioning"].without_breaks("a (red BREAK cat:1.3) dog"), llm.spec)["prompt"]
     assert found == llm.tokenize("a (red cat:1.3) dog", llm.spec)["prompt"]
 
 
 @pytest.mark.parametrize("text", ["", "  a  (cat:1.2)\n", r"\(a\) (b", "tea-BREAK"])
-def test_without_break_the_llm_gets_the_text_to_the_letter(modules, text):
+def test_without_break_the_llms_text_is_unchanged(modules, text):
     assert modules["conditioning"].without_breaks(text) == text
 
 
 def test_nested_weights_multiply_or_are_set_as_in_clip(llm, clip):
-    """1.1 for each pair of parentheses; a number takes the place of all around it."""
+    """1.1 for each pair of parentheses; a number replaces those around it."""
     text = r"a ((red)) ((cat:1.5)) (and \(one\) dog)"
     tokens = llm.tokenize(text, llm.spec)["prompt"]
     pieces = llm.clip.tokenizer.tokenizer.convert_ids_to_tokens(tokens.ids)
@@ -189,7 +189,7 @@ def test_nested_weights_multiply_or_are_set_as_in_clip(llm, clip):
 
 
 def test_text_encode_and_the_separate_nodes_agree(server, tmp_path):
-    """Both nodes with the same BREAKs; the LLM's tokens see both of CLIP's chunks, and nothing is said of a cut."""
+    """Both nodes with the same BREAKs; the LLM's tokens see both of CLIP's chunks, and no cut is reported."""
     texts = {"positive": "a (red:1.2) cat BREAK a blue dog", "negative": "blurry"}
     saved = []
     for number, build in enumerate((lambda nodes: nodes, separate)):
@@ -206,7 +206,7 @@ def test_text_encode_and_the_separate_nodes_agree(server, tmp_path):
     assert said["llm_positive"] == "10 of 256 LLM tokens"
 
 
-def test_both_hosts_read_break_as_text():
-    """Why this is the pack's: the day a host brings BREAK itself, its way is to be taken."""
+def test_the_host_treats_break_as_text():
+    """Reason for the pack's own BREAK: if a host adds BREAK, use the host's."""
     for name in ("comfy/sd1_clip.py", "comfy/sdxl_clip.py", "nodes.py"):
         assert "BREAK" not in (COMFYUI / name).read_text(encoding="utf-8")

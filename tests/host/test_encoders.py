@@ -1,4 +1,4 @@
-"""The LLM inside the host gives what transformers gives from the same weights."""
+"""The LLM inside the host against transformers with the same weights."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_any_layer_equals_transformers(core, native, folder, reference, layer):
     assert relative_error(folder.encode("a red cube", spec).hidden, expected) < 1e-5
 
 
-def test_layer_does_not_stick(native, reference):
+def test_layer_applies_to_one_call(native, reference):
     from dataclasses import replace
 
     native.encode("a red cube", replace(native.spec, layer=1))
@@ -103,8 +103,8 @@ def test_weights_follow_the_hosts_rule(request, native, route):
     weighted = llm.encode("a (red:1.3) cube", native.spec).hidden
     empty = llm.encode("", native.spec).hidden
     # pre, ▁, a, red, cube, end
-    assert torch.equal(weighted[:, :3], plain[:, :3]) or relative_error(weighted[:, :3], plain[:, :3]) < 1e-6
-    assert relative_error(weighted[:, 4:], plain[:, 4:]) < 1e-6
+    assert relative_error(weighted[:, :3], plain[:, :3]) < 1e-5
+    assert relative_error(weighted[:, 4:], plain[:, 4:]) < 1e-5
     expected = empty[:, 3] + 1.3 * (plain[:, 3] - empty[:, 3])
     assert relative_error(weighted[:, 3], expected) < 1e-5
     assert relative_error(weighted[:, 3], plain[:, 3]) > 0.01
@@ -134,14 +134,14 @@ def test_half_precision_files(host_llm, native, models, dtype):
 
 
 def features_of(host_llm, models, name, state):
-    """Features from the values that a quantized file stands for, kept in float32."""
+    """Features of the dequantized values of a quantized file in float32."""
     save_file(state, models / "text_encoders" / name)
     llm = host_llm.load_llm(name, {"dtype": torch.float32})
     return llm.encode("a red cube", llm.spec).hidden
 
 
 def test_scaled_fp8_file(host_llm, models):
-    """Linear weights in fp8 with their scales, as the host's own fp8 text encoders come."""
+    """Linear weights in fp8 with their scales, as in the host's own fp8 text encoders."""
     stored, meant = {}, {}
     for key, tensor in rankgen_state(20).items():
         if tensor.ndim == 2 and "block" in key and "relative" not in key:
@@ -178,7 +178,7 @@ def test_pickled_file(host_llm, native, models):
 
 
 def test_rankgens_folder_as_published(host_llm, native, models):
-    """config.json and a pickle, without a tokenizer: the host's T5 tokenizer serves."""
+    """config.json and a pickle, without a tokenizer: the host's T5 tokenizer is used."""
     folder = models / "llm" / "rankgen-as-published"
     folder.mkdir()
     torch.save(rankgen_state(20), folder / "pytorch_model.bin")
@@ -188,8 +188,8 @@ def test_rankgens_folder_as_published(host_llm, native, models):
     assert torch.equal(llm.encode("a cube", llm.spec).hidden, native.encode("a cube", native.spec).hidden)
 
 
-def test_plain_t5_file_takes_the_adapters_prefix(host_llm, native, models, reference):
-    """A RankGen file whose key prefix somebody stripped still gives RankGen's features with RankGen's adapter."""
+def test_plain_t5_file_uses_the_adapters_prefix(host_llm, native, models, reference):
+    """A RankGen file without its key prefix still has RankGen's features with RankGen's adapter."""
     save_file(t5_state(20), models / "llm" / "stripped.safetensors")
     llm = host_llm.load_llm("stripped.safetensors", {"dtype": torch.float32})
     assert llm.spec.prefix == ""
@@ -230,7 +230,7 @@ def test_half_precision_folder_computes_in_float32(host_llm, native, folder):
 
 
 def test_nothing_stays_on_the_compute_device(pack, native, folder, monkeypatch):
-    """With a compute device apart from the memory, `release` empties it of this model and of no other."""
+    """With a separate compute device, `release` frees it of this model only."""
     import comfy.model_management as management
 
     host = importlib.import_module(f"{pack.__name__}.nodes.host")
@@ -251,7 +251,7 @@ def test_nothing_stays_on_the_compute_device(pack, native, folder, monkeypatch):
 
 
 def test_tokenizer_of_another_model(host_llm, models):
-    """A tokenizer whose ids go beyond the embedding: a sentence in place of an index error."""
+    """A tokenizer whose ids go beyond the embedding: a message instead of an index error."""
     from transformers import LlamaConfig, LlamaModel, T5TokenizerFast
 
     path = models / "llm" / "foreign-tokenizer"
@@ -265,8 +265,8 @@ def test_tokenizer_of_another_model(host_llm, models):
 
 
 @pytest.mark.parametrize("route", ["native", "folder"])
-def test_streams_in_parts_when_memory_is_short(request, native, reference, monkeypatch, route):
-    """The host's low-VRAM loading: room for next to nothing, so that every layer is brought in when it computes."""
+def test_partial_loading_with_little_memory(request, native, reference, monkeypatch, route):
+    """The host's low-VRAM loading: almost no memory, so that every layer is loaded when it computes."""
     import comfy.model_management as management
 
     llm = request.getfixturevalue(route)

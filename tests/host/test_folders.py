@@ -1,4 +1,4 @@
-"""Files are found where people put them, and an empty list says where they were looked for."""
+"""Files in all of the host's folders are found, and an empty list names the searched folders."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_extra_model_paths_are_listed_with_sub_folders(elsewhere):
     assert options(elsewhere, "LLM4GENLoadAdapter", "adapter_name") == ["sd15/projector.pth"]
 
 
-def test_empty_list_says_where_it_looked(elsewhere):
+def test_empty_list_names_the_searched_folders(elsewhere):
     (line,) = options(elsewhere, "LLM4GENLoadLLM", "llm_name")
     assert line.startswith("no LLM found in")
     for folder in ("text_encoders", "llm"):
@@ -51,7 +51,7 @@ def test_windows_names_are_listed_with_forward_slashes(host, monkeypatch):
     assert host.list_adapters() == ["b.pth", "sub/a.safetensors"]
 
 
-def test_other_packs_folders_and_suffixes_stay(host, monkeypatch):
+def test_other_packs_folders_and_suffixes_are_kept(host, monkeypatch):
     import folder_paths
 
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "llm", (["/another/packs/folder"], {".gguf"}))

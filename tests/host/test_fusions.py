@@ -1,4 +1,4 @@
-"""The ablations of Table 4 paint, and what the UNet reads is what `combine` gives."""
+"""The ablations of Table 4: images, and the context that the UNet reads."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_the_unet_reads_what_combine_gives(server, adapters, features, tmp_path,
         assert call["contexts"] and all(torch.equal(seen, sides) for seen in call["contexts"])
 
 
-def test_each_fusion_paints_an_image_of_its_own(server, adapters):
+def test_images_of_all_fusions_differ(server, adapters):
     images = set()
     for fusion in FUSIONS:
         result = server.run(graph_of(fusion))
@@ -90,7 +90,7 @@ def test_separate_nodes_give_the_same(server, adapters, tmp_path, fusion):
     assert torch.equal(load(together)[0][0], load(apart)[0][0])
 
 
-def test_what_is_fused_by_replacing_is_not_fused_again(server, adapters):
+def test_conditioning_of_replacing_fusions_is_not_fused_again(server, adapters):
     nodes = separate(graph_of("mlp"))
     nodes["again"] = {**nodes["fuse_positive"], "inputs": dict(nodes["fuse_positive"]["inputs"])}
     nodes["again"]["inputs"]["conditioning"] = ["fuse_positive", 0]

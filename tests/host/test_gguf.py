@@ -1,4 +1,4 @@
-"""GGUF: what another pack's loader puts on a CLIP wire is an LLM here, with its layers quantized as they are."""
+"""GGUF: the CLIP output of another pack's loader as an LLM, with its quantized layers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 HEADS, KEYS, WIDTH, LAYERS = 32, 8, 64, 2
-"""Of Llama 3, but for width and layers: the pack's loader knows no other numbers of heads."""
+"""Configuration of Llama 3 except width and layers: the pack's loader supports no other numbers of heads."""
 NAMES = {
     "embed_tokens": "token_embd",
     "layers.": "blk.",
@@ -97,9 +97,7 @@ def loader(gguf, comfy):
 
 
 @pytest.mark.parametrize("layer", ["last", -2])
-def test_a_quantized_llama_gives_what_transformers_gives(
-    loader, twin, models, pack, monkeypatch, small_llama_tokenizer, layer
-):
+def test_a_quantized_llama_equals_transformers(loader, twin, models, pack, monkeypatch, small_llama_tokenizer, layer):
     import comfy.sd
 
     load = comfy.sd.load_text_encoder_state_dicts

@@ -1,4 +1,4 @@
-"""λ inside the UNet: three modes against diffusers' UNet with each written out, the schedule, and off to the bit."""
+"""λ inside the UNet: three modes against their formulas in diffusers' UNet, the schedule, and λ = 0."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_the_schedule_multiplies(attention, schedule, model, twin, mode):
     ("mode", "off"),
     [("embedding", {"start": 0.0, "end": 0.0}), ("value", {"start_percent": 0.6}), ("decoupled", {"end_percent": 0.4})],
 )
-def test_where_lambda_is_0_the_llm_is_left_out_to_the_bit(attention, schedule, model, mode, off):
+def test_lambda_0_is_bit_identical_to_plain_clip(attention, schedule, model, mode, off):
     x, context = inputs()
     patched = attention.patch_attention(model, mode, schedule(**off))
     predicted = found(patched, x, context, marks(attention, 1.0, 1.0))
@@ -137,7 +137,7 @@ def test_where_lambda_is_0_the_llm_is_left_out_to_the_bit(attention, schedule, m
 
 @pytest.mark.parametrize("mode", ["value", "decoupled"])
 def test_tokens_that_fuse_has_scaled_are_restored(attention, schedule, model, twin, mode):
-    """An adapter of mode `embedding`, painted with another one."""
+    """An adapter of mode `embedding`, used with another mode."""
     x, context = inputs()
     scaled = torch.cat((context[:, :TEXT], 0.5 * context[:, TEXT:]), 1)
     predicted = found(
@@ -153,7 +153,7 @@ def test_scaled_tokens_are_not_scaled_again(attention, schedule, model):
 
 
 @pytest.mark.parametrize("mode", ["embedding", "decoupled"])
-def test_conditionings_without_marks_are_painted_as_ever(attention, schedule, model, mode):
+def test_conditionings_without_marks_are_unchanged(attention, schedule, model, mode):
     x, context = inputs()
     assert torch.equal(
         found(attention.patch_attention(model, mode, schedule(0.3)), x, context), found(model, x, context)
@@ -169,7 +169,7 @@ def test_a_context_that_was_repeated_keeps_its_tokens_apart(attention, schedule,
     assert error(twice, once) < 1e-5
 
 
-def test_what_is_appended_to_a_context_is_text(attention, schedule, model):
+def test_appended_tokens_are_text(attention, schedule, model):
     x, context = inputs()
     more = torch.cat((context, context[:, :50]), 1)
     plain = torch.cat((context[:, :TEXT], context[:, :50]), 1)
@@ -177,7 +177,7 @@ def test_what_is_appended_to_a_context_is_text(attention, schedule, model):
     assert torch.equal(found(patched, x, more, marks(attention, 1.0, 1.0)), found(model, x, plain))
 
 
-def test_a_second_patch_takes_the_place_of_the_first(attention, schedule, model):
+def test_a_second_patch_replaces_the_first(attention, schedule, model):
     x, context = inputs()
     both = attention.patch_attention(
         attention.patch_attention(model, "decoupled", schedule(0.2)), "value", schedule(0.7)
@@ -186,8 +186,8 @@ def test_a_second_patch_takes_the_place_of_the_first(attention, schedule, model)
     assert torch.equal(*(found(one, x, context, marks(attention, 1.0, 1.0)) for one in (both, alone)))
 
 
-def test_the_model_before_the_node_stays_as_it_was(attention, schedule, model):
-    """With marks, which a patch that had leaked would heed."""
+def test_the_input_model_is_unchanged(attention, schedule, model):
+    """With marks, which a leaked patch would apply."""
     x, context = inputs()
     before = found(model, x, context, marks(attention, 1.0, 1.0))
     patched = attention.patch_attention(model, "decoupled", schedule(0.5))
@@ -196,7 +196,7 @@ def test_the_model_before_the_node_stays_as_it_was(attention, schedule, model):
 
 
 def test_other_packs_patches_run_as_well(attention, schedule, model):
-    """One before and one behind: both see the tokens, and the result is that of both."""
+    """One before and one after: both receive the tokens, and both take effect."""
     x, context = inputs()
     seen = []
 
@@ -214,7 +214,7 @@ def test_other_packs_patches_run_as_well(attention, schedule, model):
     assert error(images[0], found(alone, x, context, marks(attention, 1.0, 1.0))) > 1e-4
 
 
-def test_marks_concatenate_with_their_like_alone(attention):
+def test_marks_concatenate_only_if_equal(attention):
     of = attention.TokenMarks.of
     assert of(77, 117, 1.0, False).can_concat(of(77, 117, 0.5, True))
     assert not of(77, 117, 1.0, False).can_concat(of(154, 194, 1.0, False))
@@ -235,7 +235,7 @@ def test_a_model_without_cross_attention_is_refused(attention, schedule, model):
         class model:  # noqa: N801
             diffusion_model = torch.nn.Linear(2, 2)
 
-    with pytest.raises(ValueError, match="The model is a type and no UNet with cross-attention; expected one of SD1.5"):
+    with pytest.raises(ValueError, match="The model is a type and not a UNet with cross-attention; expected the SD1.5"):
         attention.patch_attention(Other, "value", schedule())
 
 
@@ -275,7 +275,7 @@ def test_off_is_the_image_without_llm4gen(server, adapters, mode):
 def test_a_neutral_patch_changes_nothing(server, adapters):
     image, said, _ = painted(server, "embedding", seed=4, lambda_start=1.0)
     assert image == painted(server, "embedding", seed=4)[0]
-    assert said["patch"] == "nothing to change: the model passes unchanged"
+    assert said["patch"] == "no changes: the model is passed on unchanged"
 
 
 def test_another_lambda_encodes_nothing(server, adapters):
@@ -292,14 +292,14 @@ def test_the_strength_of_fuse_and_the_schedule_are_one_lambda(server, adapters):
     assert max(abs(a - b) for a, b in zip(fused, scheduled, strict=True)) <= 1
 
 
-def test_unplugged_it_leaves_no_trace(server, adapters):
+def test_disconnecting_restores_the_image(server, adapters):
     before = painted(server, "decoupled", seed=8)[0]
     patched = painted(server, "decoupled", seed=8, lambda_start=0.7)[0]
     assert patched != before
     assert painted(server, "decoupled", seed=8)[0] == before
 
 
-def test_the_adapter_says_that_it_needs_the_patch(server, models):
+def test_load_adapter_names_patch_model(server, models):
     for mode, needs in (("value", True), ("embedding", False)):
         host_models.save_own_adapter(models / "llm4gen" / f"said_{mode}.safetensors", 31, lambda_mode=mode)
         said = painted(server, f"said_{mode}", seed=9)[1]["adapter"]
@@ -308,7 +308,7 @@ def test_the_adapter_says_that_it_needs_the_patch(server, models):
 
 
 def refused(server, name, **settings):
-    """What the node says that refuses these settings."""
+    """Error of the node that refuses these settings."""
     nodes = graph()
     nodes["adapter"]["inputs"]["adapter_name"] = f"{name}.safetensors"
     nodes["patch"] = {
@@ -327,7 +327,7 @@ def test_an_empty_range_is_refused(server, adapters):
 
 
 @pytest.mark.parametrize("settings", [{"lambda_mode": "value"}, {"lambda_end": 0.5}], ids=["mode", "schedule"])
-def test_what_replaces_clip_has_no_lambda_modes(server, models, settings):
+def test_replacing_fusions_have_no_lambda_modes(server, models, settings):
     host_models.save_own_adapter(models / "llm4gen" / "replaces.safetensors", 31, "mlp")
     error = refused(server, "replaces", **settings)
-    assert "has the fusion 'mlp', which puts the LLM's tokens in the place of CLIP's" in error
+    assert "has the fusion 'mlp', which replaces CLIP's tokens" in error

@@ -143,7 +143,7 @@ def error(found, expected):
 
 
 @pytest.mark.parametrize("layer", ["last", "mean", 0, -2, 1])
-def test_a_single_file_gives_what_transformers_gives(llm, kind, layer):
+def test_a_single_file_equals_transformers(llm, kind, layer):
     spec = replace(llm.spec, max_length=MASK_LENGTH, layer=layer)
     tokens = llm.tokenize(PROMPT, spec)["prompt"]
     assert 0 < sum(tokens.mask) < MASK_LENGTH
@@ -157,7 +157,7 @@ def test_a_single_file_gives_what_transformers_gives(llm, kind, layer):
     assert error(found, expected) < 1e-5
 
 
-def test_it_says_what_it_is(llm, kind):
+def test_label(llm, kind):
     config = kind[3].config
     assert (llm.spec.architecture, llm.spec.layers, llm.spec.width) == (
         kind[0],
@@ -167,7 +167,7 @@ def test_it_says_what_it_is(llm, kind):
     assert llm.description.endswith("as ComfyUI reads it")
 
 
-def test_another_precision_is_obeyed(host_llm, kind):
+def test_another_precision_is_applied(host_llm, kind):
     llm = host_llm.load_llm(kind[1], {"dtype": torch.bfloat16, **kind[2]})
     precisions = {p.dtype for n, p in llm.clip.patcher.model.named_parameters() if "logit_scale" not in n}
     assert precisions == {torch.bfloat16}
@@ -221,7 +221,7 @@ def loaded(kind, models):
     return comfy.sd.load_text_encoder_state_dicts([state], model_options={"dtype": torch.float32, **kind[2]})
 
 
-def test_a_clip_wire_is_looked_into_and_stays_as_it_is(host_llm, llm, kind, models):
+def test_a_clip_input_is_used_and_not_changed(host_llm, llm, kind, models):
     clip = loaded(kind, models)
     before = (clip.cond_stage_model, clip.tokenizer, clip.layer_idx)
     wired = host_llm.wired_llm(clip)
@@ -232,8 +232,8 @@ def test_a_clip_wire_is_looked_into_and_stays_as_it_is(host_llm, llm, kind, mode
     assert wired.clip.patcher.model is clip.patcher.model  # one set of weights, managed once
 
 
-def test_a_t5_on_a_clip_wire_gives_what_its_file_gives(host_llm, models, comfy):
-    """What Load CLIP makes of a T5-XXL for PixArt, with the sizes of the small T5 of these tests."""
+def test_a_t5_in_a_clip_input_equals_its_file(host_llm, models, comfy):
+    """A T5-XXL for PixArt from Load CLIP, with the sizes of the small T5 of these tests."""
     import comfy.sd
     import comfy.supported_models_base
     import comfy.text_encoders.pixart_t5 as pixart
@@ -253,7 +253,7 @@ def test_a_t5_on_a_clip_wire_gives_what_its_file_gives(host_llm, models, comfy):
         assert torch.equal(wired.encode(PROMPT, spec).hidden, native.encode(PROMPT, spec).hidden)
 
 
-def test_an_llm_wire_is_taken_as_it_is(host_llm, llm):
+def test_an_llm_input_is_used_unchanged(host_llm, llm):
     assert host_llm.wired_llm(llm) is llm
 
 
@@ -263,12 +263,12 @@ def test_a_clip_without_language_model_is_refused(host_llm, models, comfy):
     clip = comfy.sd.load_checkpoint_guess_config(
         str(models / "checkpoints" / "sd15.safetensors"), output_vae=False, output_model=False
     )[1]
-    with pytest.raises(Exception, match=r"the wired CLIP holds no language model that can be used here, but CLIPText"):
+    with pytest.raises(Exception, match=r"the wired CLIP holds no supported language model, but CLIPText"):
         host_llm.wired_llm(clip)
 
 
 def test_a_decoder_of_another_size_is_refused(host_llm, models):
-    """What looks like Llama 3 to the host and is none: only its folder tells how it computes."""
+    """The host takes the file for Llama 3; only its folder has its configuration."""
     config = transformers.LlamaConfig(**SIZES, **ATTENTION, head_dim=32, vocab_size=32000)
     with torch.device("meta"):
         other = transformers.AutoModel.from_config(config)

@@ -1,4 +1,4 @@
-"""Memory and the host's cache: what is loaded when, what stays, and what is not computed a second time.
+"""Memory and the host's cache: loading, unloading, and results that are reused.
 
 There is no graphics card here. For the host's memory management "cpu:0" is another device than "cpu", although both
 are the same memory; told that the one is the compute device, all that it does is real but the copies.
@@ -64,7 +64,7 @@ def state(request, comfy, monkeypatch):
     return request.param
 
 
-def test_every_memory_mode_gives_the_same_and_leaves_nothing_on_the_card(state, modules, expected):
+def test_every_memory_mode_is_equal_and_frees_the_device(state, modules, expected):
     """With --lowvram and --novram the host keeps text encoders off the card; with --highvram they stay there."""
     import comfy.model_management as management
 
@@ -95,8 +95,8 @@ def test_every_memory_mode_gives_the_same_and_leaves_nothing_on_the_card(state, 
     assert (id(bystander.model) in on_card) == (place == CARD), "other models stay where they are"
 
 
-def test_the_adapter_streams_in_parts_when_memory_is_short(modules, expected, monkeypatch):
-    """As the LLM does: every layer is brought in when it computes."""
+def test_partial_loading_of_the_adapter_with_little_memory(modules, expected, monkeypatch):
+    """As for the LLM: every layer is loaded when it computes."""
     import comfy.model_management as management
 
     llm, adapter = load(modules)

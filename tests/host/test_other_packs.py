@@ -251,7 +251,7 @@ def test_a_region_of_plain_clip_stays_plain(couple_server, mode):
 
 
 def test_couple_without_llm4gen_is_couple(couple_server):
-    """λ = 0 is to the bit attention couple with plain CLIP."""
+    """λ = 0 is bit for bit attention couple with plain CLIP."""
 
     def plain(nodes):
         couple(1, 1, region_is_fused=False)(nodes)

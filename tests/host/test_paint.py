@@ -1,4 +1,4 @@
-"""Images from a real server by its HTTP API, and what the UNet saw on the way."""
+"""Images from a real server by its HTTP API, and the inputs of the UNet."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fused(server, tmp_path):
 
 
 def test_workflow_runs_on_the_small_models(server, models, tmp_path):
-    """The shipped workflow, its files' names exchanged for the small ones', its settings kept but for the steps."""
+    """The shipped workflow with the names of the small models and fewer steps."""
     workflow = json.loads((REPOSITORY / "workflows" / "llm4gen_sd15.json").read_text(encoding="utf-8"))
     api = to_api_format(workflow, server.get("/object_info"))
     by_class = {node["class_type"]: node["inputs"] for node in api.values()}
@@ -114,9 +114,9 @@ def test_lengths_stay_equal_and_guidance_one_call(fused, positive, negative, len
     assert all(call["rows"] == 2 for call in calls)
 
 
-def test_long_llm_prompt_is_cut_and_said(server, fused):
+def test_a_long_llm_prompt_is_cut_and_reported(server, fused):
     fused(positive="word " * 400)
-    assert "LLM tokens: the adapter reads 256, the last" in server.log.read_text()
+    assert "LLM tokens; those after 256 are cut" in server.log.read_text()
 
 
 def test_another_seed_encodes_nothing_again(server):
@@ -216,7 +216,7 @@ def test_strength_changes_the_image(server):
     assert len(pixels) == 3
 
 
-def test_the_folder_llm_paints_too(server):
+def test_an_image_with_the_folder_llm(server):
     nodes = graph()
     nodes["llm"]["inputs"]["llm_name"] = "some/t5-folder/"
     result = server.run(nodes)
@@ -235,8 +235,8 @@ def test_log_has_no_traceback(server, log_before):
     assert "Traceback" not in server.log.read_text()[log_before:]
 
 
-def test_nodes_say_what_they_did(server):
-    """The text reaches a person's browser, addressed to the node: of the loaders and of each way to encode."""
+def test_nodes_show_a_summary(server):
+    """The loaders and all encode nodes send text to the browser."""
     nodes = separate(graph(positive="a red cat that says something"))
     nodes["text"] = graph(negative="and another")["text"]
     nodes["other"] = {**nodes["sampler"], "inputs": {**nodes["sampler"]["inputs"], "positive": ["text", 0]}}

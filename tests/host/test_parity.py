@@ -67,7 +67,10 @@ def test_same_context(twin, host_side, prompt, negative):
 
 
 def test_the_checkpoint_itself_is_the_same_model(twin, models):
-    """Read as the host reads it, in place of a folder that diffusers wrote."""
+    """The checkpoint against the folder that diffusers wrote: equal weights, and equal outputs but for rounding.
+
+    Their tensors lie at other places in memory, so that kernels may add up in another order.
+    """
     from llm4gen_diffusers.families import load_family
 
     file = load_family(None, models / "checkpoints" / "sd15.safetensors", tokenizer=COMFYUI / "comfy" / "sd1_tokenizer")
@@ -79,12 +82,14 @@ def test_the_checkpoint_itself_is_the_same_model(twin, models):
         expected = theirs.state_dict()
         assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.state_dict().items())
     with torch.no_grad():
-        text, latents = file.encode_text([DENSE]).hidden, torch.randn(1, 4, 16, 16)
-        expected = twin.family.encode_text([DENSE]).hidden
-        assert torch.equal(text, expected)
-        predictions = [family.predict(latents, 481, text) for family in (file, twin.family)]
-        decoded = [family.decode_latents(latents) for family in (file, twin.family)]
-    assert torch.equal(*predictions) and torch.equal(*decoded)
+        latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+        text = twin.family.encode_text([DENSE]).hidden
+        assert relative_error(file.encode_text([DENSE]).hidden, text) < 1e-5
+        for found, expected in (
+            [family.predict(latents, 481, text) for family in (file, twin.family)],
+            [family.decode_latents(latents) for family in (file, twin.family)],
+        ):
+            assert relative_error(found, expected) < 1e-5
 
 
 @pytest.mark.parametrize("timestep", [1, 481, 981])

@@ -157,7 +157,7 @@ def test_the_same_adapter_twice_adds_up(patch, model, parts, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_model_before_the_node_stays_as_it_was(patch, model, kind):
+def test_the_input_model_is_unchanged(patch, model, kind):
     before = weights(model)
     assert any(not torch.equal(weight, before[name]) for name, weight in weights(patch(kind)).items())
     assert all(torch.equal(weight, before[name]) for name, weight in weights(model).items())
@@ -228,7 +228,7 @@ def real(comfy):
 
 
 def adapter_of(part, base="sd15"):
-    return SimpleNamespace(module=SimpleNamespace(unet_part=part), name="a.safetensors", base=base)
+    return SimpleNamespace(unet_part=part, name="a.safetensors", base=base)
 
 
 @pytest.mark.parametrize(("family", "count"), [("SD15", 16), ("SDXL", 70)])
@@ -259,7 +259,7 @@ def test_a_part_of_another_family_is_refused(real, nodes, model_of, part_of):
 def test_a_model_that_reads_other_text_is_refused(real, nodes, model_of, width, fits):
     """An adapter without a UNet part has no layers that could fail to fit."""
     adapter = adapter_of(None)
-    adapter.module.config = SimpleNamespace(d_text=width)
+    adapter.config = SimpleNamespace(d_text=width)
     if fits:
         nodes["host_unet"].check_model(real[model_of][0], adapter)
         return
@@ -316,7 +316,7 @@ def pixels(server, nodes):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_unplugged_it_leaves_no_trace(server, parts, kind):
+def test_disconnecting_restores_the_image(server, parts, kind):
     before = pixels(server, without_patch(kind))
     patched = pixels(server, with_patch(graph(), kind))
     assert patched != before
@@ -325,7 +325,7 @@ def test_unplugged_it_leaves_no_trace(server, parts, kind):
     assert pixels(server, with_patch(graph(), kind)) == patched
 
 
-def test_the_host_lora_node_before_and_after_paints_the_same(server, parts):
+def test_order_of_a_lora_node_does_not_matter(server, parts):
     lora = {"class_type": "LoraLoaderModelOnly", "inputs": {"lora_name": "other.safetensors", "strength_model": 0.75}}
     first, last = with_patch(graph(), "kv"), with_patch(graph(), "kv")
     first["lora"] = {**lora, "inputs": {**lora["inputs"], "model": ["ckpt", 0]}}
@@ -338,14 +338,14 @@ def test_the_host_lora_node_before_and_after_paints_the_same(server, parts):
     assert images[2] != images[0], "the LoRA does something"
 
 
-def test_it_says_what_it_did(server, parts):
+def test_patch_shows_a_summary(server, parts):
     result, said = server.run_and_listen(with_patch(graph(seed=7), "lora", 0.5))
     assert result.error is None, result.error
     assert said["patch"] == "UNet part (LoRA of 84 layers) at strength 0.5"
     assert said["adapter"].endswith("with a UNet part (LoRA of 84 layers): connect Patch Model too")
     result, said = server.run_and_listen(with_patch(graph(seed=7), "plain"))
     assert result.error is None, result.error
-    assert said["patch"] == "nothing to change: the model passes unchanged"
+    assert said["patch"] == "no changes: the model is passed on unchanged"
     assert "Patch" not in said["adapter"]
 
 

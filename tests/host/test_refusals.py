@@ -1,4 +1,4 @@
-"""Bad input: one sentence at the node, which says what was found, what was expected and what to do."""
+"""Bad input: the node's error says what was found, what was expected and what to do."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_adapter_for_another_text_width(server, bad):
     nodes = graph()
     nodes["adapter"]["inputs"]["adapter_name"] = "sdxl.safetensors"
     error = message(server, nodes)
-    assert "768 wide (SD1.5)" in error and "2048 (SDXL)" in error and "sdxl.safetensors" in error
+    assert "width 768 (SD1.5)" in error and "2048 (SDXL)" in error and "sdxl.safetensors" in error
 
 
 def test_sdxl_conditioning_into_an_sd15_adapter(server, bad):
@@ -137,7 +137,7 @@ def test_sdxl_conditioning_into_an_sd15_adapter(server, bad):
     nodes["fuse_positive"]["inputs"]["conditioning"] = ["wide", 0]
     error = message(server, nodes)
     assert error.startswith("LLM4GENFuse:")
-    assert "2048 wide (SDXL)" in error and "trained for 768 (SD1.5)" in error
+    assert "width 2048 (SDXL)" in error and "trained for 768 (SD1.5)" in error
 
 
 def test_adapter_for_another_llm_width(server, bad):
@@ -171,7 +171,7 @@ def test_features_made_for_another_adapter(server, bad, pack):
 
 
 def test_features_of_another_llm(server, bad, pack):
-    """Without the adapter at LLM Encode, Fuse is where it shows; connecting the adapter would not help."""
+    """Without the adapter at LLM Encode, Fuse reports the mismatch; connecting the adapter would not help."""
     core = importlib.import_module(f"{pack.__name__}.llm4gen_core")
     adapter = core.load_adapter(bad / "llm4gen" / "projector.pth")
     spec = core.LLMSpec(model="google/flan-t5-small", architecture="t5", layers=8, width=64)
@@ -211,5 +211,5 @@ def test_checkpoint_without_clip(server):
     assert "holds no text encoder" in message(server, nodes)
 
 
-def test_the_server_paints_on_afterwards(server):
+def test_the_server_still_works_after_errors(server):
     assert server.run(graph(seed=77)).error is None

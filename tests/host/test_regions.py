@@ -167,7 +167,7 @@ def error(found, expected):
 
 
 def test_the_marks_matter(patch, fused):
-    """What the tests below rely on: without its marks the same context is painted otherwise."""
+    """Precondition of the tests below: without its marks the same context has another prediction."""
     ((context, options),) = fused(1)
     assert error(predict(patch(), [[context, {}]]), predict(patch(), [[context, options]])) > 1e-3
 
@@ -205,7 +205,7 @@ def test_guidance_between_regions_and_a_negative_prompt_of_another_length(patch,
     assert error(predict(model, regions, negative=negative, guidance=5.0), expected) < 1e-5
 
 
-def test_an_area_is_painted_by_itself_and_weighs_less_at_its_edge(patch, fused, host):
+def test_an_area_with_its_weight_at_the_edge(patch, fused, host):
     """The right half, beside another prompt everywhere at half the strength."""
     model, inside, everywhere, x = patch(), fused(1), fused(2), noise(width=16)
     (area,) = host.ConditioningSetArea().append(inside, 64, 64, 64, 0, 1.0)
@@ -257,7 +257,7 @@ def test_average_to_plain_clip_drops_the_llms_tokens(patch, fused, host, tokens,
     assert error(predict(patch(), blend), expected) < 1e-5
 
 
-def test_what_concat_appends_is_text(patch, fused, host, tokens, entry):
+def test_tokens_appended_by_concat_are_text(patch, fused, host, tokens, entry):
     (text, llm), other = tokens(1), plain(5)
     (both,) = host.ConditioningConcat().concat(fused(1, strength=0.8), other)
     expected = entry(torch.cat((text, other[0][0]), 1), llm, 0.8)
@@ -286,11 +286,11 @@ def test_a_fused_prompt_behind_plain_clip_is_text(patch, fused, host, base_model
 
 @torch.inference_mode()
 def test_concat_and_average_before_fuse(pack_nodes, adapter, features, host, patch, entry):
-    """The way that keeps all tokens apart: one adapter pass over both prompts of CLIP."""
+    """This keeps all tokens apart: one adapter pass over both prompts of CLIP."""
     (both,) = host.ConditioningConcat().concat(plain(1), plain(2, chunks=2))
     found = pack_nodes["conditioning"].fuse_conditioning(adapter, both, features(3), 0.8)
     text = torch.cat((plain(1)[0][0], plain(2, chunks=2)[0][0]), 1)
-    expected = entry(text, adapter.adapt(text, features(3).hidden), 0.8)
+    expected = entry(text, adapter(text, features(3).hidden), 0.8)
     assert found[0][0].shape == (1, 3 * 77 + LLM, 768)
     assert error(predict(patch(), found), predict(patch(), expected)) < 1e-5
 

@@ -1,4 +1,4 @@
-"""The host knows the nodes: an error in the entry point would only be a line in its log."""
+"""Registration with the host: an error in the entry point would only be a line in its log."""
 
 import pytest
 from comfy_server import NODES

@@ -70,7 +70,7 @@ def generate(model, sides, sampler="euler", scheduler="normal", steps=3):
 
 @pytest.fixture
 def check(model, sides, attention, schedule):
-    """Paint with LLM4GEN, and with λ = 0, after what a sampler or a scheduler asks for."""
+    """Generate with LLM4GEN, and with λ = 0, with the settings that a sampler or a scheduler needs."""
 
     def run(**asked):
         from comfy.patcher_extension import WrappersMP
@@ -110,7 +110,7 @@ def test_a_scheduler(check, name):
     check(scheduler=name)
 
 
-def test_these_are_all(comfy):
+def test_the_lists_are_complete(comfy):
     """Other packs may have added theirs."""
     import comfy.samplers
 
@@ -141,7 +141,7 @@ def same(a, b):
     return ((a - b).norm() / b.norm()).item() < 1e-5
 
 
-def test_a_compiled_unet_takes_fused_conditionings(model, sides, compiled):
+def test_a_compiled_unet_accepts_fused_conditionings(model, sides, compiled):
     compile_model, graphs = compiled
     assert same(generate(compile_model(model), sides[1]), generate(model, sides[1]))
     assert graphs
@@ -149,8 +149,8 @@ def test_a_compiled_unet_takes_fused_conditionings(model, sides, compiled):
 
 @pytest.mark.parametrize("patch_first", [True, False], ids=["compiled last", "compiled first"])
 @pytest.mark.parametrize("mode", MODES)
-def test_a_compiled_unet_heeds_the_schedule(model, sides, attention, schedule, compiled, mode, patch_first):
-    """λ is 0 in the first steps and then changes; the host's node leaves the checks of that out of what it compiles."""
+def test_a_compiled_unet_follows_the_schedule(model, sides, attention, schedule, compiled, mode, patch_first):
+    """λ is 0 in the first steps and then changes; the host's node compiles without guards on that."""
     compile_model, graphs = compiled
     late = schedule(0.9, 0.2, start_percent=0.4)
     if patch_first:

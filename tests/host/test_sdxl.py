@@ -152,7 +152,7 @@ def test_fused_the_context_is_as_wide_and_keeps_pooled_text_and_sizes(nodes, cli
     assert torch.equal(options["cross_attn_controlnet"], plain[0][0])
 
 
-def test_it_paints_with_one_call_a_step(model, sides):
+def test_one_call_per_step(model, sides):
     plain, fused = sides
     calls = []
     watched = model.clone()
@@ -185,6 +185,6 @@ def test_an_adapter_of_sd15_is_refused(nodes, clip, llm, models):
     adapter = nodes["host"].HostAdapter.load("projector.pth")
     plain = nodes["encode"].LLM4GENEncodeCLIP.execute(clip, DENSE)[0]
     with pytest.raises(
-        ValueError, match=r"2048 wide \(SDXL\), but adapter projector.pth was trained for 768 \(SD1.5\)"
+        ValueError, match=r"width 2048 \(SDXL\), but adapter projector.pth was trained for 768 \(SD1.5\)"
     ):
         nodes["fuse"].LLM4GENFuse.execute(adapter, plain, llm.encode(DENSE, llm.spec), 1.0)

@@ -58,7 +58,7 @@ def generate(server, graph):
     return " ".join(said.values()), server.log.read_text()[before:]
 
 
-def test_base_paints_with_what_the_adapter_changes_of_its_unet(sdxl_server, shipped):
+def test_base_with_the_adapters_unet_part(sdxl_server, shipped):
     graph, inputs = shipped("llm4gen_sdxl")
     (sampler,) = inputs["KSampler"]
     assert PAPER.items() <= sampler.items()

@@ -1,4 +1,4 @@
-"""LLM4GEN beside what the host itself brings: LoRA, ControlNet, what patches the model, img2img and inpainting.
+"""LLM4GEN together with the host's own features: LoRA, ControlNet, what patches the model, img2img and inpainting.
 
 By the API, and in the sampler's own numbers. Of every such node: whether Patch Model stands before or behind it makes
 no difference; both are seen in the result; and where λ is 0, the result is that of the node with plain CLIP.
@@ -100,7 +100,7 @@ def test_a_hypernetwork_which_changes_the_same_tokens(assert_lives_with, mode):
     assert_lives_with(mode, other, same=equal_but_for_rounding)
 
 
-def test_after_a_full_canvas_the_image_is_that_of_before(server):
+def test_a_full_canvas_has_no_lasting_effect(server):
     before = run(server, MODEL_NODES["FreeU"], plain_clip)
     full = [MODEL_NODES[name] for name in ("FreeU", "perturbed attention", "rescaled guidance")]
     everything = run(server, *full, mode="decoupled")
@@ -156,7 +156,7 @@ def controlnet(nodes):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_controlnet_sees_plain_clip(assert_lives_with, mode):
-    """At λ = 0 the UNet does as well, so that to the bit equal latents say what the ControlNet has seen."""
+    """At λ = 0 so does the UNet, so that bit-equal latents show what the ControlNet received."""
     assert_lives_with(mode, controlnet)
 
 
@@ -205,7 +205,7 @@ def test_an_image_to_an_image(assert_lives_with):
     [masked, from_image("VAEEncodeForInpaint", 1.0, mask=["image", 1], grow_mask_by=0), inpaint_conditioning],
     ids=["noise mask", "VAE encode for inpainting", "inpaint conditioning"],
 )
-def test_inpainting_paints_inside_the_mask_alone(assert_lives_with, change):
+def test_inpainting_changes_only_the_masked_area(assert_lives_with, change):
     both, alone = assert_lives_with("decoupled", change)
     left, right = both.chunk(2, -1)
     assert error(left, alone.chunk(2, -1)[0]) > 1e-3

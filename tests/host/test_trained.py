@@ -1,4 +1,4 @@
-"""What the trainer exports, loaded by the nodes of a real host: one set of files, one prediction.
+"""Exports of the trainer, loaded by the nodes of a real host: one set of files, one prediction.
 
 Compared are the trainer's own modules, the pipeline of `generate`, which has the files alone, and the host's nodes.
 """
@@ -54,10 +54,9 @@ class Trained:
 @pytest.fixture(scope="module")
 def train(models, tmp_path_factory):
     """(parts, and what is special about the recipe) to what came of it."""
-    from train.checkpoints import Checkpoints
     from train.loop import Trainer
     from train.recipe_file import parse_recipe
-    from train.run_folder import RunFolder
+    from train.run import Checkpoints, RunFolder
 
     pairs = [(image, PROMPT) for image, _ in make_pairs(2)]
     images = write_folder(tmp_path_factory.mktemp("images"), pairs)
@@ -86,12 +85,12 @@ def train(models, tmp_path_factory):
         forget_accelerate()
         folder.create(recipe)
         trainer = Trainer(recipe, folder)
-        first = prediction(trainer.objective, trainer.conditioner, [PROMPT, NEGATIVE])[1]
+        first = prediction(trainer.training_loss, trainer.conditioner, [PROMPT, NEGATIVE])[1]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Checkpoints, "save", lambda *arguments: None)  # gigabytes that nobody reads
             trainer.fit()
         assert all(line["guidance"] > 0 for line in metrics(output))
-        latents, last, timesteps = prediction(trainer.objective, trainer.conditioner, [PROMPT, NEGATIVE])
+        latents, last, timesteps = prediction(trainer.training_loss, trainer.conditioner, [PROMPT, NEGATIVE])
         forget_accelerate()
         files: dict[str, Any] = {"base": content["model"]["base"], "tokenizer": content["model"]["tokenizer"]}
         for name, path in (("unet", "unet"), ("clip", "text_encoder"), ("adapter", "adapter.safetensors")):
@@ -183,7 +182,7 @@ def test_one_adapter_file(server, models, train, tmp_path, parts):
 
 @pytest.mark.slow
 def test_a_fine_tuned_text_encoder(server, models, train, tmp_path):
-    """Load CLIP in place of the checkpoint's, and nothing of this pack."""
+    """Load CLIP instead of the checkpoint's, without nodes of this pack."""
     trained = train("text_encoder")
     name = offer(models, "text_encoders", trained.export / "text_encoder" / "model.safetensors", "tuned.safetensors")
     nodes = graph("ckpt", trained, tmp_path / "given.pt")

@@ -17,7 +17,7 @@ from llm4gen_core import load_adapter
 from llm4gen_diffusers.__main__ import main
 from miniature.demo import GAP, LINE, SIDE, TEXT, demo
 from train.recipe_file import load_recipe
-from train.run_folder import RunFolder
+from train.run import RunFolder
 
 QUICK = {"PROMPTS": 2, "WORLD_IMAGES": 8, "TRAIN_STEPS": 8, "STOP_AT": 2}
 

@@ -31,7 +31,7 @@ from miniature.results import Results, attention_files, image_set, read_scale, r
 from miniature.variants import CORE, EXPERIMENTS, STRENGTHS, VARIANTS, find_variant
 from train.loop import Stopped
 from train.recipe_file import load_recipe
-from train.run_folder import RunFolder
+from train.run import RunFolder
 
 INTERRUPTED = "llm4gen"
 

@@ -94,30 +94,41 @@ def checkpoint_tensors(folder: Path, step: int) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def prediction(
-    objective: Any, conditioner: Any, captions: Sequence[str], side: int = 8
+    training_loss: Any, conditioner: Any, captions: Sequence[str], side: int = 8
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What the trainer's own modules, as they stand, predict in the objective's own forward pass.
+    """What the trainer's own modules, as they stand, predict in the training_loss's own forward pass.
 
     Returns:
         (x_t [B, C, side, side], the UNet's prediction in float32, timesteps [B]).
     """
-    from train.conditioning import CaptionDropout
-    from train.training_loss import StepInputs
+    from train.loss import CaptionDropout, StepInputs
 
-    family, count = objective.family, len(captions)
+    family, count = training_loss.family, len(captions)
     draws = torch.Generator().manual_seed(5)
     latents, noise = torch.randn(2, count, family.latent_channels, side, side, generator=draws).to(conditioner.device)
     timesteps = torch.linspace(20, 980, count).long().to(conditioner.device)
-    text = conditioner.inputs(captions, [CaptionDropout.NOTHING] * count)
+    text = conditioner.encode(captions, [CaptionDropout.NOTHING] * count)
     pixels = side * family.pixels_per_latent
     sizes = torch.tensor([[pixels, pixels, 0, 0, pixels, pixels]]).expand(count, -1).to(conditioner.device)
     predicted: list[torch.Tensor] = []
-    hook = objective.unet.register_forward_hook(lambda module, inputs, output: predicted.append(output[0].float()))
+    hook = training_loss.unet.register_forward_hook(lambda module, inputs, output: predicted.append(output[0].float()))
     try:
-        objective(StepInputs(latents, noise, timesteps, text.text, text.pooled, text.llm, sizes, None, list(captions)))
+        training_loss(
+            StepInputs(
+                latents,
+                noise,
+                timesteps,
+                text.get("clip"),
+                text.get("pooled"),
+                text.get("llm"),
+                sizes,
+                None,
+                list(captions),
+            )
+        )
     finally:
         hook.remove()
-    noisy, _ = objective.denoising.add_noise(latents, noise, timesteps)
+    noisy, _ = training_loss.noise_target.add_noise(latents, noise, timesteps)
     return noisy, predicted[0], timesteps
 
 

@@ -15,16 +15,15 @@ from small_models import make_world
 from transformers import CLIPTextModel
 
 from llm4gen_core import EntityPair, LLM4GENError, Span
-from llm4gen_core.entity_guidance import GuidanceOptions
 from llm4gen_core.prompt_tokens import tokenize_prompt
 from llm4gen_diffusers.families import SDXL, Family, load_family
 from llm4gen_diffusers.options import GenerationOptions, ModelFiles
 from llm4gen_diffusers.sampling import Pipeline
-from train.conditioning import CaptionDropout, Conditioner
+from train.loss import CaptionDropout, Conditioner
 from train.memory import FakeRun, Shapes, text_form
+from train.models import open_models
 from train.recipe import Recipe
 from train.recipe_file import parse_recipe
-from train.setup import open_models
 
 LENGTH = 32
 CAPTION = "a red circle and a blue square on white"
@@ -32,7 +31,7 @@ PAIR = EntityPair(Span(19, 23, "blue"), Span(24, 30, "square"))
 
 
 def shorten(folder: Path, length: int) -> None:
-    """Leave a text encoder the first of its positions."""
+    """Keep the first positions of a text encoder."""
     config, file = folder / "config.json", folder / "model.safetensors"
     config.write_text(json.dumps({**json.loads(config.read_text()), "max_position_embeddings": length}))
     tensors = load_file(file)
@@ -78,25 +77,27 @@ def test_every_30_tokens_make_a_chunk(family: Family, words: int, chunks: int) -
         assert family.encode_text([text], chunks=1).hidden.shape[1] == LENGTH
 
 
-def test_guided_words_are_found_behind_a_short_chunk(world: Path, family: Family) -> None:
+def test_guided_words_are_found_after_a_short_chunk(world: Path, family: Family) -> None:
     """The LLM's copy begins where CLIP's ends, and the context is as long as both."""
-    llm = open_models(recipe(world, world / "none"), parts=()).load_llm("cpu")
-    made = Conditioner(family, llm, ("text", "llm"), GuidanceOptions(), 1, False, torch.device("cpu"))
-    targets = made.targets([CAPTION], [[PAIR]], [CaptionDropout.NOTHING])
+    models = open_models(recipe(world, world / "none"), parts=())
+    models.load_llm("cpu")
+    models.family, llm = family, models.llm
+    targets = Conditioner(models, torch.device("cpu")).targets([CAPTION], [[PAIR]], [CaptionDropout.NOTHING])
+    assert targets is not None and llm is not None
     words = [targets.columns[0, targets.attribute[0, p].nonzero().flatten()].tolist() for p in range(2)]
     assert words[0] == [6]  # start, a, red, circle, and, a, blue
     ids = tokenize_prompt(llm.tokenizer, CAPTION, llm.spec).ids
     assert "".join(llm.tokenizer.decode([ids[p - LENGTH]]) for p in words[1]).strip() == "blue"
 
 
-def test_memory_and_cache_are_counted_with_it(world: Path, tmp_path: Path) -> None:
+def test_memory_and_cache_use_the_length(world: Path, tmp_path: Path) -> None:
     models = open_models(recipe(world, tmp_path, data={"clip_chunks": 2}), parts=())
     assert text_form(models)["clip"][0] == (2 * LENGTH, 64)
     inputs = FakeRun(models).inputs(1, Shapes((16, 16), 8, 8), True)
     assert inputs.text is not None and inputs.text.shape[1] == 2 * LENGTH
 
 
-def test_a_run_trains_and_its_export_paints(world: Path, tmp_path: Path) -> None:
+def test_a_run_trains_and_its_export_generates(world: Path, tmp_path: Path) -> None:
     sections = {"train": {"steps": 1}, "guidance": {"alpha": 1.0}, "data": {"cache": {"text": True}}}
     folder = train(recipe_content(world, tmp_path / "run", **sections))
     assert len(losses(folder)) == 1
@@ -107,7 +108,7 @@ def test_a_run_trains_and_its_export_paints(world: Path, tmp_path: Path) -> None
     assert model.generate(CAPTION, GenerationOptions(steps=2, width=16, height=16)).isfinite().all()
 
 
-def test_text_encoders_of_unlike_lengths_are_refused(models: Any, tmp_path: Path) -> None:
+def test_text_encoders_of_different_lengths_are_refused(models: Any, tmp_path: Path) -> None:
     base = shutil.copytree(models.sdxl, tmp_path / "sdxl")
     shorten(base / "text_encoder_2", 32)
     with pytest.raises(LLM4GENError, match="positions for 77 and 32 tokens; expected .* equally many"):

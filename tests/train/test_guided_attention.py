@@ -1,4 +1,4 @@
-"""The attention processor: the same image, and the same loss and gradients however the UNet is run."""
+"""Attention processor: the same prediction, loss and gradients however the UNet is run."""
 
 from __future__ import annotations
 
@@ -148,14 +148,13 @@ def test_checkpointing_that_loses_the_gradient_is_refused(unet: UNet2DConditionM
         recorder.finish(B)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_compiled_blocks_change_nothing(unet: UNet2DConditionModel, checkpointing: bool) -> None:
+def test_compiled_blocks_with_checkpointing_change_nothing(unet: UNet2DConditionModel) -> None:
+    """Without checkpointing, test_training_options.py trains with compiled blocks."""
     torch._dynamo.reset()
     recorder = install_cross_attention(unet, OPTIONS)
     targets = guidance_targets(PAIRS)
     prediction, loss, gradients = guided(unet, recorder, targets)
-    if checkpointing:
-        unet.enable_gradient_checkpointing()
+    unet.enable_gradient_checkpointing()
     unet.compile_repeated_blocks(backend="aot_eager")
     again = guided(unet, recorder, targets)
     torch.testing.assert_close(again[0], prediction)
@@ -186,7 +185,7 @@ def test_choosing_no_layer_is_an_error(unet: UNet2DConditionModel) -> None:
         recorder.finish(B)
 
 
-def test_switched_off_nothing_is_computed(unet: UNet2DConditionModel) -> None:
+def test_nothing_is_computed_without_targets(unet: UNet2DConditionModel) -> None:
     recorder = install_cross_attention(unet, OPTIONS)
     recorder.begin(None)
     forward(unet)
@@ -224,14 +223,14 @@ def test_few_pixels_attend_to_the_context_itself_with_the_same_result(
         gradients = {name: p.grad.clone() for name, p in unet.named_parameters() if p.grad is not None}
         return prediction.detach(), loss.detach(), {**gradients, "context": given.grad}
 
-    judge = attention._is_cheaper_brought_to_the_context
+    judge = attention._is_cheaper_to_project_back
     judged: list[bool] = []
     monkeypatch.setattr(
-        attention, "_is_cheaper_brought_to_the_context", lambda *args: judged.append(judge(*args)) or judged[-1]
+        attention, "_is_cheaper_to_project_back", lambda *args: judged.append(judge(*args)) or judged[-1]
     )
     found = run()
     assert sum(judged) >= 4  # of seven layers, those of one pixel
-    monkeypatch.setattr(attention, "_is_cheaper_brought_to_the_context", lambda *args: False)
+    monkeypatch.setattr(attention, "_is_cheaper_to_project_back", lambda *args: False)
     expected = run()
     torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-10)
     torch.testing.assert_close(found[1], expected[1], rtol=0, atol=1e-10)
@@ -240,23 +239,23 @@ def test_few_pixels_attend_to_the_context_itself_with_the_same_result(
         torch.testing.assert_close(found[2][name], gradient, rtol=1e-8, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_projections_that_are_more_than_a_product_are_not_passed_by(unet: UNet2DConditionModel) -> None:
+def test_projections_beyond_a_product_are_not_bypassed(unet: UNet2DConditionModel) -> None:
     layer = next(iter(cross_attention_layers(unet).values()))
     query, context = torch.zeros(1, layer.heads, 1, layer.inner_dim // layer.heads), torch.zeros(1, 160, D_TEXT)
-    assert attention._is_cheaper_brought_to_the_context(layer, query, context)
+    assert attention._is_cheaper_to_project_back(layer, query, context)
     handle = layer.to_v.register_forward_hook(lambda *_: None)
-    assert not attention._is_cheaper_brought_to_the_context(layer, query, context)
+    assert not attention._is_cheaper_to_project_back(layer, query, context)
     handle.remove()
     layer.to_k.bias = torch.nn.Parameter(torch.zeros(layer.inner_dim))
-    assert not attention._is_cheaper_brought_to_the_context(layer, query, context)
+    assert not attention._is_cheaper_to_project_back(layer, query, context)
     layer.to_k = torch.nn.Sequential(layer.to_v)  # what a LoRA layer looks like
-    assert not attention._is_cheaper_brought_to_the_context(layer, query, context)
+    assert not attention._is_cheaper_to_project_back(layer, query, context)
 
 
-def test_sd15_and_sdxl_at_their_sizes_project_as_ever() -> None:
+def test_sd15_and_sdxl_at_their_sizes_project_as_usual() -> None:
     """Their deepest maps, 8x8 of 1280 channels in 8 heads and 32x32 in 20."""
     for pixels, heads, d_text in ((64, 8, 768), (1024, 20, 2048)):
         layer = torch.nn.Module()
         layer.to_k = layer.to_v = torch.nn.Linear(d_text, 1280, bias=False, device="meta")
         query, context = torch.empty(1, heads, pixels, 1280 // heads, device="meta"), torch.empty(1, 333, d_text)
-        assert not attention._is_cheaper_brought_to_the_context(layer, query, context)
+        assert not attention._is_cheaper_to_project_back(layer, query, context)

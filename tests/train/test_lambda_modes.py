@@ -17,8 +17,7 @@ from llm4gen_diffusers.options import GenerationOptions, ModelFiles
 from llm4gen_diffusers.sampling import Pipeline
 from train.loop import Trainer
 from train.recipe_file import parse_recipe
-from train.run_folder import RunFolder
-from train.validation import generate_validation
+from train.run import RunFolder
 
 MODES = ("embedding", "value", "decoupled")
 CAPTIONS = ["a red circle and a blue square on black", "a green cross"]
@@ -39,10 +38,10 @@ def runs(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
 
 
 def adapter_of(trainer: Trainer, mode: str = "embedding") -> Adapter:
-    return Adapter(trainer.adapter, AdapterMetadata("miniature", None, lambda_mode=mode))
+    return Adapter(trainer.models.adapter, AdapterMetadata("miniature", None, lambda_mode=mode))
 
 
-def test_the_adapter_says_its_mode_and_paints_in_it(runs: dict[str, Path], world: Path) -> None:
+def test_the_adapter_stores_its_mode_and_generates_with_it(runs: dict[str, Path], world: Path) -> None:
     for mode, run in runs.items():
         export = run / "export"
         mine = Pipeline.from_files(
@@ -57,31 +56,29 @@ def test_value_trains_as_embedding_and_decoupled_as_neither(runs: dict[str, Path
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_what_is_painted_is_what_was_trained(world: Path, tmp_path: Path, mode: str) -> None:
+def test_the_pipeline_predicts_what_was_trained(world: Path, tmp_path: Path, mode: str) -> None:
     content = recipe_content(world, tmp_path / "run", adapter={"heads": 4, "lambda_mode": mode})
     trainer = Trainer(parse_recipe(content, "Recipe of the test"), RunFolder(tmp_path / "run"))
-    noisy, expected, timesteps = prediction(trainer.objective, trainer.conditioner, CAPTIONS)
-    mine = Pipeline(trainer.family, adapter_of(trainer), trainer.llm, mode)
+    noisy, expected, timesteps = prediction(trainer.training_loss, trainer.conditioner, CAPTIONS)
+    mine = Pipeline(trainer.models.family, adapter_of(trainer), trainer.models.llm, mode)
     features = mine.encode(CAPTIONS)
     found = mine.predict_noise(noisy, timesteps, features)
     assert relative_error(found, expected) < 1e-5
 
 
-def test_validation_paints_in_the_mode_of_the_run(world: Path, tmp_path: Path) -> None:
-    """Before the first step too, when no layer has been told a mode yet."""
+def test_validation_generates_in_the_mode_of_the_run(world: Path, tmp_path: Path) -> None:
+    """Also before the first step, when no layer has a mode yet."""
     settings = {"every": 4, "prompts": CAPTIONS[:1], "seeds": [3], "steps": 2, "guidance": 3.0}
     content = recipe_content(
         world, tmp_path / "run", adapter={"heads": 4, "lambda_mode": "decoupled"}, validation=settings
     )
     recipe = parse_recipe(content, "Recipe of the test")
     trainer = Trainer(recipe, RunFolder(tmp_path / "run"))
-    [file] = generate_validation(
-        recipe, trainer.family, adapter_of(trainer, "decoupled"), trainer.llm, tmp_path / "images" / "step"
-    )
+    [file] = trainer.models.validation_images(tmp_path / "images" / "step")
     found = torch.from_numpy(np.array(Image.open(file)).astype(np.float32))
 
     def generate(mode: str) -> Tensor:
-        mine = Pipeline(trainer.family, adapter_of(trainer), trainer.llm, mode)
+        mine = Pipeline(trainer.models.family, adapter_of(trainer), trainer.models.llm, mode)
         image = mine.generate(CAPTIONS[0], GenerationOptions(steps=2, guidance=3.0, width=16, height=16), seed=3)[0]
         return image.permute(1, 2, 0) * 255
 
@@ -92,11 +89,11 @@ def test_validation_paints_in_the_mode_of_the_run(world: Path, tmp_path: Path) -
 @pytest.mark.parametrize("fusion", ["mlp", "cross_attention"])
 def test_a_fusion_that_replaces_clip_has_no_other_mode(world: Path, tmp_path: Path, fusion: str) -> None:
     content = recipe_content(world, tmp_path, adapter={"heads": 4, "lambda_mode": "decoupled", "fusion": fusion})
-    with pytest.raises(LLM4GENError, match='lambda_mode is "decoupled"; expected embedding with a fusion that leaves'):
+    with pytest.raises(LLM4GENError, match='lambda_mode is "decoupled"; expected embedding with a fusion that keeps'):
         parse_recipe(content, "Recipe of the test")
 
 
-def test_an_adapter_of_another_mode_is_no_start(world: Path, tmp_path: Path, runs: dict[str, Path]) -> None:
+def test_an_adapter_of_another_mode_is_refused_as_start(world: Path, tmp_path: Path, runs: dict[str, Path]) -> None:
     start = runs["decoupled"] / "export" / "adapter.safetensors"
     content = recipe_content(world, tmp_path / "run", model={"adapter": str(start)})
     with pytest.raises(LLM4GENError, match="was trained with the λ mode decoupled, the recipe has adapter.lambda_mode"):

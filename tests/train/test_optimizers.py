@@ -12,7 +12,7 @@ from torch import nn
 
 from llm4gen_core import LLM4GENError
 from train import recipe
-from train.optimizers import ParameterGroup, build_optimizer, build_schedule, optimizer_state_bytes
+from train.optimizers import build_optimizer, build_schedule, optimizer_state_bytes
 
 NAMES = ("adamw", "adamw_8bit", "adafactor", "prodigy")
 
@@ -30,11 +30,11 @@ def small_model() -> nn.Module:
     return nn.ModuleDict({"cam": parts, "unet": nn.Conv2d(16, 40, 3, bias=False)})
 
 
-def groups(model: nn.Module) -> list[ParameterGroup]:
-    return [
-        ParameterGroup(name, {f"{name}.{key}": value for key, value in part.named_parameters()})
+def groups(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
+    return {
+        name: {f"{name}.{key}": value for key, value in part.named_parameters()}
         for name, part in model.named_children()
-    ]
+    }
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
@@ -48,7 +48,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> N
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_resumed_from_a_file_it_goes_on_to_the_bit(name):
+def test_a_resumed_optimizer_is_bit_equal(name):
     whole = small_model()
     optimizer = build_optimizer(groups(whole), settings(name))
     train(whole, optimizer, range(5))
@@ -76,7 +76,7 @@ def test_a_step_changes_every_parameter(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_weight_decay_is_for_matrices_alone(name):
+def test_weight_decay_applies_to_matrices_only(name):
     model = small_model()
     optimizer = build_optimizer(groups(model), settings(name))
     decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
@@ -91,7 +91,7 @@ def test_the_unet_may_have_its_own_learning_rate():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_size_of_the_state_is_known_beforehand(name):
+def test_predicted_size_of_the_state(name):
     model = small_model()
     optimizer = build_optimizer(groups(model), settings(name))
     train(model, optimizer, range(1))
@@ -144,7 +144,7 @@ def test_a_missing_package_is_named(monkeypatch, name, package):
         build_optimizer(groups(small_model()), settings(name))
 
 
-def test_8bit_on_a_device_that_it_does_not_know():
+def test_8bit_on_an_unsupported_device():
     with torch.device("meta"):
         model = small_model()
     with pytest.raises(LLM4GENError, match="adamw_8bit cannot run on meta"):
@@ -153,4 +153,4 @@ def test_8bit_on_a_device_that_it_does_not_know():
 
 def test_nothing_to_train():
     with pytest.raises(LLM4GENError, match="nothing to train"):
-        build_optimizer([], settings("adamw"))
+        build_optimizer({}, settings("adamw"))

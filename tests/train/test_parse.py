@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,8 @@ from gold_captions import gold_captions
 from llm4gen_core import LLM4GENError, parse_entities
 from llm4gen_core.entities import load_backend
 from train import parse
-from train.parse import ParseReport, ParseSettings, configure, parse_captions, parse_file
+from train.__main__ import main
+from train.parse import ParseReport, ParseSettings, parse_captions, parse_file
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPTIONS = [caption.text for caption in gold_captions(5, seed=3)]
@@ -60,19 +58,19 @@ def test_captions_are_read_as_they_are_needed() -> None:
 
 
 @pytest.mark.parametrize(("workers", "batch"), [(-1, 10), (0, 0)])
-def test_impossible_numbers_are_refused_at_once(workers: int, batch: int) -> None:
+def test_impossible_numbers_are_refused(workers: int, batch: int) -> None:
     with pytest.raises(LLM4GENError, match="expected at least 0 and at least 1"):
         parse_captions([], "rules", workers, batch)
 
 
-def test_a_missing_backend_is_said_before_a_caption_is_read() -> None:
+def test_a_missing_backend_is_an_error_before_reading() -> None:
     with pytest.raises(LLM4GENError, match="no trained English pipeline"):
         parse_captions(iter(()), "spacy", workers=2)
 
 
-def test_a_process_that_dies_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_crashes_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parse, "_start_worker", _leave)
-    with pytest.raises(LLM4GENError, match=r"One of 1 parsing processes ended on its own.*fewer --workers"):
+    with pytest.raises(LLM4GENError, match=r"One of 1 parsing processes crashed.*fewer --workers"):
         list(parse_captions(["a red cat"], "rules", workers=1))
 
 
@@ -163,12 +161,12 @@ def test_a_long_list_of_bad_rows_is_cut(run: Callable[..., Any], capsys: pytest.
     assert "line 21 (no caption) and 10 more\n" in capsys.readouterr().out
 
 
-def test_half_a_surrogate_pair_is_written_as_it_came(run: Callable[..., Any]) -> None:
+def test_half_a_surrogate_pair_is_kept(run: Callable[..., Any]) -> None:
     rows, _ = run("captions.jsonl", '{"caption": "\\ud800 a red cat"}\n{"caption": "café"}\n')
     assert rows[0] == {"caption": "\ud800 a red cat", "pairs": [[4, 7, 8, 11]]}
 
 
-def test_the_summary_is_honest_about_the_fallback(run: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_summary_names_the_fallback(run: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
     run("captions.txt", "a red cat\ntwo dogs\na big blue dog\n")
     out, err = capsys.readouterr()
     assert "captions 3, of which 2 (66.7%) have at least one pair" in out
@@ -180,7 +178,7 @@ def test_the_summary_is_honest_about_the_fallback(run: Callable[..., Any], capsy
     assert "This is the fallback: it knows words" in capsys.readouterr().out
 
 
-def test_many_captions_go_through_processes(run: Callable[..., Any]) -> None:
+def test_many_captions_are_parsed_in_processes(run: Callable[..., Any]) -> None:
     rows, report = run("captions.txt", "\n".join(CAPTIONS), workers=2)
     assert [row["caption"] for row in rows] == CAPTIONS
     assert [row["pairs"] for row in rows] == [[p.offsets for p in parse_entities(c, "rules")] for c in CAPTIONS]
@@ -241,18 +239,6 @@ def test_the_source_can_be_replaced(run: Callable[..., Any], tmp_path: Path) -> 
 
 
 def test_the_arguments_are_the_settings(tmp_path: Path) -> None:
-    parser = argparse.ArgumentParser()
-    configure(parser)
     (tmp_path / "captions.txt").write_text("a red cat\n")
-    arguments = [str(tmp_path / "captions.txt"), "--output", str(tmp_path / "o.jsonl"), "--workers", "0"]
-    args = parser.parse_args(arguments)
-    run = args.run
-    del args.run
-    run(args)
+    assert main(["parse", str(tmp_path / "captions.txt"), "--output", str(tmp_path / "o.jsonl"), "--workers", "0"]) == 0
     assert json.loads((tmp_path / "o.jsonl").read_text())["pairs"] == [[2, 5, 6, 9]]
-
-
-def test_help_needs_no_torch() -> None:
-    script = "import sys, train.parse; print(sorted(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert not {"torch", "spacy", "llm4gen_core", "tqdm"} & set(json.loads(done.stdout.replace("'", '"')))

@@ -1,4 +1,4 @@
-"""`plan`: its numbers are those of real modules, states, files and passes, and it leaves no run behind."""
+"""`plan`: its numbers against real modules, optimizer states, files and passes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from train.loop import Trainer
 from train.memory import FakeRun, LiveBytes, Shapes, estimate
-from train.plan import Plan, plan
+from train.models import open_models
+from train.plan import Plan, Speed, plan
 from train.recipe import Parts, Recipe
 from train.recipe_file import parse_recipe
-from train.run_folder import RunFolder
-from train.setup import open_models
+from train.run import RunFolder
 
 SHAPES = Shapes((32, 32), 8, 8)
 PARTS = get_args(Parts)
@@ -74,7 +74,8 @@ def test_parameters_and_weights_are_those_of_the_models(recipe_of: Callable[...,
     )
     models = open_models(recipe)
     trained = models.trained_parts()
-    llm = models.load_llm("cpu")
+    models.load_llm("cpu")
+    llm = models.llm
     family = models.family
     real = [family.unet, family.vae, *family.text_encoders]
     real += [llm.model] if llm is not None else []
@@ -101,7 +102,7 @@ def test_gradients_and_optimizer_are_those_after_a_step(
     assert found.optimizer_bytes == pytest.approx(sum(t.numel() * t.element_size() for t in state), rel=1e-3)
 
 
-def test_a_checkpoint_is_as_large_as_said(world: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_as_large_as_estimated(world: Path, tmp_path: Path) -> None:
     content = recipe_content(world, tmp_path / "run")
     content["train"] |= {"steps": 1, "ema": {"enabled": True}}
     folder = train(content)
@@ -112,8 +113,8 @@ def test_a_checkpoint_is_as_large_as_said(world: Path, tmp_path: Path) -> None:
 
 
 def saved_bytes(trainer: Trainer, inputs: Any) -> int:
-    """What the real objective saves for its backward pass, each storage once, without parameters."""
-    known = {p.untyped_storage().data_ptr() for p in trainer.objective.parameters()}
+    """Bytes that the real training loss saves for its backward pass, each storage once, without parameters."""
+    known = {p.untyped_storage().data_ptr() for p in trainer.training_loss.parameters()}
     saved: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -121,13 +122,13 @@ def saved_bytes(trainer: Trainer, inputs: Any) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        losses = trainer.objective(inputs)
+        losses = trainer.training_loss(inputs)
     assert losses[0].requires_grad
     return sum(t.untyped_storage().nbytes() for pointer, t in saved.items() if pointer not in known)
 
 
 def real_inputs(fake: FakeRun, batch: int) -> Any:
-    """The inputs of the estimate, with data."""
+    """Inputs of the estimate, with data."""
     guided = fake.inputs(batch, SHAPES, True)
     targets = guided.targets
     for name, value in list(vars(guided).items()):
@@ -164,7 +165,7 @@ def test_the_sum_is_near_the_peak_of_a_real_step(
     trainer = trainer_of(recipe, tmp_path / "run")
     inputs = real_inputs(FakeRun(open_models(recipe, parts=())), 8)
     with LiveBytes() as live:
-        error, guidance, _ = trainer.objective(inputs)
+        error, guidance, _ = trainer.training_loss(inputs)
         (error.mean() + guidance.mean()).backward()
     computed = found.gradients + found.activations + found.recomputed + found.workspace
     assert 0.95 * live.peak < computed < 1.4 * live.peak
@@ -183,7 +184,7 @@ def test_activations_of_bfloat16_are_smaller_and_weights_are_copied(recipe_of: C
     assert half.memory.copies == pytest.approx(2 * unet.parameters, rel=0.05)
 
 
-def test_guidance_has_its_share_and_none_when_it_is_off(recipe_of: Callable[..., Recipe]) -> None:
+def test_guidance_activations(recipe_of: Callable[..., Recipe]) -> None:
     on, off = (
         estimate(open_models(recipe_of(guidance={"alpha": alpha}), parts=()), SHAPES).memory for alpha in (0.1, 0)
     )
@@ -192,7 +193,7 @@ def test_guidance_has_its_share_and_none_when_it_is_off(recipe_of: Callable[...,
     assert on.guidance > 0
 
 
-def test_encoding_counts_where_latents_are_not_cached(recipe_of: Callable[..., Recipe]) -> None:
+def test_encoding_counts_if_latents_are_not_cached(recipe_of: Callable[..., Recipe]) -> None:
     def encoding(cached: bool) -> int:
         recipe = recipe_of(
             "sd15",
@@ -207,7 +208,10 @@ def test_encoding_counts_where_latents_are_not_cached(recipe_of: Callable[..., R
 
 
 @pytest.mark.parametrize("crops", [1, 2])
-def test_cache_files_are_as_large_as_said(recipe_of: Callable[..., Recipe], tmp_path: Path, crops: int) -> None:
+def test_cache_files_are_as_large_as_estimated(
+    recipe_of: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crops: int
+) -> None:
+    monkeypatch.setattr("train.plan.measure", lambda *_: Speed(1.0, 1.0, None, 3))
     cache = {"latents": True, "text": True, "crops": crops}
     recipe = recipe_of(
         "sd15", data={"cache": cache, "crop": "random" if crops > 1 else "center", "resolution": 64, "min_size": 8}
@@ -219,7 +223,7 @@ def test_cache_files_are_as_large_as_said(recipe_of: Callable[..., Recipe], tmp_
         assert sum(file.stat().st_size for file in files) == pytest.approx(expected, rel=0.02), name
 
 
-def test_it_says_everything_and_leaves_only_the_cache(
+def test_the_output_is_complete_and_only_the_cache_is_written(
     recipe_of: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = plan_of(recipe_of(train={"steps": 30, "batch_size": 4, "micro_batch": 2}))
@@ -233,7 +237,7 @@ def test_it_says_everything_and_leaves_only_the_cache(
     assert found.samples == 12
 
 
-def test_the_run_uses_what_the_plan_has_found(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_the_run_reuses_the_cache_of_the_plan(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
     recipe = recipe_of(data={"cache": {"latents": True}})
     plan_of(recipe)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
@@ -242,7 +246,7 @@ def test_the_run_uses_what_the_plan_has_found(recipe_of: Callable[..., Recipe], 
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_what_does_not_fit_is_not_tried(
+def test_a_step_that_does_not_fit_is_not_measured(
     recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("train.plan.free_memory", lambda: 2**20)
@@ -256,7 +260,7 @@ def test_long_accumulation_is_measured_in_part(
 ) -> None:
     """Sixteen micro-batches a step: four are run, and the time is four times as long."""
     seen: list[int] = []
-    monkeypatch.setattr("train.plan._Trial.time_steps", lambda self: (seen.append(self.accumulation), (0.5, 3))[1])
+    monkeypatch.setattr("train.plan._time_steps", lambda run: (seen.append(run.accumulation), (0.5, 3))[1])
     found = plan_of(recipe_of(train={"steps": 1, "batch_size": 16, "micro_batch": 1}))
     assert seen == [4]
     assert found.speed is not None

@@ -1,4 +1,4 @@
-"""Recipes: the project's own are valid, and what is wrong in one is said in words, with its key."""
+"""Recipes: the project's own are valid, and errors name the key."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def error(call, *arguments):
     return str(caught.value)
 
 
-# ---- the project's own
+# The project's recipes
 
 
 def needed(name: str) -> list[str]:
@@ -61,12 +61,12 @@ def needed(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_own_recipes_are_valid_once_their_paths_are_given(name):
+def test_the_projects_recipes_are_valid_with_paths(name):
     assert load_recipe(name, needed(name)).output == f"runs/{name}"
 
 
 @pytest.mark.parametrize("name", sorted(set(OWN) - {"miniature"}))
-def test_own_recipes_name_what_has_to_be_given(name):
+def test_the_projects_recipes_name_missing_values(name):
     message = error(load_recipe, name)
     for override in needed(name):
         key = override.partition("=")[0]
@@ -101,7 +101,7 @@ def test_low_memory_variants_train_the_same_batch(name):
 
 
 def differences(one: dict, other: dict, place: str = "") -> dict[str, object]:
-    """Dotted keys whose values differ, with the second's values."""
+    """Dotted keys whose values differ, with the values of the second recipe."""
     found = {}
     for key, value in one.items():
         if isinstance(value, dict):
@@ -111,7 +111,7 @@ def differences(one: dict, other: dict, place: str = "") -> dict[str, object]:
     return found
 
 
-def test_each_row_of_table_4_differs_in_one_thing():
+def test_each_row_of_table_4_differs_by_one_setting():
     full = load_recipe("sd15", PATHS).to_dict()
     found = {}
     for name in (name for name in OWN if name.startswith("table4-")):
@@ -128,7 +128,7 @@ def test_the_fine_tuned_base_sees_the_same_samples_as_the_method():
     assert changed == same
 
 
-# ---- reading
+# Reading
 
 
 def test_powers_of_ten_are_numbers(small):
@@ -136,9 +136,9 @@ def test_powers_of_ten_are_numbers(small):
     assert small("train.steps=1e4").train.steps == 10_000
 
 
-def test_a_key_that_stands_twice(write):
+def test_a_duplicate_key(write):
     message = error(load_recipe, write(SMALL + "output: other\n"))
-    assert "the key output stands twice" in message and "line 7" in message
+    assert "duplicate key output" in message and "line 7" in message
 
 
 @pytest.mark.parametrize("text", ["a: [", "? [a, b]\n: c", "1: 2", "\tfamily: sd15"])
@@ -153,7 +153,7 @@ def test_anchors_and_merges_are_yaml(write):
 
 @pytest.mark.parametrize("text", ["", "- a\n- b", "words"])
 def test_no_keys(write, text):
-    assert "holds no keys" in error(load_recipe, write(text))
+    assert "has no keys" in error(load_recipe, write(text))
 
 
 def test_not_text(tmp_path):
@@ -166,7 +166,7 @@ def test_an_unknown_recipe_lists_the_projects():
     assert "sd16 does not exist" in message and all(name in message for name in OWN)
 
 
-def test_a_file_goes_before_the_projects_recipe_of_its_name(write, monkeypatch):
+def test_a_file_is_preferred_to_the_projects_recipe_of_its_name(write, monkeypatch):
     path = Path(write(SMALL, "sd15.yaml"))
     monkeypatch.chdir(path.parent)
     assert find_recipe("sd15.yaml") == Path("sd15.yaml")
@@ -191,17 +191,17 @@ def test_extends_in_a_circle(write):
 
 
 @pytest.mark.parametrize("parent", ["none.yaml", "[a]", "3"])
-def test_extends_what_does_not_exist(write, parent):
+def test_extends_a_missing_recipe(write, parent):
     assert "expected the name of a recipe beside it" in error(load_recipe, write(f"extends: {parent}\n{SMALL}"))
 
 
-def test_overrides_reach_lists_and_sections_that_are_not_there(small):
+def test_overrides_of_lists_and_missing_sections(small):
     recipe = small("data.sources=[{path: x, repeats: 2}, y]", "data.cache.latents=true", "validation.prompts=[a, b]")
     assert [(source.path, source.repeats) for source in recipe.data.sources] == [("x", 2), ("y", 1)]
     assert recipe.data.cache.latents and recipe.validation.prompts == ["a", "b"]
 
 
-def test_an_override_may_hold_an_equals_sign_or_nothing(small):
+def test_an_override_may_contain_an_equals_sign_or_be_empty(small):
     assert small("title=a=b").title == "a=b"
     assert small("checkpoints.keep=").checkpoints.keep is None
 
@@ -221,7 +221,7 @@ def test_overrides_that_are_not_understood(small, override, message):
     assert message in error(small, override)
 
 
-# ---- checking
+# Checking
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_overrides_that_are_not_understood(small, override, message):
         ("trainable.parts=text_encoder", 'model.llm is "llm"; expected nothing, because trainable.parts text_encoder'),
     ],
 )
-def test_what_is_wrong_is_said_with_its_key(small, override, message):
+def test_errors_name_their_key(small, override, message):
     assert message in error(small, override)
 
 
@@ -273,7 +273,7 @@ def test_what_is_wrong_is_said_with_its_key(small, override, message):
         (["name=prodigy", "unet_learning_rate=1"], "optimizer.unet_learning_rate is 1.0; expected nothing: prodigy"),
     ],
 )
-def test_optimizers_say_what_they_do_not_have(small, overrides, message):
+def test_settings_that_an_optimizer_lacks(small, overrides, message):
     assert message in error(small, *(f"optimizer.{override}" for override in overrides))
 
 
@@ -322,20 +322,20 @@ def test_guidance_needs_tokens_that_the_unet_sees(small, fusion, tokens, message
         assert small(*overrides, "guidance.alpha=0").guidance.alpha == 0
 
 
-def test_everything_that_is_wrong_is_said_at_once(small):
+def test_all_problems_are_in_one_message(small):
     message = error(small, "train.precision=fp16", "guidance.alhpa=1", "output=???")
     assert message.startswith("Recipe mine.yaml: output is missing; give output=FOLDER or write it into the recipe. ")
     assert "guidance.alhpa" in message and "train.precision" in message
 
 
-def test_an_empty_recipe_names_what_it_needs():
+def test_an_empty_recipe_names_its_required_keys():
     message = error(parse_recipe, {}, "Recipe x")
     for key in ("family", "output", "model.base", "data.sources", "train.steps", "train.batch_size"):
         assert f"{key} is missing" in message
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_what_is_stored_with_a_run_is_the_same_recipe(name, write):
+def test_the_stored_recipe_is_the_same(name, write):
     recipe = load_recipe(name, needed(name))
     assert load_recipe(write(recipe.to_yaml())) == recipe
     assert set(yaml.safe_load(recipe.to_yaml())) == set(Recipe.model_fields)
@@ -358,7 +358,7 @@ def test_wrong_values_fail_before_a_model_library_loads(write):
 
 
 def test_every_key_is_described():
-    """Each field of each section stands in its docstring."""
+    """Each field of each section is in its docstring."""
     undescribed = []
     for section in module.Section.__subclasses__():
         names = (name for name in section.model_fields if not recipe_file._section(section, name))
@@ -369,3 +369,33 @@ def test_every_key_is_described():
 def _spread(text: str | None) -> str:
     """ "betas, eps: of the optimizer" as "betas: eps: of the optimizer"."""
     return str(text).replace(", ", ": ")
+
+
+# Recipes of older runs
+
+REMOVED = {
+    "wordpieces": "mean",
+    "heads": "mean",
+    "axis": "tokens",
+    "support": "full",
+    "reduction": "mean",
+    "attributes": "each",
+    "stop_gradient": "none",
+    "time_weight": "none",
+    "time_window": [0.0, 1.0],
+    "max_pairs": 16,
+}
+"""Guidance options in recipe.yaml of older runs, with the values that are built in now."""
+
+
+def test_removed_guidance_options_of_older_runs_are_read():
+    content = yaml.safe_load(SMALL)
+    expected = parse_recipe(content | {"guidance": {"alpha": 0.5}}, "Recipe")
+    assert parse_recipe(content | {"guidance": {"alpha": 0.5, **REMOVED}}, "Recipe") == expected
+    assert not set(REMOVED) & set(expected.to_dict()["guidance"])
+
+
+@pytest.mark.parametrize(("key", "value"), [("heads", "each"), ("max_pairs", 8), ("time_window", [0.0, 0.5])])
+def test_a_removed_guidance_option_with_another_value_is_an_error(key, value):
+    content = yaml.safe_load(SMALL) | {"guidance": {**REMOVED, key: value}}
+    assert f"guidance.{key} is not a key of recipes" in error(parse_recipe, content, "Recipe")

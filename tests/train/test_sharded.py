@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -13,8 +14,8 @@ from short_runs import REPOSITORY, go_on, losses, recipe_content, train
 from small_models import make_world
 
 from llm4gen_core import LLM4GENError, load_adapter
-from train.export import ExportSettings, export
 from train.recipe_file import parse_recipe
+from train.run import ExportSettings, export
 
 
 def run_sharded(*arguments: str) -> None:
@@ -27,19 +28,20 @@ def run_sharded(*arguments: str) -> None:
 @pytest.mark.slow
 def test_fsdp_trains_resumes_and_exports(tmp_path: Path) -> None:
     make_world(tmp_path / "world", images=12)
+    short: dict[str, Any] = {"train": {"steps": 2}, "checkpoints": {"every": 1}}
     alone = train(recipe_content(tmp_path / "world", tmp_path / "alone", guidance={"alpha": 100.0}))
-    content = recipe_content(tmp_path / "world", tmp_path / "sharded", guidance={"alpha": 100.0})
+    content = recipe_content(tmp_path / "world", tmp_path / "sharded", guidance={"alpha": 100.0}, **short)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(parse_recipe(content, "test").to_yaml())
     folder = tmp_path / "sharded"
     run_sharded("run", str(recipe))
     assert losses(folder) == pytest.approx(losses(alone), rel=1e-5)
-    expected = load_file(folder / "checkpoints" / "step-00000004" / "trained.safetensors")
+    expected = load_file(folder / "checkpoints" / "step-00000002" / "trained.safetensors")
 
-    shutil.rmtree(folder / "checkpoints" / "step-00000004")
+    shutil.rmtree(folder / "checkpoints" / "step-00000002")
     run_sharded("resume", str(folder))
     assert losses(folder) == pytest.approx(losses(alone), rel=1e-5)
-    again = load_file(folder / "checkpoints" / "step-00000004" / "trained.safetensors")
+    again = load_file(folder / "checkpoints" / "step-00000002" / "trained.safetensors")
     assert again.keys() == expected.keys()
     assert max(float((again[name] - tensor).abs().max()) for name, tensor in expected.items()) < 1e-5
 

@@ -1,4 +1,4 @@
-"""What may be switched on must not change what is trained, or must change it as it says."""
+"""Options of a run: some must not change the losses, others must change them as described."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from llm4gen_core import LLM4GENError
 from llm4gen_diffusers.options import GenerationOptions, ModelFiles
 from llm4gen_diffusers.sampling import Pipeline
 from train.data.images import to_model
-from train.data.samples import cut_of, load_pixels
 from train.data.scan import scan
 from train.recipe_file import parse_recipe
 
@@ -75,7 +74,7 @@ def test_losses_stay_the_same(world: Path, plain: Path, tmp_path: Path, changes:
 def test_losses_stay_the_same_when_compiled(
     world: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Captured and differentiated by torch.compile; code for the CPU is not generated, which would take a minute."""
+    """torch.compile captures and differentiates; it generates no code for the CPU, which would take a minute."""
     whole = UNet2DConditionModel.compile_repeated_blocks
     monkeypatch.setattr(UNet2DConditionModel, "compile_repeated_blocks", lambda unet: whole(unet, backend="aot_eager"))
     torch._dynamo.reset()
@@ -122,10 +121,10 @@ def test_validation_images_are_those_of_the_export(world: Path, tmp_path: Path) 
             llm=world / "llm",
         )
     )
-    painted = pipeline.generate("a blue square", GenerationOptions(steps=3, width=16, height=16), seed=2)[0]
+    generated = pipeline.generate("a blue square", GenerationOptions(steps=3, width=16, height=16), seed=2)[0]
     with Image.open(folder / "validation" / "step-00000004" / "prompt-02-seed-2.png") as image:
         found = torch.from_numpy(np.asarray(image).astype(np.int64))
-    expected = (painted.permute(1, 2, 0) * 255).long()
+    expected = (generated.permute(1, 2, 0) * 255).long()
     assert (found - expected).abs().max() <= 1
 
 
@@ -142,9 +141,7 @@ def test_tensorboard_has_the_numbers_and_the_images(world: Path, tmp_path: Path)
     assert [event.step for event in events.Images("validation/prompt-01-seed-0")] == [4]
 
 
-def test_a_tracker_that_is_not_installed_is_said_at_once(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_tracker_is_an_error_at_once(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
     find = importlib.util.find_spec
@@ -178,8 +175,8 @@ def test_buckets_train_images_of_every_shape(world: Path, tmp_path: Path) -> Non
     assert len(losses(folder)) == 4
 
 
-def test_images_that_break_during_the_run_are_listed_and_stop_nothing(world: Path, tmp_path: Path) -> None:
-    """They were whole when the data was scanned: the trainer meets them later, in the middle of a batch."""
+def test_images_damaged_during_the_run_are_listed_and_skipped(world: Path, tmp_path: Path) -> None:
+    """They were intact when the data was scanned, and are found by the trainer in a batch."""
     shutil.copytree(world / "images", tmp_path / "images")
     content = recipe_content(world, tmp_path / "run", data={**data(world), "sources": str(tmp_path / "images")})
     content["data"]["cache"] = {"folder": str(tmp_path / "cache")}
@@ -197,13 +194,13 @@ def test_images_that_break_during_the_run_are_listed_and_stop_nothing(world: Pat
 
 
 @pytest.mark.slow
-def test_eight_pairs_are_learned_by_heart(tmp_path: Path) -> None:
-    """The whole objective, guidance and caption dropout among it; every caption paints its own image."""
+def test_eight_pairs_are_memorised(tmp_path: Path) -> None:
+    """With guidance and caption dropout: every caption generates its own image."""
     make_world(tmp_path, images=8)
     content = recipe_content(
         tmp_path,
         tmp_path / "run",
-        data=data(tmp_path, caption_dropout=0.05),
+        data=data(tmp_path, caption_dropout=0.05, cache={"text": True}),
         train={"steps": 450, "batch_size": 16, "micro_batch": 16, "precision": "float32"},
         optimizer={"learning_rate": 3e-3, "schedule": "cosine", "warmup_steps": 20},
         loss={"prediction": "v_prediction", "zero_terminal_snr": True},
@@ -214,8 +211,8 @@ def test_eight_pairs_are_learned_by_heart(tmp_path: Path) -> None:
     curve = [values["diffusion"] for values in metrics(folder)]
     assert curve[-1] < 0.3 * curve[0]
     manifest = scan(parse_recipe(content, "test").data, folder / "cache")
-    cuts = [cut_of(manifest, i, (16, 16), 3, 0) for i in range(8)]
-    images = torch.stack([to_model(load_pixels(manifest, i, cut)) for i, cut in enumerate(cuts)]) / 2 + 0.5
+    cuts = [manifest.cut(i, (16, 16), 3, 0) for i in range(8)]
+    images = torch.stack([to_model(manifest.pixels(i, cut)) for i, cut in enumerate(cuts)]) / 2 + 0.5
     pipeline = Pipeline.from_files(
         ModelFiles(
             base=tmp_path / "base",
@@ -225,7 +222,7 @@ def test_eight_pairs_are_learned_by_heart(tmp_path: Path) -> None:
         )
     )
     options = GenerationOptions(steps=20, guidance=1.0, width=16, height=16)
-    painted = torch.cat([pipeline.generate(manifest.caption(i), options, seed=1, progress=False) for i in range(8)])
-    errors = (painted[:, None] - images[None]).square().mean((2, 3, 4))
+    generated = torch.cat([pipeline.generate(manifest.caption(i), options, seed=1, progress=False) for i in range(8)])
+    errors = (generated[:, None] - images[None]).square().mean((2, 3, 4))
     assert errors.argmin(1).tolist() == list(range(8))
     assert errors.diagonal().max() < 0.03

@@ -1,5 +1,5 @@
-"""From image-text pairs on a disk to micro-batches, the same on every machine and at every step.
+"""Image-text pairs on the disk to micro-batches, the same on every machine and at every step.
 
-`scan.scan` lists and checks the pairs, `order.GlobalOrder` says which samples a step sees, `fill` computes what is
-cached, and `batches.micro_batches` puts the tensors together.
+`sources` lists the pairs, `scan` checks them into the table of `manifest`, `order` says which samples a step sees,
+`images` and `cache` give their pixels or latents, and `batches` stacks the tensors.
 """

@@ -1,6 +1,6 @@
-"""From the bytes of an image file to the pixels of a sample.
+"""Image files to the pixels of a sample: sizes of the buckets, checking and decoding a file, resizing and cutting.
 
-Every image becomes upright RGB of 8 bits: alpha is laid over white; CMYK, palette, gray and 16-bit images are
+Every image becomes upright RGB of 8 bits: alpha is composited over white; CMYK, palette, gray and 16-bit images are
 converted; colour profiles are ignored, as image-text data sets and the other trainers ignore them.
 """
 
@@ -16,11 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from llm4gen_core import LLM4GENError
+from llm4gen_core.errors import first_line
 
-from ..seeds import generator, uniform
+from ..recipe import Data
+from .order import generator, uniform
 
 PIXELS_VERSION = 1
-"""Part of the latent cache's fingerprint; raise it when the same file and cut give other pixels."""
+"""Version in the fingerprint of the latent cache; raise it when the same file and cut give other pixels."""
 
 # The formats are named because PIL knows others too, one of which (EPS) starts a program to open a file.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
@@ -28,7 +30,7 @@ SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", 
 
 Image.init()
 _AVAILABLE = tuple(name for name in FORMATS if name in Image.OPEN)
-"""PIL may be built without some of them."""
+"""Formats that this PIL can read; it may be built without some."""
 
 _ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -40,11 +42,47 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF's orientation to what undoes it."""
+"""Transposition that undoes each orientation of EXIF."""
+
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+
+def bucket_sizes(data: Data) -> list[Size]:
+    """Sizes that samples of a recipe can have, from the tallest to the widest; one square without buckets.
+
+    For each width that is a multiple of the step, the height is the largest multiple with which the area stays
+    within resolution² (the idea of aspect-ratio bucketing is NovelAI's).
+    """
+    if not data.buckets.enabled:
+        return [(data.resolution, data.resolution)]
+    step, area = data.buckets.step, data.resolution**2
+    sizes = {(data.resolution, data.resolution)}
+    for short in range(step, data.resolution, step):
+        long = area // short // step * step
+        if long <= short * data.buckets.max_ratio:
+            sizes |= {(long, short), (short, long)}
+    return sorted(sizes, key=lambda size: (size[1] / size[0], size))
+
+
+def assign(widths: np.ndarray, heights: np.ndarray, sizes: list[Size]) -> np.ndarray:
+    """Bucket of each image: the one whose aspect ratio is nearest, as a factor.
+
+    Args:
+        widths, heights: [N] pixels.
+        sizes: from `bucket_sizes`.
+
+    Returns:
+        [N] int32, indices of `sizes`.
+    """
+    ratios = np.log([width / height for height, width in sizes])
+    between = (ratios[1:] + ratios[:-1]) / 2
+    return np.searchsorted(between, np.log(widths / heights)).astype(np.int32)
 
 
 class BadImage(LLM4GENError):
-    """An image that cannot be used. `kind` is what reports count by."""
+    """An image that cannot be used; reports count by `kind`."""
 
     def __init__(self, kind: str, sentence: str) -> None:
         super().__init__(sentence)
@@ -53,11 +91,11 @@ class BadImage(LLM4GENError):
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What is known of an image without its pixels.
+    """Facts about an image that need no decoding.
 
     Attributes:
-        width, height: after EXIF's rotation.
-        note: what `decode` does to it beside decoding ("CMYK", "alpha", ...), empty for nothing.
+        width, height: pixels, after EXIF's rotation.
+        note: conversions that `decode` makes ("CMYK", "alpha", ...), empty for none.
     """
 
     width: int
@@ -66,12 +104,12 @@ class ImageFacts:
 
 
 def inspect(data: bytes) -> ImageFacts:
-    """Size of an image, after a check that costs little: the header, and whether the file is whole.
+    """Check the header of an image and whether the file is complete, which costs little.
 
     JPEG, PNG and WebP are decoded only if their last bytes look wrong; the other formats always are.
 
     Raises:
-        BadImage: empty, truncated, not an image, or with more pixels than PIL takes for an attack.
+        BadImage: empty, truncated, not an image, or with more pixels than PIL accepts.
     """
     image = _open(data)
     try:
@@ -93,16 +131,16 @@ def inspect(data: bytes) -> ImageFacts:
 
 
 def decode(data: bytes) -> Image.Image:
-    """Upright RGB.
+    """Decode an image to upright RGB.
 
     Raises:
-        BadImage: as `inspect`, and whatever only decoding shows.
+        BadImage: as for `inspect`, and for damage that only decoding finds.
     """
     image = _open(data)
     try:
         image.load()
         rgb = _rgb(image)
-        # After loading: PIL turns some formats by itself and then forgets the orientation.
+        # Read after loading: PIL turns some formats by itself and then removes the orientation.
         turn = _UPRIGHT.get(_orientation(image))
         return rgb if turn is None else rgb.transpose(turn)
     except BadImage:
@@ -113,14 +151,14 @@ def decode(data: bytes) -> Image.Image:
 
 @dataclass(frozen=True)
 class Cut:
-    """How an image becomes a sample: resized to cover the target, perhaps mirrored, then cut.
+    """Geometry of a sample: the image is resized to cover the target, possibly mirrored, then cut.
 
     Attributes:
         original: height and width of the upright image.
-        resized: height and width; one of them is the target's.
-        top, left: of the cut in the resized (and mirrored) image; SDXL's crop condition.
+        resized: height and width; one of them equals the target's.
+        top, left: corner of the cut in the resized (and mirrored) image; SDXL's crop condition.
         target: height and width of the sample.
-        flip: mirrored.
+        flip: whether the image is mirrored.
     """
 
     original: tuple[int, int]
@@ -146,16 +184,16 @@ def plan_cut(
     key: str = "",
     epoch: int = 0,
 ) -> Cut:
-    """The cut of a sample in an epoch; nothing but the arguments has any influence.
+    """Cut of a sample in an epoch, a function of the arguments alone.
 
     Args:
         width, height: of the upright image.
         target: height and width of the sample.
-        crop: "center", or "random" for a place drawn from (seed, key, epoch).
-        flip: share of samples that are mirrored, drawn likewise.
+        crop: "center", or "random" for a position drawn from (seed, key, epoch).
+        flip: share of samples that are mirrored, drawn in the same way.
     """
     target_height, target_width = target
-    # In whole numbers: a float could round to one pixel less than the target.
+    # In integers: a float could round to one pixel less than the target.
     if width * target_height >= height * target_width:
         resized = (target_height, max(target_width, (2 * width * target_height + height) // (2 * height)))
     else:
@@ -171,7 +209,7 @@ def plan_cut(
 
 
 def cut_pixels(image: Image.Image, cut: Cut) -> Tensor:
-    """Pixels of a sample.
+    """Resize, mirror and cut an image.
 
     Args:
         image: upright RGB of the size that the cut was planned for.
@@ -189,7 +227,7 @@ def cut_pixels(image: Image.Image, cut: Cut) -> Tensor:
 
 
 def to_model(pixels: Tensor) -> Tensor:
-    """uint8 pixels as the VAE reads them: float32 from -1 to 1."""
+    """Convert uint8 pixels to the VAE's input: float32 from -1 to 1."""
     return pixels.float() / 127.5 - 1.0
 
 
@@ -206,13 +244,13 @@ def _open(data: bytes) -> Image.Image:
             "too many pixels", f"It has more than {Image.MAX_IMAGE_PIXELS:,} pixels; scale it down to use it."
         ) from error
     except Image.UnidentifiedImageError as error:
-        raise BadImage("not an image", f"It is none of {', '.join(_AVAILABLE)}.") from error
+        raise BadImage("not an image", f"Its format is not one of {', '.join(_AVAILABLE)}.") from error
     except Exception as error:  # as above
         raise _damaged(error) from error
 
 
 def _damaged(error: Exception) -> BadImage:
-    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    text = first_line(error)
     return BadImage("truncated" if "truncated" in text else "damaged", f"It cannot be decoded ({text}).")
 
 
@@ -227,7 +265,7 @@ def _looks_whole(kind: str | None, data: bytes) -> bool:
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # broken EXIF is no reason to leave an image out
+    except Exception:  # broken EXIF is not a reason to leave an image out
         return 1
     return value if value in _UPRIGHT else 1
 
@@ -257,7 +295,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits of gray, which PIL's own conversion would clip at 255
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise BadImage("unknown range", "Its pixels are 32-bit numbers of an unknown range.")
+            raise BadImage("unknown range", "Its pixels are 32-bit integers of an unknown range.")
         return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise BadImage("unknown range", "Its pixels are floating-point numbers of an unknown range.")
@@ -266,3 +304,8 @@ def _rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def variations(data: Data) -> int:
+    """Number of different cuts of an image that are cached; epochs use them in turn."""
+    return data.cache.crops if data.crop == "random" or data.flip > 0 else 1

@@ -1,14 +1,16 @@
-"""The pairs of a run, in a table that is mapped into memory: ten million of them cost nothing to open.
+"""Pairs of a run in a memory-mapped table, so that ten million of them open at once, and the report about them.
 
-`scan` writes it. Every pair that was found has a row, the unusable ones too, so that a report can list them; sizes
-are judged when the table is opened, because what is too small depends on the recipe.
+`scan` writes the table. Every pair that was found has a row, the unusable ones too, so that the report can list them;
+sizes are checked when the table is opened, because the smallest size depends on the recipe.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,16 +18,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from torch import Tensor
 
 from llm4gen_core import LLM4GENError
 from llm4gen_core.entities import EntityPair
+from llm4gen_core.errors import first_line
+from llm4gen_core.files import JSONLines, write_json, write_json_lines
 
 from ..recipe import Data
-from .buckets import assign, bucket_sizes
-from .images import BadImage
+from .images import BadImage, Cut, Size, assign, bucket_sizes, cut_pixels, decode, plan_cut
 from .order import GlobalOrder
 from .sources import SourceReader, open_source
-from .sources.base import reason
 
 ROWS = pa.schema(
     [
@@ -48,12 +51,12 @@ ROWS = pa.schema(
         ("problem", pa.string()),
     ]
 )
-"""One row a pair. `unit` and `unit_row`: what it was read with (see `sources.Unit`). `ordinal`: 0, or how many pairs
-of the same key come before. `path`, `offset`, `size`: where the image is. `pairs`: those of the data, four numbers
-each. `kind` and `problem`: why the pair is left out, null for a good one. `note`: how it was handled."""
+"""One row a pair. `unit` and `unit_row`: the unit that it was read with (see `sources.Unit`). `ordinal`: number of
+pairs of the same key before it. `path`, `offset`, `size`: position of the image. `pairs`: entity pairs of the data,
+four numbers each. `kind` and `problem`: why the pair is left out, null for a usable one. `note`: its conversion."""
 
 BLOCK = 65536
-"""Rows that are computed with at once."""
+"""Number of rows that are processed at once."""
 
 
 class Problem(NamedTuple):
@@ -69,23 +72,25 @@ class Problem(NamedTuple):
 
 
 class Manifest:
-    """The usable pairs, numbered from 0.
+    """Usable pairs, numbered from 0.
 
     Args:
         rows: file of the table.
-        data: the recipe's section, which says what is too small or too long.
-        entities: file with the entity pairs of each row; without it, only pairs that came with the data are known.
+        data: section of the recipe, with the limits on sizes.
+        entities: file with the entity pairs of each row; without it, only pairs stored with the data are known.
+        count: number of pairs to use; None for all.
 
     Attributes:
         kept: [N] rows of the usable pairs.
     """
 
-    def __init__(self, rows: Path, data: Data, entities: Path | None = None) -> None:
+    def __init__(self, rows: Path, data: Data, entities: Path | None = None, count: int | None = None) -> None:
         self.data, self.rows_file, self.entities_file = data, rows, entities
         self._table = open_table(rows)
         self._pairs = open_table(entities)["pairs"] if entities else self._table["pairs"]
         self._prefixes = key_prefixes(data)
-        self.kept = np.concatenate([*self._kept_blocks(), np.zeros(0, np.uint32)])
+        self._usable = np.concatenate([*self._kept_blocks(), np.zeros(0, np.uint32)])
+        self.kept = self._usable[:count]
         if not len(self.kept):
             counts = ", ".join(f"{number} {kind}" for kind, number in self.left_out().most_common()) or "nothing found"
             sources = ", ".join(source.path for source in data.sources)
@@ -95,13 +100,17 @@ class Manifest:
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Manifest, (self.rows_file, self.data, self.entities_file)
+        return Manifest, (self.rows_file, self.data, self.entities_file, len(self))
+
+    def shorten(self, count: int) -> None:
+        """Keep the first pairs only."""
+        self.kept = self.kept[:count]
 
     def __len__(self) -> int:
         return len(self.kept)
 
     def key(self, index: int) -> str:
-        """Unique name of a sample, the same in every run with these sources."""
+        """Name of a sample, unique and the same in every run with these sources."""
         row = int(self.kept[index])
         ordinal = self._value("ordinal", row)
         key = self._prefixes[self._value("source", row)] + self._value("key", row)
@@ -111,7 +120,7 @@ class Manifest:
         return self._value("caption", int(self.kept[index]))
 
     def pairs(self, index: int) -> list[EntityPair]:
-        """Its entity pairs: those of the data, else the parser's."""
+        """Entity pairs of a sample: those of the data, else the parser's."""
         row = int(self.kept[index])
         numbers = self._pairs[row].as_py() or []
         caption = self._value("caption", row)
@@ -123,19 +132,19 @@ class Manifest:
         return self._value("width", row), self._value("height", row)
 
     def digest(self, index: int) -> bytes:
-        """16 bytes, a hash of the image file."""
+        """Hash of the image file, 16 bytes."""
         return self._value("digest", int(self.kept[index]))
 
     def problem(self, index: int, kind: str, sentence: str) -> Problem:
-        """A usable pair that turned out not to be, as it stands in reports."""
+        """Problem of a pair that was usable when it was scanned."""
         source = self.data.sources[self._value("source", int(self.kept[index]))]
         return Problem(source.path, self.key(index), kind, sentence)
 
     def read(self, index: int) -> bytes:
-        """The image file, which must be the one that was scanned.
+        """Read the image file, which must be the one that was scanned.
 
         Raises:
-            BadImage: it cannot be read any more, or has changed.
+            BadImage: it can no longer be read, or has changed.
         """
         row = int(self.kept[index])
         reader = self._readers[self._value("source", row)]
@@ -143,25 +152,44 @@ class Manifest:
             path = decode_path(self._value("path", row))
             data = reader.read(path, self._value("offset", row), self._value("size", row))
         except (OSError, LookupError, ValueError) as error:
-            raise BadImage("unreadable", f"It cannot be read ({reason(error)}).") from error
+            raise BadImage("unreadable", f"It cannot be read ({first_line(error)}).") from error
         if digest(data) != self._value("digest", row):
             raise BadImage("changed", "It has changed since the data was scanned; start a new run to use it as it is.")
         return data
 
+    def cut(self, index: int, size: Size, seed: int, epoch: int) -> Cut:
+        """Cut of a sample of a bucket in an epoch; with cached latents, `epoch` is the number of the variation."""
+        data = self.data
+        width, height = self.size(index)
+        key = self.key(index) if data.crop == "random" or data.flip > 0 else ""
+        return plan_cut(width, height, size, crop=data.crop, flip=data.flip, seed=seed, key=key, epoch=epoch)
+
+    def pixels(self, index: int, cut: Cut) -> Tensor:
+        """Pixels [3, H, W] uint8 of a sample.
+
+        Raises:
+            BadImage: the image cannot be read, is damaged, or is not the one that was scanned.
+        """
+        image = decode(self.read(index))
+        if image.size[::-1] != cut.original:
+            found = f"{image.size[0]}x{image.size[1]}"
+            raise BadImage("changed", f"It decodes to {found} pixels, but its header says otherwise.")
+        return cut_pixels(image, cut)
+
     def sizes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Widths and heights of all, [N] each."""
+        """Widths and heights of all images, [N] each."""
         return self.column("width"), self.column("height")
 
     def repeats(self) -> np.ndarray:
-        """[N], how often an epoch sees each."""
+        """Number of times that an epoch sees each pair [N]."""
         return np.array([source.repeats for source in self.data.sources])[self.column("source")]
 
     def column(self, name: str) -> np.ndarray:
-        """A column of numbers for all usable pairs."""
+        """Column of numbers of all usable pairs."""
         return self._table[name].to_numpy()[self.kept]
 
     def blocks(self, names: list[str]) -> Iterator[pa.Table]:
-        """Columns of the usable pairs, block by block; "pairs" are those that `pairs` gives."""
+        """Columns of the usable pairs, block by block; "pairs" are the entity pairs of `pairs`."""
         table = self._table.select([name for name in names if name != "pairs"])
         for start in range(0, len(self.kept), BLOCK):
             rows = pa.array(self.kept[start : start + BLOCK])
@@ -169,7 +197,7 @@ class Manifest:
             yield block.append_column("pairs", self._pairs.take(rows)) if "pairs" in names else block
 
     def captions(self) -> Iterator[str]:
-        """Each different caption once, in the order of first use."""
+        """Distinct captions, in the order of their first use."""
         _, first = np.unique(self._caption_digests(), return_index=True)
         first.sort()
         for start in range(0, len(first), BLOCK):
@@ -184,9 +212,9 @@ class Manifest:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of what a run learns from: keys, captions, image digests and entity pairs, in their order.
+        """Hash of all that a run learns from: keys, captions, image digests and entity pairs, in their order.
 
-        It does not depend on where the data is or when it was scanned. A run that goes on checks it.
+        It does not depend on the place of the data or the time of the scan. A resumed run checks it.
         """
         total = hashlib.blake2b(digest_size=16)
         for number in range(0, len(self), BLOCK):
@@ -204,11 +232,11 @@ class Manifest:
         return total.hexdigest()
 
     def left_out(self) -> Counter[str]:
-        """How many pairs were left out, by kind."""
+        """Number of pairs that were left out, by kind."""
         return Counter(problem.kind for problem in self.problems())
 
     def notes(self) -> Counter[str]:
-        """How many of the usable pairs were handled, by what was done to them."""
+        """Number of usable pairs that were converted, by kind of conversion."""
         total: Counter[str] = Counter()
         for block in self.blocks(["note"]):
             for count in pc.value_counts(pc.filter(block["note"], pc.not_equal(block["note"], ""))).to_pylist():
@@ -217,9 +245,9 @@ class Manifest:
         return total
 
     def problems(self) -> Iterator[Problem]:
-        """What was left out and why, in the order of the sources."""
+        """Pairs that were left out and why, in the order of the sources."""
         usable = np.zeros(self._table.num_rows, bool)
-        usable[self.kept] = True
+        usable[self._usable] = True
         names = ["source", "key", "ordinal", "kind", "problem", "width", "height"]
         bad = np.flatnonzero(~usable)
         for start in range(0, len(bad), BLOCK):
@@ -230,11 +258,11 @@ class Manifest:
 
     @property
     def min_size(self) -> int:
-        """Pixels that the shorter side of an image needs."""
+        """Smallest accepted shorter side of an image, in pixels."""
         return self.data.min_size if self.data.min_size is not None else self.data.resolution // 2
 
     def order(self, batch_size: int, seed: int) -> GlobalOrder:
-        """The order of these pairs; the bucket of a step is an index of `bucket_sizes(data)`."""
+        """Order of these pairs; the bucket of a step is an index of `bucket_sizes(data)`."""
         buckets = assign(*self.sizes(), bucket_sizes(self.data))
         return GlobalOrder(buckets, batch_size, seed, self.repeats())
 
@@ -267,7 +295,7 @@ class Manifest:
 
 
 def open_table(path: Path) -> pa.Table:
-    """A table that stays on the disk until it is read.
+    """Open a table without reading it.
 
     Raises:
         OSError, pa.ArrowInvalid: the file is missing or damaged.
@@ -280,7 +308,7 @@ def digest(data: bytes) -> bytes:
 
 
 def encode_path(path: str) -> bytes:
-    """File names need not be UTF-8."""
+    """Encode a file name, which need not be UTF-8."""
     return path.encode("utf-8", "surrogateescape")
 
 
@@ -289,7 +317,7 @@ def decode_path(path: bytes) -> str:
 
 
 def key_prefixes(data: Data) -> list[str]:
-    """What stands before the keys of each source: nothing for a single one, else its name."""
+    """Prefix of the keys of each source: nothing for a single one, else its name."""
     if len(data.sources) == 1:
         return [""]
     names = [Path(source.path).name or str(number) for number, source in enumerate(data.sources)]
@@ -302,7 +330,7 @@ def key_prefixes(data: Data) -> list[str]:
 
 
 def as_bytes16(column: pa.ChunkedArray) -> np.ndarray:
-    """Digests as numpy's S16; null becomes zeros."""
+    """Column of digests as numpy's S16; null becomes zeros."""
     chunks = []
     for chunk in column.chunks:
         values = np.frombuffer(chunk.buffers()[1], "S16", len(chunk), 16 * chunk.offset).copy()
@@ -310,3 +338,175 @@ def as_bytes16(column: pa.ChunkedArray) -> np.ndarray:
             values[pc.is_null(chunk).to_numpy(zero_copy_only=False)] = b""
         chunks.append(values)
     return np.concatenate(chunks) if chunks else np.zeros(0, "S16")
+
+
+SUMMARY, LEFT_OUT, UNREADABLE = "data.json", "data_left_out.jsonl", "data_unreadable.jsonl"
+
+SHOWN = 10
+"""Number of pairs that the console names; the file lists all."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Size of samples: its images, samples of an epoch, and the share of the images' area that is cut off."""
+
+    height: int
+    width: int
+    images: int
+    samples: int
+    cut_off: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Statistics of the usable pairs, and counts of those left out.
+
+    Attributes:
+        samples: in an epoch, repeats included.
+        left_out: pairs by kind of problem; handled: images by kind of conversion.
+        words: 5th, 50th and 95th percentile of the words of a caption, and the mean.
+        different_captions: number of distinct captions.
+        other_scripts: captions without a letter from a to z.
+        with_pairs, pairs: captions with at least one entity pair, and all pairs; None if captions were not parsed.
+        sides: 5th, 50th and 95th percentile of the shorter side in pixels.
+        enlarged: images with fewer pixels than their sample.
+    """
+
+    pairs_found: int
+    usable: int
+    samples: int
+    left_out: dict[str, int]
+    handled: dict[str, int]
+    words: dict[str, float]
+    different_captions: int
+    other_scripts: int
+    with_pairs: int | None
+    pairs: int | None
+    sides: dict[str, float]
+    enlarged: int
+    buckets: list[Bucket]
+    fingerprint: str
+
+
+def summarize(manifest: Manifest) -> Summary:
+    """Compute the statistics of a manifest; takes some seconds for a million pairs."""
+    widths, heights = manifest.sizes()
+    sizes = bucket_sizes(manifest.data)
+    bucket_of = assign(widths, heights, sizes)
+    targets = np.array(sizes)[bucket_of]
+    scale = np.maximum(targets[:, 0] / heights, targets[:, 1] / widths)
+    seen = targets[:, 0] * targets[:, 1] / (heights * widths * scale**2)
+    repeats = manifest.repeats()
+    words, with_pairs, pairs, other, different = _captions(manifest)
+    left_out = manifest.left_out()
+    buckets = []
+    for number, (height, width) in enumerate(sizes):
+        own = bucket_of == number
+        if own.any():
+            cut_off = round(float(1 - seen[own].mean()), 4)
+            buckets.append(Bucket(height, width, int(own.sum()), int(repeats[own].sum()), max(0.0, cut_off)))
+    looked = manifest.entities_file is not None
+    return Summary(
+        pairs_found=len(manifest) + left_out.total(),
+        usable=len(manifest),
+        samples=int(repeats.sum()),
+        left_out=dict(left_out.most_common()),
+        handled=dict(manifest.notes().most_common()),
+        words={**_percentiles(words), "mean": round(float(words.mean()), 2)},
+        different_captions=different,
+        other_scripts=other,
+        with_pairs=with_pairs if looked else None,
+        pairs=pairs if looked else None,
+        sides=_percentiles(np.minimum(widths, heights)),
+        enlarged=int((scale > 1).sum()),
+        buckets=buckets,
+        fingerprint=manifest.fingerprint,
+    )
+
+
+def write_report(manifest: Manifest, folder: Path, later: Iterable[Problem] = ()) -> Summary:
+    """Write the summary and the complete list of left-out pairs into the folder of a run.
+
+    Args:
+        manifest: the pairs.
+        folder: of the run.
+        later: images found to be unusable after the scan, when latents were cached.
+    """
+    summary = summarize(manifest)
+    write_json(folder / SUMMARY, asdict(summary))
+    write_json_lines(folder / LEFT_OUT, (problem._asdict() for problem in (*manifest.problems(), *later)))
+    return summary
+
+
+def describe(summary: Summary, problems: Iterable[Problem] = ()) -> list[str]:
+    """Format the summary for a console; the first few of `problems` are named."""
+    lines = [f"{summary.usable:,} of {summary.pairs_found:,} pairs can be used, {summary.samples:,} samples an epoch"]
+    if summary.left_out:
+        lines.append("left out: " + ", ".join(f"{number:,} {kind}" for kind, number in summary.left_out.items()))
+    if summary.handled:
+        lines.append("handled: " + ", ".join(f"{number:,} {note}" for note, number in summary.handled.items()))
+    for number, problem in enumerate(problems):
+        if number == SHOWN:
+            lines.append(f"  ... and more; all are listed in {LEFT_OUT} of the run")
+            break
+        lines.append(f"  {problem}")
+    words = summary.words
+    lines.append(
+        f"captions: {summary.different_captions:,} different, {words['50%']:g} words "
+        f"({words['5%']:g} to {words['95%']:g}), {summary.other_scripts:,} without Latin letters"
+    )
+    if summary.with_pairs is not None and summary.pairs is not None:
+        share = summary.with_pairs / summary.usable
+        lines.append(f"entity pairs: {summary.pairs:,}, in {share:.1%} of the captions")
+    sides = summary.sides
+    lines.append(
+        f"images: shorter side {sides['50%']:g} pixels ({sides['5%']:g} to {sides['95%']:g}), "
+        f"{summary.enlarged:,} have to be enlarged"
+    )
+    for bucket in summary.buckets:
+        lines.append(
+            f"  {bucket.width:>5} x {bucket.height:<5} {bucket.images:>10,} images  {bucket.cut_off:.1%} cut off"
+        )
+    return lines
+
+
+class ProblemLog:
+    """Images that could not be read during a run, in a list that outlives its restarts; each is listed once.
+
+    Args:
+        folder: of the run. Only one process writes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = JSONLines(folder / UNREADABLE, "List of unreadable images")
+        rows = (json.loads(line) for _, line in self._file.lines())
+        self._known = {(row["source"], row["key"]) for row in rows}
+
+    def add(self, problems: Iterable[Problem]) -> list[Problem]:
+        """Write down the problems that are new, and return them."""
+        new = []
+        for problem in problems:
+            if (problem.source, problem.key) not in self._known:
+                self._known.add((problem.source, problem.key))
+                new.append(problem)
+        if new:
+            self._file.append(*(problem._asdict() for problem in new))
+        return new
+
+
+def _captions(manifest: Manifest) -> tuple[np.ndarray, int, int, int, int]:
+    """Words of each caption; captions with pairs, pairs, captions without Latin letters, distinct captions."""
+    words, with_pairs, pairs, other = [], 0, 0, 0
+    for block in manifest.blocks(["caption", "pairs"]):
+        words.append(pc.count_substring_regex(block["caption"], r"\S+").to_numpy())
+        other += int(pc.sum(pc.invert(pc.match_substring_regex(block["caption"], "[A-Za-z]"))).as_py() or 0)
+        numbers = pc.fill_null(pc.list_value_length(block["pairs"]), 0).to_numpy()
+        with_pairs += int((numbers > 0).sum())
+        pairs += int(numbers.sum()) // 4
+    return np.concatenate(words), with_pairs, pairs, other, manifest.different_captions()
+
+
+def _percentiles(values: np.ndarray) -> dict[str, float]:
+    return {
+        f"{share}%": float(value) for share, value in zip((5, 50, 95), np.percentile(values, (5, 50, 95)), strict=True)
+    }

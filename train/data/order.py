@@ -1,32 +1,57 @@
-"""Which samples an optimizer step sees: a function of (seed, step), the same for any number of processes.
+"""Samples of every optimizer step and random numbers of every sample, as functions of the seed.
 
-Each bucket has an endless stream. With n samples, position p of it is sample `perm(seed, bucket, p // n)[p % n]` in
-its epoch p // n, and the bucket's batch j takes the positions from jB to (j + 1)B - 1, so that every sample of a
+Neither depends on the number of processes, on the batch that a sample is in, or on what was drawn before, so that a
+resumed run draws what the run would have drawn without the stop.
+
+Order: each bucket has an endless stream. With n samples, position p of it is sample `perm(seed, bucket, p // n)[p % n]`
+in its epoch p // n, and the bucket's batch j takes the positions from jB to (j + 1)B - 1, so that every sample of a
 global batch has the same shape, nothing is left over at the end of an epoch, and every sample is seen equally often.
 In cycle c a bucket is given floor((c + 1) n / B) - floor(c n / B) batches: those that its samples of one epoch fill.
-The batches of a cycle are shuffled. Nothing is stored, and any step is found at once, so that going on after a stop
-needs one integer. A deterministic order for any number of processes is the idea of MosaicML's StreamingDataset.
+The batches of a cycle are shuffled. Nothing is stored, and any step is found at once, so that resuming needs one
+integer. A deterministic order for any number of processes is the idea of MosaicML's StreamingDataset.
+
+Random numbers: the idea of stateless seeds is OneTrainer's; here a seed belongs to (sample, epoch, purpose) instead of
+a step and process.
 """
 
 from __future__ import annotations
 
+import hashlib
 from functools import lru_cache
 
 import numpy as np
-
-from ..seeds import draw_seed
+import torch
 
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
+def draw_seed(seed: int, sample: str, epoch: int, purpose: str) -> int:
+    """Seed for one purpose ("noise", "timestep", "crop", ...), 0 to 2**63 - 1.
+
+    Purposes are independent: drawing one more number for one of them changes none of the others.
+    """
+    parts = "\0".join((str(seed), sample, str(epoch), purpose))
+    return int.from_bytes(hashlib.blake2b(parts.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") >> 1
+
+
+def generator(seed: int, sample: str, epoch: int, purpose: str) -> torch.Generator:
+    """Generator on the CPU, the same on every machine; see `draw_seed`."""
+    return torch.Generator("cpu").manual_seed(draw_seed(seed, sample, epoch, purpose))
+
+
+def uniform(seed: int, sample: str, epoch: int, purpose: str) -> float:
+    """Number in [0, 1)."""
+    return draw_seed(seed, sample, epoch, purpose) / 2**63
+
+
 class GlobalOrder:
-    """The order of a data set.
+    """Order in which a run sees the samples of a data set.
 
     Args:
-        bucket_of_sample: [N] index of the bucket of each sample.
+        bucket_of_sample: [N] bucket index of each sample.
         batch_size: B, samples of an optimizer step over all processes.
         seed: of the run.
-        repeats: [N], how often an epoch sees each sample; None is once.
+        repeats: [N], number of times that an epoch sees each sample; None is once.
     """
 
     def __init__(
@@ -41,7 +66,7 @@ class GlobalOrder:
         if self._repeats is not None:
             samples = np.repeat(samples, self._repeats[samples])
         self._samples = samples
-        """Samples, those of a bucket side by side; one that is repeated stands there as often."""
+        """Samples sorted by bucket; a repeated one is listed as often."""
         self._sizes = np.bincount(buckets[samples]).astype(np.int64)
         self._starts = np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
         self._buckets_of_cycle = lru_cache(maxsize=4)(self._shuffled_cycle)
@@ -54,23 +79,23 @@ class GlobalOrder:
         self._buckets_of_cycle = lru_cache(maxsize=4)(self._shuffled_cycle)
 
     def __len__(self) -> int:
-        """Samples of an epoch, repeats included."""
+        """Number of samples of an epoch, repeats included."""
         return len(self._samples)
 
     def bucket(self, step: int) -> int:
-        """The bucket of a step's samples."""
+        """Bucket of a step's samples."""
         return self._locate(step)[0]
 
     def batch(self, step: int, part: slice = slice(None)) -> list[tuple[int, int]]:
-        """The samples of a step.
+        """Samples of a step.
 
         Args:
             step: from 0.
-            part: of the batch, if not all of it is needed.
+            part: slice of the batch, if not all of it is needed.
 
         Returns:
-            (sample, epoch) for each of the B places. The epoch is what the sample's random draws depend on: a
-            sample that an epoch sees twice counts its own two epochs.
+            (sample, epoch) for each of the B places. The sample's random numbers depend on the epoch: a sample that
+            an epoch sees twice has two epochs of its own there.
         """
         bucket, number = self._locate(step)
         size = int(self._sizes[bucket])
@@ -83,14 +108,14 @@ class GlobalOrder:
         places += self._starts[bucket]
         samples = self._samples[places]
         if self._repeats is not None:
-            # Repeats of a sample are neighbours: how far a place is from the first of them tells them apart.
+            # Repeats of a sample are neighbours: the distance to the first of them tells them apart.
             repeats = self._repeats[samples]
             first = np.searchsorted(self._first_places, places, side="right") - 1
             epochs = epochs * repeats + places - self._first_places[first]
         return list(zip(samples.tolist(), epochs.tolist(), strict=True))
 
     def part(self, accumulation_step: int, micro_batch: int, rank: int, world_size: int) -> slice:
-        """The places of a batch that a process computes in one of its accumulation steps."""
+        """Slice of a batch that a process computes in one of its accumulation steps."""
         start = (accumulation_step * world_size + rank) * micro_batch
         return slice(start, start + micro_batch)
 
@@ -103,7 +128,7 @@ class GlobalOrder:
         return self._firsts
 
     def _locate(self, step: int) -> tuple[int, int]:
-        """Bucket of a step, and which of the bucket's batches it is."""
+        """Bucket of a step, and the number of its batch within the bucket."""
         low, high = 0, (step + len(self._sizes) + 1) * self.batch_size // len(self._samples) + 1
         while high - low > 1:  # the cycle c with before(c) <= step < before(c + 1)
             middle = (low + high) // 2
@@ -115,7 +140,7 @@ class GlobalOrder:
         return bucket, low * int(self._sizes[bucket]) // self.batch_size + earlier
 
     def _before(self, cycle: int) -> int:
-        """Batches of all cycles before this one."""
+        """Number of batches of all cycles before this one."""
         return int((cycle * self._sizes // self.batch_size).sum())
 
     def _shuffled_cycle(self, cycle: int) -> np.ndarray:
@@ -126,7 +151,7 @@ class GlobalOrder:
 
 
 def shuffled_places(places: np.ndarray, size: int, key: int) -> np.ndarray:
-    """Where a permutation of 0 ... size - 1 sends some places, without the rest of it.
+    """Images of some places under a pseudorandom permutation of 0 ... size - 1, without computing the rest.
 
     The swap-or-not shuffle (Hoang, Morris, Rogaway, CRYPTO 2012): in each round a place and its partner, K - place,
     are both swapped or both not. Unlike a library's shuffle it needs no memory for 10 million samples in every
@@ -134,8 +159,8 @@ def shuffled_places(places: np.ndarray, size: int, key: int) -> np.ndarray:
 
     Args:
         places: [n] int64 from 0 to size - 1.
-        size: of what is permuted.
-        key: which permutation.
+        size: number of places of the permutation.
+        key: seed of the permutation.
 
     Returns:
         [n] int64.
@@ -154,7 +179,7 @@ def shuffled_places(places: np.ndarray, size: int, key: int) -> np.ndarray:
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """splitmix64's finalizer: each bit of the result depends on every bit of the value."""
+    """Finalizer of splitmix64: each bit of the result depends on every bit of the value."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

@@ -26,7 +26,7 @@ LOSS = Difference(-0.0521, -0.1113, 0.0061, 3, 150, 0.00001, 450)
 
 
 class Reader(HTMLParser):
-    """Tags with their attributes, and the text of the body; raises where tags are not closed in their order."""
+    """Tags with their attributes, and the text of the body; fails if tags are not closed in order."""
 
     VOID = {"meta", "img", "br"}
 
@@ -75,7 +75,7 @@ def image(color: tuple[int, int, int] = (200, 30, 30)) -> NDArray[np.uint8]:
 
 
 def full(page: Page) -> Page:
-    """With one of everything, and two plots."""
+    """A page with every kind of block, and two plots."""
     page.heading("Core")
     page.text("One *word*.\n\n- a\n- b")
     page.table(
@@ -95,7 +95,7 @@ def decoded(attributes: dict[str, str | None]) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))))
 
 
-def test_the_page_is_sound_html_that_needs_nothing_else(page: Page) -> None:
+def test_html_is_valid_and_loads_nothing(page: Page) -> None:
     reader = Reader(full(page))
     assert not reader.all("script") and not reader.all("link")
     links = [value for _, attributes in reader.tags for name, value in attributes.items() if name in ("src", "href")]
@@ -103,7 +103,7 @@ def test_the_page_is_sound_html_that_needs_nothing_else(page: Page) -> None:
     assert "@import" not in page.html() and "url(http" not in page.html()
 
 
-def test_ids_are_unique_and_everything_that_refers_to_one_finds_it(page: Page) -> None:
+def test_ids_are_unique_and_references_resolve(page: Page) -> None:
     reader = Reader(full(page))
     ids = [attributes["id"] for _, attributes in reader.tags if "id" in attributes]
     assert len(ids) == len({*ids})
@@ -111,13 +111,13 @@ def test_ids_are_unique_and_everything_that_refers_to_one_finds_it(page: Page) -
     assert {*referred} <= {*ids} and any("plot-" in name for name in referred)
 
 
-def test_the_same_content_gives_the_same_bytes_whatever_matplotlib_is_set_to() -> None:
+def test_bytes_do_not_depend_on_matplotlib_settings() -> None:
     first = full(Page("Results")).html()
     with matplotlib.rc_context({"font.size": 20, "svg.fonttype": "path", "axes.grid": True}):
         assert full(Page("Results")).html() == first
 
 
-def test_text_is_shown_as_it_stands(page: Page) -> None:
+def test_text_is_shown_literally(page: Page) -> None:
     page.heading("<b>a</b> & b")
     page.text("if a < b & <script>alert(1)</script>, 2 * 3 * 4, a_b and [this](javascript:alert)")
     reader = Reader(page)
@@ -181,7 +181,7 @@ def test_differences_are_drawn_beside_zero(page: Page) -> None:
     assert 0 < float(zero["x1"] or "") < float(interval["x1"] or "")
 
 
-def test_a_table_says_what_its_marks_mean_only_where_there_are_some(page: Page) -> None:
+def test_notes_explain_only_the_marks_of_a_table(page: Page) -> None:
     page.table(["Variant", "x"], [["a", HALF]], "")
     assert "95 % intervals" in Reader(page).text and "One training seed" not in Reader(page).text
     page.table(["Variant", "x"], [["a", NARROW]], "")
@@ -191,12 +191,12 @@ def test_a_table_says_what_its_marks_mean_only_where_there_are_some(page: Page) 
     assert "interval" not in Reader(plain).text
 
 
-def test_rows_are_set_off(page: Page) -> None:
+def test_rows_are_highlighted(page: Page) -> None:
     page.table(["Variant", "x"], [["a", 1], ["b", 2], ["c", 3]], "", highlight=[2])
     assert [row.get("class") for row in Reader(page).all("tr")] == [None, None, None, "ours"]
 
 
-def test_a_row_that_does_not_fit_is_refused(page: Page) -> None:
+def test_a_row_with_too_many_or_too_few_cells_is_an_error(page: Page) -> None:
     with pytest.raises(LLM4GENError, match="Row 2 has 3 cells; expected 2: Variant, x"):
         page.table(["Variant", "x"], [["a", 1], ["b", 2, 3]], "")
     with pytest.raises(LLM4GENError, match="Row 1 has 1 cells; expected 2"):
@@ -207,7 +207,7 @@ def test_markdown_cells_cannot_break_the_table() -> None:
     assert Table(["x"], [["a|b\nc"]]).markdown() == "| x |\n| --- |\n| a\\|b c |\n"
 
 
-def test_a_plot_holds_its_numbers_for_those_who_cannot_see_it(page: Page) -> None:
+def test_a_plot_has_a_text_alternative_and_a_table_of_its_numbers(page: Page) -> None:
     page.lines(
         {"base": [(0, HALF), (500, HIGH)], "ours": [(500, NARROW)]}, "steps", "binding", "F", references={"c": 0.5}
     )
@@ -218,7 +218,7 @@ def test_a_plot_holds_its_numbers_for_those_who_cannot_see_it(page: Page) -> Non
 
 
 def drawn(page: Page) -> list[tuple[float, float]]:
-    """Where the markers of the first line are, in the plot's units."""
+    """Coordinates of the first line's markers, in the plot's units."""
     uses = re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)" style="fill: var\(--series-0\); stroke: var', page.html())
     return [(float(x), float(y)) for x, y in uses]
 
@@ -231,7 +231,7 @@ def test_points_are_drawn_where_they_belong(page: Page, log_x: bool) -> None:
     assert (x1 - x0) / (x2 - x0) == pytest.approx(0.5 if log_x else 9 / 99, abs=0.01)
 
 
-def test_a_plot_has_the_colours_and_letters_of_the_page(page: Page) -> None:
+def test_a_plot_has_the_colors_and_fonts_of_the_page(page: Page) -> None:
     series = {f"variant {n}": [(1, HALF), (2, HIGH)] for n in range(9)}
     page.lines(series, "x [$]", "y_1", "", references={"chance": 0.5})
     html = page.html()
@@ -259,7 +259,7 @@ def test_images_are_exact_and_named(page: Page) -> None:
     assert "a <red> thing" in Reader(page).text and "image-rendering:pixelated" in page.html()
 
 
-def test_images_that_do_not_fit(page: Page) -> None:
+def test_invalid_images(page: Page) -> None:
     with pytest.raises(LLM4GENError, match="Row 1 has 1 cells; expected 2: a, b"):
         page.images([("base", [image()])], ["a", "b"], "")
     with pytest.raises(LLM4GENError, match=r"The image of 'base: a' is float64 \[6, 8, 3\]"):
@@ -276,7 +276,7 @@ def test_maps_are_brightest_where_they_are_highest(page: Page) -> None:
     assert heat.shape == (6, 8, 3) and brightness.argmax() == brightness.size - 1
 
 
-def test_rows_of_maps_can_be_compared(page: Page) -> None:
+def test_rows_of_maps_share_one_scale(page: Page) -> None:
     """Half as much attention to a word is half as bright, not the same."""
     gray = np.zeros((4, 4, 3), np.uint8)
     page.maps([("a", gray, [np.full((4, 4), 0.2)]), ("b", gray, [np.full((4, 4), 0.1)])], ["red"], "")
@@ -292,7 +292,7 @@ def test_a_map_of_nothing_is_dark(page: Page) -> None:
 @pytest.mark.parametrize(
     "values", [np.ones(4), -np.ones((2, 2)), np.full((2, 2), np.nan)], ids=["1d", "below 0", "nan"]
 )
-def test_maps_that_are_none(page: Page, values: NDArray[np.float64]) -> None:
+def test_invalid_maps(page: Page, values: NDArray[np.float64]) -> None:
     with pytest.raises(LLM4GENError, match="The map of 'red' in the row 'base' has shape"):
         page.maps([("base", image(), [values])], ["red"], "")
 

@@ -91,7 +91,7 @@ def test_order_of_the_score_rows_changes_nothing(sets: list[ImageSet]) -> None:
     assert page_of(sets) == before
 
 
-def test_missing_image_is_shown_at_the_top_in_the_table_and_in_its_place(sets: list[ImageSet]) -> None:
+def test_a_missing_image_is_reported_at_the_top_in_the_table_and_in_its_place(sets: list[ImageSet]) -> None:
     page = page_of(sets)
     top = page[: page.index("<h2")]
     assert "This report is incomplete" in top and "1 of 20 images are missing: p0.1." in top
@@ -138,7 +138,7 @@ def test_samples_are_chosen_without_scores(sets: list[ImageSet], make_set: SetMa
     assert chosen() == [f"p{n}" for n in range(8)]
 
 
-def test_pictures_show_the_images_scaled_down(make_set: SetMaker) -> None:
+def test_large_images_are_scaled_down(make_set: SetMaker) -> None:
     def generate(prompt: Prompt, seed: int) -> Image.Image:
         return Image.new("RGB", (600, 300), (200, 30, 60))
 
@@ -161,7 +161,7 @@ def test_small_images_are_kept_as_they_are(make_set: SetMaker) -> None:
 
 
 @pytest.mark.parametrize("budget", [400_000, 30_000])
-def test_pictures_stay_within_their_budget(make_set: SetMaker, budget: int) -> None:
+def test_images_stay_within_their_budget(make_set: SetMaker, budget: int) -> None:
     big = [make_set(name, make_set.prompts(8), folder=f"big-{name}", side=400) for name in ("a", "b")]
     for images in big:
         make_set.scores(images, "aesthetic", make_set.drawn(images.path.name))

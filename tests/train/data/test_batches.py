@@ -13,7 +13,7 @@ from image_text import make_pairs, open_manifest, write_folder
 
 from llm4gen_core import LLM4GENError
 from train.data.batches import Batch, micro_batches
-from train.data.fill import fill_text, text_cache
+from train.data.cache import TensorCache, fill_text
 from train.data.manifest import Manifest
 
 SIZES = [(64, 64), (100, 64), (64, 128), (90, 70)]
@@ -24,13 +24,17 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+def text_cache(folder: Path, encoders: dict[str, str]) -> TensorCache:
+    return TensorCache(folder / "text", encoders)
+
+
 @pytest.fixture
 def manifest(tmp_path: Path) -> Manifest:
     return open_manifest(tmp_path, write_folder(tmp_path / "data", make_pairs(11, SIZES)), **SETTINGS)
 
 
 def run(manifest: Manifest, first: int = 0, steps: int = 8, **settings: Any) -> Iterator[list[Batch]]:
-    given = {"micro_batch": 2, "accumulation": 2, "recipe_data": manifest.data, "seed": 5, **settings}
+    given = {"micro_batch": 2, "accumulation": 2, **settings}
     return micro_batches(manifest, manifest.order(4, 5), first_step=first, steps=steps, **given)
 
 
@@ -75,10 +79,11 @@ def test_processes_together_have_the_batches_of_one(manifest: Manifest, world_si
         assert all(same(a, b) for a, b in zip(whole, joined, strict=True))
 
 
-def test_workers_change_nothing_and_are_gone_at_the_end(manifest: Manifest) -> None:
+def test_workers_change_nothing_and_end(manifest: Manifest) -> None:
     alone = list(run(manifest, steps=4))
     random_state = torch.get_rng_state()
-    steps = run(manifest, steps=1000, recipe_data=manifest.data.model_copy(update={"workers": 2}))
+    manifest.data = manifest.data.model_copy(update={"workers": 2})
+    steps = run(manifest, steps=1000)
     for expected in alone:
         assert all(same(a, b) for a, b in zip(expected, next(steps), strict=True))
     assert len(multiprocessing.active_children()) == 2
@@ -91,8 +96,8 @@ def test_workers_change_nothing_and_are_gone_at_the_end(manifest: Manifest) -> N
 def test_an_image_that_disappears_is_an_invalid_sample(manifest: Manifest, tmp_path: Path, workers: int) -> None:
     expected = [batch for step in run(manifest) for batch in step]
     (tmp_path / "data" / "0003.png").unlink()
-    data = manifest.data.model_copy(update={"workers": workers})
-    found = [batch for step in run(manifest, recipe_data=data) for batch in step]
+    manifest.data = manifest.data.model_copy(update={"workers": workers})
+    found = [batch for step in run(manifest) for batch in step]
     assert [batch.keys for batch in found] == [batch.keys for batch in expected]
     gone = [(batch, place) for batch in found for place, key in enumerate(batch.keys) if key == "0003.png"]
     assert gone

@@ -1,4 +1,4 @@
-"""Caches survive kills, damage and full disks, and give back the bits that went in."""
+"""Caches survive kills, damage and full disks, and return bit-equal values."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 import train.data.cache as caching
 from llm4gen_core import LLM4GENError
-from train.data.cache import TensorCache
-from train.data.fingerprints import model_fingerprint
+from train.data.cache import TensorCache, model_fingerprint
 
 ABOUT = {"vae": "a", "pixels": 1}
 
@@ -45,7 +44,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_values_come_back_to_the_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_values_are_bit_equal(tmp_path: Path, dtype: torch.dtype) -> None:
     cache = TensorCache(tmp_path, ABOUT)
     with cache.writer() as writer:
         for number in range(30):
@@ -58,7 +57,7 @@ def test_values_come_back_to_the_bit(tmp_path: Path, dtype: torch.dtype) -> None
         cache.get("key 30")
 
 
-def test_a_tensor_is_kept_as_it_was_when_it_was_put(tmp_path: Path) -> None:
+def test_a_tensor_is_copied_when_it_is_added(tmp_path: Path) -> None:
     cache, values = TensorCache(tmp_path, ABOUT), torch.ones(3)
     with cache.writer() as writer:
         writer.put("a", {"x": values})
@@ -96,15 +95,15 @@ def test_shards_are_written_when_they_are_full(tmp_path: Path, monkeypatch: pyte
 
 
 _KILLED = """
-import sys, time, train.data.cache as caching
+import os, sys, time, train.data.cache as caching
 from pathlib import Path
 import torch
 caching.SHARD_BYTES = 800
-def slow(handle, fsync=caching.os.fsync):
+def slow(handle, fsync=os.fsync):
     fsync(handle)
     print("half", flush=True)
     time.sleep(0.02)
-caching.os.fsync = slow
+os.fsync = slow
 with caching.TensorCache(Path(sys.argv[1]), {"vae": "a", "pixels": 1}).writer() as writer:
     for number in range(100000):
         values = torch.randn(2, 4, generator=torch.Generator().manual_seed(number))
@@ -112,7 +111,7 @@ with caching.TensorCache(Path(sys.argv[1]), {"vae": "a", "pixels": 1}).writer() 
 """
 
 
-def test_a_kill_costs_what_was_not_yet_written(tmp_path: Path) -> None:
+def test_a_kill_loses_only_unwritten_entries(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", _KILLED, str(tmp_path)], stdout=subprocess.PIPE)
     assert process.stdout
     for _ in range(4):
@@ -125,7 +124,7 @@ def test_a_kill_costs_what_was_not_yet_written(tmp_path: Path) -> None:
     assert all(equal(cache.get(str(n)), entry(n)) for n in range(len(cache)))
 
 
-def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
+def test_old_partial_files_are_removed(tmp_path: Path) -> None:
     cache = TensorCache(tmp_path, ABOUT)
     old, new = (cache.folder / f".{name}.safetensors.partial" for name in ("old", "new"))
     for file in (old, new):
@@ -157,7 +156,7 @@ class Usage(NamedTuple):
     free: int
 
 
-def test_too_little_space_is_said_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_space_is_an_error_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = TensorCache(tmp_path, ABOUT)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 10**12, 2 * 10**9))
     cache.require_space(10**9)
@@ -165,16 +164,14 @@ def test_too_little_space_is_said_before_writing(tmp_path: Path, monkeypatch: py
         cache.require_space(3_500_000_000)
 
 
-def test_a_disk_that_becomes_full_is_a_sentence_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = filled(tmp_path, 3)
 
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(caching.os, "fsync", full)
-    with pytest.raises(LLM4GENError, match="make room"), cache.writer() as writer:
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(LLM4GENError, match="the disk is full"), cache.writer() as writer:
         writer.put("more", entry(5))
         writer.flush()
     assert not list(cache.folder.glob(".*.partial"))

@@ -1,4 +1,4 @@
-"""What is cached is what would be computed, once, by any number of processes."""
+"""Cached values equal computed ones, and are computed once by any number of processes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,18 @@ from torch import Tensor
 
 from llm4gen_core import LLM4GENError
 from train.data.batches import Batch, micro_batches
-from train.data.cache import TensorCache
-from train.data.fill import EMPTY, fill_latents, fill_text, latent_cache, text_cache
+from train.data.cache import EMPTY, TensorCache, fill_latents, fill_text
 from train.data.manifest import Manifest
 
 SIZES = [(64, 64), (100, 64), (64, 128)]
+
+
+def latent_cache(folder: Path, vae: dict[str, str]) -> TensorCache:
+    return TensorCache(folder / "latents", vae)
+
+
+def text_cache(folder: Path, encoders: dict[str, str]) -> TensorCache:
+    return TensorCache(folder / "text", encoders)
 
 
 class Encoder:
@@ -38,8 +45,6 @@ def batches(manifest: Manifest, steps: int, cache: TensorCache | None = None, se
     of_steps = micro_batches(
         manifest,
         order,
-        recipe_data=manifest.data,
-        seed=seed,
         first_step=0,
         steps=steps,
         micro_batch=2,
@@ -57,8 +62,8 @@ def batches(manifest: Manifest, steps: int, cache: TensorCache | None = None, se
         {"crop": "random", "cache": {"crops": 2}, "buckets": {"enabled": True, "step": 16}},
     ],
 )
-def test_cached_is_uncached_to_the_bit(tmp_path: Path, settings: dict[str, Any]) -> None:
-    """In the first epochs, in which every cached cut is the one of its epoch."""
+def test_cached_latents_are_bit_equal(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """In the first epochs every cached cut is the one of its epoch."""
     manifest = open_manifest(tmp_path, write_folder(tmp_path / "data", make_pairs(6, SIZES)), **settings)
     cache, encoder = latent_cache(tmp_path / "cache", {"vae": "pool"}), Encoder()
     assert not fill_latents(manifest, cache, encoder, seed=0, batch=4)
@@ -75,7 +80,7 @@ def test_cached_is_uncached_to_the_bit(tmp_path: Path, settings: dict[str, Any])
     assert compared >= 6
 
 
-def test_later_epochs_take_the_cuts_in_turn(tmp_path: Path) -> None:
+def test_later_epochs_use_the_cuts_in_turn(tmp_path: Path) -> None:
     manifest = open_manifest(
         tmp_path, write_folder(tmp_path / "data", make_pairs(2, [(300, 64)])), crop="random", cache={"crops": 2}
     )
@@ -120,7 +125,7 @@ def test_processes_share_the_work(tmp_path: Path) -> None:
     assert all(bool(batch.valid.all()) for batch in batches(manifest, 5, cache))
 
 
-def test_stopped_filling_goes_on(tmp_path: Path) -> None:
+def test_interrupted_filling_continues(tmp_path: Path) -> None:
     manifest = open_manifest(tmp_path, write_folder(tmp_path / "data", make_pairs(6)))
     encoder = Encoder()
 
@@ -136,7 +141,7 @@ def test_stopped_filling_goes_on(tmp_path: Path) -> None:
 
 
 def with_half_its_pixels(png: bytes) -> bytes:
-    """A PNG whose chunks and checksums are in order, so that the scan lets it pass."""
+    """A PNG whose chunks and checksums are in order, so that the scan accepts it."""
     start = png.index(b"IDAT")
     length = int.from_bytes(png[start - 4 : start], "big")
     content = b"IDAT" + png[start + 4 : start + 4 + length // 2]
@@ -159,13 +164,13 @@ def test_an_image_that_only_decoding_finds_bad_is_listed_and_invalid(tmp_path: P
         assert images is not None and all(not images[i].any() for i, is_bad in enumerate(bad) if is_bad)
 
 
-def test_an_overflowing_vae_is_said_at_once(tmp_path: Path) -> None:
+def test_an_overflowing_vae_is_an_error_at_once(tmp_path: Path) -> None:
     manifest = open_manifest(tmp_path, write_folder(tmp_path / "data", make_pairs(3)))
     with pytest.raises(LLM4GENError, match="vae_dtype"):
         fill_latents(manifest, latent_cache(tmp_path, {}), lambda x: (x * float("nan"), x), seed=0)
 
 
-def test_an_estimate_comes_before_the_first_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_space_is_checked_before_the_first_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = open_manifest(tmp_path, write_folder(tmp_path / "data", make_pairs(4)))
     asked: list[int] = []
     monkeypatch.setattr(TensorCache, "require_space", lambda self, needed: asked.append(needed))

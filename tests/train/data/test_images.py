@@ -1,4 +1,4 @@
-"""Images of every kind become the right pixels, and cuts are where they say they are."""
+"""Decoding of every kind of image, cuts, and buckets."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import io
 import numpy as np
 import pytest
 import torch
-from image_text import encoded, noise
+from image_text import encoded, make_data, noise
 from PIL import Image
 
-from train.data.images import BadImage, cut_pixels, decode, inspect, plan_cut, to_model
+from train.data.images import BadImage, assign, bucket_sizes, cut_pixels, decode, inspect, plan_cut, to_model
 
 RED, BLUE = (200, 30, 40), (20, 60, 220)
 
@@ -35,7 +35,7 @@ def near(found: tuple[int, ...], expected: tuple[int, ...], tolerance: int) -> b
     ("kind", "options", "tolerance"),
     [("JPEG", {"quality": 95}, 6), ("PNG", {}, 0), ("WEBP", {"lossless": True}, 0), ("BMP", {}, 0), ("TIFF", {}, 0)],
 )
-def test_a_format_keeps_its_colors(kind: str, options: dict[str, object], tolerance: int) -> None:
+def test_colors_of_each_format(kind: str, options: dict[str, object], tolerance: int) -> None:
     left, right = colors(encoded(halves(), kind, **options))
     assert near(left, RED, tolerance) and near(right, BLUE, tolerance)
 
@@ -56,7 +56,7 @@ def test_palette_has_the_right_colors(transparent: bool) -> None:
     assert colors(data) == (RED, (255, 255, 255) if transparent else BLUE)
 
 
-def test_alpha_is_laid_over_white() -> None:
+def test_alpha_is_composited_over_white() -> None:
     image = halves().convert("RGBA")
     image.paste((0, 0, 0, 0), (16, 0, 32, 16))
     image.paste((*RED, 128), (0, 0, 16, 16))
@@ -111,7 +111,7 @@ def test_a_truncated_file_is_found_without_training_on_it(kind: str) -> None:
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", "not an image"),
     ],
 )
-def test_what_is_no_image_is_refused(data: bytes, kind: str) -> None:
+def test_files_that_are_not_images_are_refused(data: bytes, kind: str) -> None:
     with pytest.raises(BadImage) as error:
         inspect(data)
     assert error.value.kind == kind
@@ -135,7 +135,7 @@ def test_a_cut_lies_inside_the_resized_image(size: tuple[int, int], target: tupl
         assert 0 <= cut.top <= cut.resized[0] - target[0] and 0 <= cut.left <= cut.resized[1] - target[1]
 
 
-def test_pixels_are_those_of_the_place_that_the_cut_names() -> None:
+def test_pixels_of_the_cut() -> None:
     image = noise(3, 128, 64)
     cut = plan_cut(128, 64, (64, 64), crop="random", seed=0, key="a", epoch=2)
     whole = torch.from_numpy(np.array(image)).permute(2, 0, 1)
@@ -162,6 +162,36 @@ def test_draws_depend_on_seed_key_and_epoch_and_flips_have_their_share() -> None
     assert 430 < flips < 570
 
 
-def test_the_vae_gets_minus_one_to_one() -> None:
+def test_the_vaes_input_is_minus_one_to_one() -> None:
     values = to_model(torch.tensor([0, 255], dtype=torch.uint8))
     assert values.tolist() == [-1.0, 1.0]
+
+
+# Buckets
+
+
+def test_one_square_without_buckets() -> None:
+    assert bucket_sizes(make_data("x", resolution=512)) == [(512, 512)]
+
+
+@pytest.mark.parametrize(("resolution", "step", "ratio"), [(1024, 64, 2.0), (512, 64, 3.0), (512, 8, 2.0), (64, 16, 4)])
+def test_buckets_have_the_area_the_step_and_the_ratio(resolution: int, step: int, ratio: float) -> None:
+    sizes = bucket_sizes(
+        make_data("x", resolution=resolution, buckets={"enabled": True, "step": step, "max_ratio": ratio})
+    )
+    assert (resolution, resolution) in sizes
+    assert {(width, height) for height, width in sizes} == set(sizes)
+    for height, width in sizes:
+        assert height % step == width % step == 0
+        assert resolution**2 * 0.7 <= height * width <= resolution**2
+        assert max(height, width) <= ratio * min(height, width)
+
+
+def test_an_image_goes_to_the_nearest_shape() -> None:
+    sizes = bucket_sizes(make_data("x", resolution=512, buckets={"enabled": True}))
+    rng = np.random.default_rng(0)
+    widths, heights = rng.integers(200, 3000, (2, 500))
+    chosen = assign(widths, heights, sizes)
+    for width, height, bucket in zip(widths, heights, chosen, strict=True):
+        distances = [abs(np.log(width / height) - np.log(w / h)) for h, w in sizes]
+        assert distances[bucket] == pytest.approx(min(distances))

@@ -1,4 +1,4 @@
-"""The order of samples: complete, even, and a function of the step alone."""
+"""Order of samples and random numbers of a sample, as functions of the seed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
-from train.data.order import GlobalOrder, shuffled_places
-from train.seeds import draw_seed
+from train.data.order import GlobalOrder, draw_seed, generator, shuffled_places, uniform
 
 
 def run_through(order: GlobalOrder, steps: int) -> list[list[tuple[int, int]]]:
@@ -39,7 +39,7 @@ def test_neighbours_of_a_large_permutation_are_unrelated() -> None:
 @pytest.mark.parametrize("sizes", [[10], [64], [100, 3, 17], [1, 1, 1], [5, 0, 40], [2]])
 @pytest.mark.parametrize("batch", [1, 4, 16])
 def test_every_sample_is_seen_equally_often(sizes: list[int], batch: int) -> None:
-    """Never more than one batch of its bucket ahead or behind: over B cycles, exactly."""
+    """At most one batch of its bucket ahead or behind; exactly, over B cycles."""
     order = GlobalOrder(np.repeat(np.arange(len(sizes)), sizes), batch, seed=3)
     steps = sum(sizes)  # B cycles of N samples
     seen = Counter(pair for step in run_through(order, steps) for pair in step)
@@ -55,7 +55,7 @@ def test_samples_of_a_batch_share_their_bucket(batch: int) -> None:
         assert {int(buckets[sample]) for sample, _ in order.batch(step)} == {order.bucket(step)}
 
 
-def test_any_step_is_what_it_is_when_running_through() -> None:
+def test_a_step_does_not_depend_on_the_first_step() -> None:
     buckets = np.random.default_rng(1).integers(0, 4, 50)
     through = run_through(GlobalOrder(buckets, 8, seed=0), 80)
     other = GlobalOrder(buckets, 8, seed=0)
@@ -63,7 +63,7 @@ def test_any_step_is_what_it_is_when_running_through() -> None:
         assert other.batch(step) == through[step]
 
 
-def test_fewer_samples_than_a_batch_come_again_in_later_epochs() -> None:
+def test_fewer_samples_than_a_batch_repeat_in_later_epochs() -> None:
     batch = GlobalOrder(np.zeros(3, int), 8, seed=0).batch(0)
     assert len(set(batch)) == 8
     assert Counter(epoch for _, epoch in batch) == {0: 3, 1: 3, 2: 2}
@@ -111,3 +111,37 @@ def test_a_copy_in_another_process_has_the_same_order() -> None:
     order = GlobalOrder(np.random.default_rng(0).integers(0, 3, 20), 4, seed=9)
     order.batch(3)
     assert pickle.loads(pickle.dumps(order)).batch(11) == order.batch(11)
+
+
+# Random numbers
+
+
+def test_the_same_on_every_machine() -> None:
+    """Recorded number: if it changed, runs could not be resumed exactly."""
+    assert draw_seed(7, "photos/cat.jpg", 2, "noise") == 4051743009899145983
+
+
+@pytest.mark.parametrize(
+    "other", [(8, "a", 2, "noise"), (7, "b", 2, "noise"), (7, "a", 3, "noise"), (7, "a", 2, "crop")], ids=str
+)
+def test_every_argument_changes_the_seed(other: tuple[int, str, int, str]) -> None:
+    assert draw_seed(7, "a", 2, "noise") != draw_seed(*other)
+
+
+def test_draws_elsewhere_change_nothing() -> None:
+    first = torch.randn(4, generator=generator(1, "a", 0, "noise"))
+    torch.manual_seed(5)
+    torch.randn(100)
+    assert torch.equal(torch.randn(4, generator=generator(1, "a", 0, "noise")), first)
+
+
+def test_names_of_any_script_can_be_samples() -> None:
+    assert draw_seed(0, "写真/猫.jpg", 0, "x") != draw_seed(0, "写真/犬.jpg", 0, "x")
+    assert draw_seed(0, "broken\udcff", 0, "x") >= 0
+
+
+def test_uniform_numbers_are_uniform() -> None:
+    numbers = torch.tensor([uniform(0, str(i), 0, "timestep") for i in range(4000)])
+    assert numbers.min() >= 0 and numbers.max() < 1
+    counts = torch.histc(numbers, bins=10, min=0, max=1)
+    assert ((counts - 400).abs() < 100).all()

@@ -1,4 +1,4 @@
-"""The manifest: bad data is listed, what is known is not read again, and its fingerprint says what is in it."""
+"""Scan and manifest: bad data is listed, known files are not read again, and the fingerprint covers the content."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from train.data.scan import scan
 
 @pytest.fixture
 def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Sizes of the images that are looked at."""
+    """Sizes of the images that are checked."""
     sizes: list[int] = []
 
     def count(data: bytes) -> ImageFacts:
@@ -33,7 +33,7 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def test_bad_data_is_left_out_or_handled_and_listed(tmp_path: Path) -> None:
+def test_bad_data_is_left_out_or_converted_and_listed(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     image = noise(0)
@@ -76,7 +76,7 @@ def test_bad_data_is_left_out_or_handled_and_listed(tmp_path: Path) -> None:
     }
 
 
-def test_what_is_too_small_depends_on_the_recipe_alone(tmp_path: Path, looked_at: list[int]) -> None:
+def test_the_smallest_size_depends_on_the_recipe_alone(tmp_path: Path, looked_at: list[int]) -> None:
     folder = write_folder(tmp_path / "data", make_pairs(4, [(64, 64), (40, 200)]))
     assert [
         len(open_manifest(tmp_path, folder, **settings)) for settings in ({}, {"min_size": 41}, {"max_ratio": 4})
@@ -88,7 +88,7 @@ def test_what_is_too_small_depends_on_the_recipe_alone(tmp_path: Path, looked_at
     assert len(looked_at) == 4
 
 
-def test_nothing_usable_is_an_error_that_says_why(tmp_path: Path) -> None:
+def test_no_usable_pair_is_an_error_with_reasons(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "data", [(b"", "x"), (b"", "y")])
     with pytest.raises(LLM4GENError, match="none of the 2 pairs can be used .2 empty file."):
         open_manifest(tmp_path, folder)
@@ -97,7 +97,7 @@ def test_nothing_usable_is_an_error_that_says_why(tmp_path: Path) -> None:
         open_manifest(tmp_path, tmp_path / "empty")
 
 
-def test_the_same_image_with_other_captions_is_several_pairs_and_twins_are_one(tmp_path: Path) -> None:
+def test_duplicates_have_the_same_image_and_caption(tmp_path: Path) -> None:
     write_folder(tmp_path, make_pairs(1))
     rows = [{"image": "0000.png", "caption": caption} for caption in ("one", "two", "one", "three")]
     listed = tmp_path / "l.jsonl"
@@ -114,7 +114,7 @@ def test_the_same_image_with_other_captions_is_several_pairs_and_twins_are_one(t
             file.write(" \n")
 
 
-def test_a_twin_is_used_when_the_other_is_gone(tmp_path: Path) -> None:
+def test_a_duplicate_is_used_when_the_other_is_gone(tmp_path: Path) -> None:
     write_folder(tmp_path, make_pairs(1))
     lines = ['{"image": "0000.png", "caption": "one"}', '{"caption": "one", "image": "0000.png"}']
     listed = tmp_path / "l.jsonl"
@@ -125,7 +125,7 @@ def test_a_twin_is_used_when_the_other_is_gone(tmp_path: Path) -> None:
     assert (len(manifest), manifest.key(0)) == (1, "0000.png") and not manifest.left_out()
 
 
-def test_unchanged_files_are_not_looked_at_again(tmp_path: Path, looked_at: list[int]) -> None:
+def test_unchanged_files_are_not_checked_again(tmp_path: Path, looked_at: list[int]) -> None:
     folder = write_folder(tmp_path / "data", make_pairs(6))
     first = open_manifest(tmp_path, folder)
     assert open_manifest(tmp_path, folder).fingerprint == first.fingerprint
@@ -141,8 +141,8 @@ def test_unchanged_files_are_not_looked_at_again(tmp_path: Path, looked_at: list
     assert [manifest.key(i) for i in range(6)] == [fresh.key(i) for i in range(6)]
 
 
-def test_a_file_that_could_not_be_read_gets_another_chance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from train.data.sources.files import Folder
+def test_an_unreadable_file_is_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from train.data.sources import Folder
 
     folder = write_folder(tmp_path / "data", make_pairs(2))
     read = Folder.read
@@ -209,7 +209,7 @@ def test_several_sources_have_keys_of_their_own(tmp_path: Path) -> None:
     assert manifest.repeats().tolist() == [1, 1, 3, 3]
 
 
-def test_an_image_that_changed_after_the_scan_is_not_taken_for_it(tmp_path: Path) -> None:
+def test_an_image_that_changed_after_the_scan_is_refused(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "data", make_pairs(2))
     manifest = open_manifest(tmp_path, folder)
     (folder / "0000.png").write_bytes(encoded(noise(5)))
@@ -220,7 +220,7 @@ def test_an_image_that_changed_after_the_scan_is_not_taken_for_it(tmp_path: Path
         manifest.read(1)
 
 
-def test_a_manifest_goes_to_other_processes_by_name(tmp_path: Path) -> None:
+def test_a_manifest_is_pickled_as_its_file_names(tmp_path: Path) -> None:
     manifest = open_manifest(tmp_path, write_folder(tmp_path / "data", make_pairs(2)))
     assert len(pickle.dumps(manifest)) < 5000
     assert pickle.loads(pickle.dumps(manifest)).caption(1) == manifest.caption(1)
@@ -236,7 +236,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             seen.append(caption)
             yield parse_entities(caption, backend)
 
-    monkeypatch.setattr("train.parse.parse_captions", parse)
+    monkeypatch.setattr("train.data.scan.parse_captions", parse)
     return seen
 
 
@@ -259,10 +259,8 @@ def test_each_caption_is_parsed_once_and_given_pairs_are_kept(tmp_path: Path, pa
     assert parsed == ["a red cat", "a blue dog"]
 
 
-def test_parsing_goes_on_where_it_was_stopped(
-    tmp_path: Path, parsed: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("train.data.entities.PART", 2)
+def test_interrupted_parsing_continues(tmp_path: Path, parsed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.data.scan.PART", 2)
     data = make_data(write_folder(tmp_path / "data", make_pairs(5)))
 
     def stop(what: str, done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""Each kind of source gives the same pairs, and its own troubles stop nothing."""
+"""Each kind of source gives the same pairs, and its errors stop nothing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from image_text import Pair, encoded, make_pairs, noise, open_manifest, write_fo
 
 from llm4gen_core import LLM4GENError
 from train.data.manifest import Manifest
-from train.data.sources import open_source
-from train.data.sources.shards import expand
+from train.data.sources import expand, open_source
 from train.recipe import Source
 
 
@@ -58,7 +57,7 @@ def test_shards_are_found_by_braces_stars_and_name(tmp_path: Path) -> None:
         expand(f"{tmp_path}/{{0000..0003}}.tar")
 
 
-def test_a_truncated_shard_keeps_what_is_whole(tmp_path: Path) -> None:
+def test_a_truncated_shard_keeps_its_complete_samples(tmp_path: Path) -> None:
     pattern = write_shards(tmp_path, make_pairs(6), per_shard=6)
     shard = tmp_path / "0000.tar"
     with tarfile.open(shard) as tar:
@@ -69,7 +68,7 @@ def test_a_truncated_shard_keeps_what_is_whole(tmp_path: Path) -> None:
     assert "bad shard" in manifest.left_out()
 
 
-def test_shards_take_captions_and_pairs_from_json(tmp_path: Path) -> None:
+def test_shards_read_captions_and_pairs_from_json(tmp_path: Path) -> None:
     shard = tmp_path / "a.tar"
     row = json.dumps({"text": "a red cat", "pairs": [[2, 5, 6, 9]]}).encode()
     with tarfile.open(shard, "w") as tar:
@@ -149,13 +148,13 @@ def test_given_pairs_follow_their_caption_and_impossible_ones_are_noted(tmp_path
     assert manifest.notes() == {"impossible entity pairs": 2}
 
 
-def test_half_a_surrogate_in_a_caption_is_no_crash(tmp_path: Path) -> None:
+def test_half_a_surrogate_pair_in_a_caption(tmp_path: Path) -> None:
     write_folder(tmp_path, make_pairs(1))
     listed = rows_of(tmp_path / "l.jsonl", '{"image": "0000.png", "caption": "a \\ud83d cat"}')
     assert open_manifest(tmp_path, listed).caption(0) == "a ? cat"
 
 
-def test_a_data_set_with_splits_gives_train_and_names_what_is_missing(tmp_path: Path) -> None:
+def test_a_data_set_with_splits_gives_train(tmp_path: Path) -> None:
     import datasets
 
     pairs = make_pairs(2)
@@ -164,7 +163,7 @@ def test_a_data_set_with_splits_gives_train_and_names_what_is_missing(tmp_path: 
     datasets.DatasetDict({"test": one}).save_to_disk(str(tmp_path / "other"))
     assert len(open_manifest(tmp_path, tmp_path / "both")) == 2
     assert len(open_manifest(tmp_path, tmp_path / "other" / "test")) == 2
-    with pytest.raises(LLM4GENError, match="no split train, but test"):
+    with pytest.raises(LLM4GENError, match="the splits test, but no split train"):
         open_manifest(tmp_path, tmp_path / "other")
     one.rename_column("text", "words").save_to_disk(str(tmp_path / "words"))
     with pytest.raises(LLM4GENError, match="columns image, words; none of them is known as the caption"):
@@ -177,13 +176,13 @@ def test_a_data_set_with_splits_gives_train_and_names_what_is_missing(tmp_path: 
     [
         ({"path": "nowhere"}, "does not exist"),
         ({"path": "a.jsonl"}, "does not exist"),
-        ({"path": "a.parquet"}, "no known kind"),
+        ({"path": "a.parquet"}, "of an unknown kind"),
         ({"path": ".", "type": "dataset"}, "save_to_disk"),
         ({"path": ".", "type": "jsonl"}, "is a folder"),
         ({"path": "a.parquet", "type": "folder"}, "is a file"),
     ],
 )
-def test_a_wrong_path_is_a_sentence(
+def test_a_wrong_path_is_an_error(
     source: dict[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

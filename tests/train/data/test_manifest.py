@@ -1,4 +1,4 @@
-"""The report says what the data is like and lists all that was left out."""
+"""Report on the data, and the list of left-out pairs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from pathlib import Path
 
 from image_text import encoded, make_data, make_pairs, noise, open_manifest, write_folder
 
-from train.data.manifest import Problem
-from train.data.report import LEFT_OUT, SUMMARY, UNREADABLE, ProblemLog, describe, summarize, write_report
+from train.data.manifest import LEFT_OUT, SUMMARY, UNREADABLE, Problem, ProblemLog, describe, summarize, write_report
 from train.data.scan import scan
 
 
-def test_numbers_are_those_of_the_data(tmp_path: Path) -> None:
+def test_statistics_of_the_data(tmp_path: Path) -> None:
     pairs = [
         (encoded(noise(0, 64, 64)), "a red cat"),
         (encoded(noise(1, 48, 48)), "一只红色的猫"),
@@ -37,7 +36,7 @@ def test_numbers_are_those_of_the_data(tmp_path: Path) -> None:
     ]
 
 
-def test_the_list_is_whole_and_the_console_is_not(tmp_path: Path) -> None:
+def test_the_file_lists_all_and_the_console_some(tmp_path: Path) -> None:
     pairs = [(b"", "x")] * 30 + make_pairs(2)
     manifest = open_manifest(tmp_path, write_folder(tmp_path / "data", pairs))
     later = Problem("data", "0031.png", "truncated", "It is cut off.")

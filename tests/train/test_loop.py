@@ -1,10 +1,12 @@
-"""The loop: what it trains, that it goes on exactly, and that it does not depend on how a batch is split."""
+"""Training loop: logged values, exact resume, signals, and independence of how a batch is split."""
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,8 @@ from short_runs import checkpoint_tensors, go_on, losses, metrics, recipe_conten
 from small_models import make_world
 
 from llm4gen_core import LLM4GENError, load_adapter
-from train.loop import Stopped, Trainer
-from train.step import OptimizerStep
+from train import loop
+from train.loop import Interrupt, Stopped, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing disturbs, with everything on that has a state."""
+    """Uninterrupted run with all parts that have a state."""
     return train(recipe_content(world, tmp_path_factory.mktemp("runs") / "whole", **STATEFUL))
 
 
@@ -42,7 +44,7 @@ STATEFUL: dict[str, Any] = {
 
 
 def assert_same_state(first: Path, second: Path, step: int) -> None:
-    """Weights, average and optimizer, bit for bit."""
+    """Compare weights, average and optimizer bit for bit."""
     expected, found = checkpoint_tensors(first, step), checkpoint_tensors(second, step)
     assert expected.keys() == found.keys()
     assert any(name.startswith("optimizer.") for name in expected)
@@ -50,7 +52,7 @@ def assert_same_state(first: Path, second: Path, step: int) -> None:
     assert not different
 
 
-def test_a_run_leaves_everything_that_is_needed(whole: Path) -> None:
+def test_a_run_writes_all_its_files(whole: Path) -> None:
     assert [values["step"] for values in metrics(whole)] == [1, 2, 3, 4, 5, 6]
     assert load_adapter(whole / "export" / "adapter.safetensors").metadata is not None
     assert (whole / "export" / "unet" / "config.json").is_file()
@@ -60,20 +62,20 @@ def test_a_run_leaves_everything_that_is_needed(whole: Path) -> None:
     assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == [f"step-0000000{i}" for i in (2, 4, 6)]
 
 
-def test_what_is_logged(whole: Path) -> None:
+def test_logged_values(whole: Path) -> None:
     first, second, third = metrics(whole)[:3]
     assert {"loss", "diffusion", "guidance", "mass_attribute", "mass_entity", "gradient_norm", "paired"} <= set(first)
     assert 0 < first["mass_attribute"] < 1
     assert third["loss"] == pytest.approx(third["diffusion"] + third["alpha"] * third["guidance"])
 
 
-def test_alpha_is_found_by_its_effect_and_then_stays(whole: Path) -> None:
-    """balance_steps 2: two steps without guidance, then a constant for which its gradient is balance of the other's."""
+def test_alpha_is_found_by_its_effect_and_then_constant(whole: Path) -> None:
+    """With balance_steps 2: two steps without guidance, then the constant for which the gradient ratio is `balance`."""
     values = metrics(whole)
     first, second = (values[i]["gradient_ratio"] for i in (0, 1))
     expected = 0.1 / (first * second) ** 0.5
     assert [v["alpha"] for v in values] == [0, 0, *[pytest.approx(expected)] * 4]
-    assert "gradient_ratio" in values[2]  # every third step it is still measured, to be seen
+    assert "gradient_ratio" in values[2]  # every third step it is still measured for the log
     assert values[2]["gradient_share"] == pytest.approx(expected * values[2]["gradient_ratio"])
     assert "gradient_ratio" not in values[3]
 
@@ -84,7 +86,7 @@ def test_the_same_recipe_gives_the_same_bits(world: Path, whole: Path, tmp_path:
     assert_same_state(whole, again, 6)
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(world: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_exactly(world: Path, whole: Path, tmp_path: Path) -> None:
     """SIGKILL at a random moment after the first checkpoint."""
     from train.recipe_file import parse_recipe
 
@@ -106,13 +108,13 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(world: Path, whole: Pat
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_exactly(
+def test_a_signal_writes_a_checkpoint_and_the_run_resumes_exactly(
     world: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    step = OptimizerStep.__call__
+    step = Trainer.optimizer_step
     done = []
 
-    def interrupted(self: OptimizerStep, *arguments: Any) -> Any:
+    def interrupted(self: Trainer, *arguments: Any) -> Any:
         result = step(self, *arguments)
         done.append(1)
         if len(done) == 3:
@@ -120,7 +122,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_exactly(
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(OptimizerStep, "__call__", interrupted)
+        patch.setattr(Trainer, "optimizer_step", interrupted)
         with pytest.raises(Stopped) as stopped:
             train(recipe_content(world, tmp_path / "stopped", **STATEFUL))
     assert stopped.value.signal == number.name
@@ -143,7 +145,7 @@ def test_a_broken_checkpoint_is_skipped_for_the_one_before(world: Path, whole: P
 
 
 def test_the_split_of_a_batch_does_not_matter(world: Path, tmp_path: Path) -> None:
-    """Captions without pairs and dropped ones are spread unevenly; the means are over the whole batch all the same."""
+    """Captions without pairs and dropped ones are spread unevenly; the means are over the whole batch."""
     data = {"caption_dropout": 0.4, "llm_dropout": 0.2, "entities": "rules", "resolution": 16, "workers": 0}
     data["sources"] = [{"path": str(world / "images")}]
     runs = [
@@ -166,22 +168,21 @@ def test_the_split_of_a_batch_does_not_matter(world: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_with_the_doubled_batch(world: Path, tmp_path: Path) -> None:
+def test_two_processes_train_as_one(world: Path, whole: Path, tmp_path: Path) -> None:
     from train.recipe_file import parse_recipe
 
-    alone = train(recipe_content(world, tmp_path / "one", **STATEFUL))
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(parse_recipe(recipe_content(world, tmp_path / "two", **STATEFUL), "test").to_yaml())
     process = start_process("run", str(recipe), processes=2)
     output = process.communicate(timeout=300)[0]
     assert process.returncode == 0, output
     assert json.loads((tmp_path / "two" / "provenance.json").read_text())["processes"] == 2
-    for values, found in zip(metrics(alone), metrics(tmp_path / "two"), strict=True):
+    for values, found in zip(metrics(whole), metrics(tmp_path / "two"), strict=True):
         assert found["loss"] == pytest.approx(values["loss"], rel=1e-4)
         assert found["guidance"] == pytest.approx(values["guidance"], rel=1e-3)
-    two, one = checkpoint_tensors(tmp_path / "two", 6), checkpoint_tensors(alone, 6)
+    two, one = checkpoint_tensors(tmp_path / "two", 6), checkpoint_tensors(whole, 6)
     assert two.keys() == one.keys()
-    # What two processes left, one process goes on with.
+    # One process resumes the run of two.
     go_on(tmp_path / "two")
 
 
@@ -199,10 +200,10 @@ def test_changed_data_is_noticed_on_resuming(world: Path, tmp_path: Path) -> Non
         go_on(folder)
 
 
-def test_a_loss_that_is_no_number_stops_with_the_samples(
+def test_a_loss_that_is_not_a_number_stops_with_the_samples(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from train.training_loss import TrainingLoss
+    from train.loss import TrainingLoss
 
     forward = TrainingLoss.forward
 
@@ -223,8 +224,8 @@ def test_a_batch_that_cannot_be_split_is_refused_before_anything_is_loaded(world
 
 
 def test_caption_dropout_is_drawn_anew_each_time(world: Path, tmp_path: Path) -> None:
-    """The trap of the frozen dropout: over many epochs each sample must be seen both with and without its caption."""
-    from train.conditioning import CaptionDropout
+    """Over many epochs each sample must be seen both with and without its caption."""
+    from train.loss import CaptionDropout
     from train.recipe_file import parse_recipe
 
     content = recipe_content(
@@ -240,7 +241,7 @@ def test_caption_dropout_is_drawn_anew_each_time(world: Path, tmp_path: Path) ->
     )
     from short_runs import forget_accelerate
 
-    from train.run_folder import RunFolder
+    from train.run import RunFolder
 
     forget_accelerate()
     recipe = parse_recipe(content, "test")
@@ -250,7 +251,62 @@ def test_caption_dropout_is_drawn_anew_each_time(world: Path, tmp_path: Path) ->
     seen: dict[str, set[CaptionDropout]] = {}
     for batches in trainer.data.steps(0, 60, trainer.accumulation):
         for batch in batches:
-            for key, drop in zip(batch.keys, trainer.optimizer_step.drops(batch), strict=True):
+            for key, drop in zip(batch.keys, trainer.conditioner.dropout(batch), strict=True):
                 seen.setdefault(key, set()).add(drop)
     assert len(seen) == 12
     assert all(drops == {CaptionDropout.NOTHING, CaptionDropout.CAPTION} for drops in seen.values())
+
+
+# Signals
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_is_a_request(name, capfd):
+    with Interrupt("saving") as stop:
+        assert stop.active and not stop.requested
+        send(getattr(signal, name))
+        assert stop.requested and stop.signal == name
+    assert capfd.readouterr().err == "\nsaving\n"
+
+
+def test_the_handlers_are_restored():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError), Interrupt():
+        assert signal.getsignal(signal.SIGINT) != before[0]
+        raise RuntimeError
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_second_sigint_stops_at_once(monkeypatch):
+    monkeypatch.setattr(loop, "_ONE_PRESS", 0.0)
+    with Interrupt() as stop:
+        send(signal.SIGTERM)
+        send(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+        assert stop.signal == "SIGTERM"
+
+
+def test_a_signal_repeated_by_a_launcher_is_ignored():
+    with Interrupt() as stop:
+        send(signal.SIGINT)
+        send(signal.SIGINT)
+        assert stop.requested
+
+
+def test_another_thread_handles_nothing():
+    before = signal.getsignal(signal.SIGINT)
+    seen = []
+
+    def run() -> None:
+        with Interrupt() as stop:
+            seen.append((stop.active, stop.requested, signal.getsignal(signal.SIGINT) == before))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [(False, False, True)]

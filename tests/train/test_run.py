@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, verified, and never the last sound one lost."""
+"""Checkpoints: complete or absent, verified, and the last intact one is never lost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from llm4gen_core import LLM4GENError
-from train.checkpoints import MANIFEST, Checkpoints
+from train.run import MANIFEST, Checkpoints
 
 ROOT = Path(__file__).parents[2]
 CONTENT = b"weights" * 1000
@@ -37,7 +37,7 @@ def names(checkpoints: Checkpoints) -> list[str]:
     return sorted(path.name for path in checkpoints.folder.iterdir())
 
 
-def test_a_checkpoint_holds_what_was_written_and_lists_it(checkpoints):
+def test_a_checkpoint_holds_and_lists_its_files(checkpoints):
     path = checkpoints.save(1000, write, 8000)
     assert path.name == "step-00001000" and Checkpoints.step_of(path) == 1000
     assert (path / "model.bin").read_bytes() == CONTENT
@@ -46,7 +46,7 @@ def test_a_checkpoint_holds_what_was_written_and_lists_it(checkpoints):
     assert checkpoints.newest() == path and names(checkpoints) == ["step-00001000"]
 
 
-def test_without_any_there_is_no_newest(checkpoints):
+def test_no_checkpoint(checkpoints):
     assert checkpoints.newest() is None
 
 
@@ -96,13 +96,13 @@ def test_a_broken_one_is_skipped_for_the_one_before_it(checkpoints, caplog, dama
     assert reason in message and "step-0000000" in message
 
 
-def test_a_broken_one_is_replaced_when_its_step_comes_again(checkpoints):
+def test_a_broken_one_is_replaced_when_its_step_is_repeated(checkpoints):
     lose_a_file(checkpoints.save(2, write, 0))
     path = checkpoints.save(2, write, 0)
     assert checkpoints.newest() == path and names(checkpoints) == ["step-00000002"]
 
 
-def test_a_sound_one_of_the_same_step_is_not_written_again(checkpoints):
+def test_an_intact_one_of_the_same_step_is_not_written_again(checkpoints):
     first = checkpoints.save(2, write, 0)
     inode = (first / "model.bin").stat().st_ino
     assert checkpoints.save(2, lambda folder: pytest.fail("written again"), 0) == first
@@ -122,8 +122,8 @@ def test_without_a_number_all_are_kept(tmp_path):
     assert len(names(checkpoints)) == 5
 
 
-def test_broken_ones_do_not_push_out_sound_ones(tmp_path):
-    """The run was resumed from step 1 because 2 and 3 are broken; then 2 is sound and 3 is still broken."""
+def test_broken_ones_do_not_displace_intact_ones(tmp_path):
+    """The run was resumed from step 1 because 2 and 3 are broken; then 2 is intact and 3 still broken."""
     checkpoints = Checkpoints(tmp_path, keep=None)
     for step in (0, 1, 2, 3):
         checkpoints.save(step, write, 0)
@@ -141,7 +141,7 @@ def little_space(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**12, 10**12 - 10**9, 10**9))
 
 
-def test_too_little_space_is_seen_before_anything_is_written(checkpoints, little_space):
+def test_too_little_space_is_found_before_writing(checkpoints, little_space):
     sound = checkpoints.save(1, write, 0)
     with pytest.raises(LLM4GENError) as error:
         checkpoints.save(2, lambda folder: pytest.fail("written"), 3 * 10**9)
@@ -157,21 +157,21 @@ def fill(folder: Path) -> None:
 
 
 def fill_hidden(folder: Path) -> None:
-    """As torch and safetensors report it: an error of their own."""
+    """Error as torch and safetensors raise it."""
     write(folder)
     raise RuntimeError("I/O error: No space left on device (os error 28)")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 @pytest.mark.parametrize("writer", [fill, fill_hidden])
-def test_a_disk_that_fills_up_leaves_nothing_half_written(checkpoints, writer):
+def test_a_full_disk_leaves_nothing_half_written(checkpoints, writer):
     sound = checkpoints.save(1, write, 0)
     with pytest.raises(LLM4GENError, match="became full while it was written .*No space left"):
         checkpoints.save(2, writer, 1000)
     assert names(checkpoints) == [sound.name] and checkpoints.newest() == sound
 
 
-def test_another_error_is_passed_on_and_leaves_nothing(checkpoints):
+def test_another_error_is_raised_and_leaves_nothing(checkpoints):
     def fail(folder: Path) -> None:
         write(folder)
         raise RuntimeError("a bug")
@@ -193,7 +193,7 @@ def test_several_processes_may_write_one_checkpoint(checkpoints):
 ENDLESS = """
 import sys, time
 from pathlib import Path
-from train.checkpoints import Checkpoints
+from train.run import Checkpoints
 
 def write(folder):
     for name in range(4):
@@ -206,8 +206,8 @@ for step in range(1, 10**6):
 """
 
 
-def test_killed_at_any_moment_the_last_finished_one_is_there(tmp_path):
-    """A process that does nothing but save is killed in the middle of it."""
+def test_a_kill_never_loses_the_last_finished_one(tmp_path):
+    """A process that saves in a loop is killed."""
     process = subprocess.Popen(
         [sys.executable, "-c", ENDLESS, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
@@ -229,7 +229,7 @@ def test_killed_at_any_moment_the_last_finished_one_is_there(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("moment", ["files", "manifest", "rename", "prune"])
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-def test_killed_between_two_acts(tmp_path, monkeypatch, moment):
+def test_killed_between_two_stages(tmp_path, monkeypatch, moment):
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(1, write, 0)
     child = os.fork()
@@ -239,7 +239,7 @@ def test_killed_between_two_acts(tmp_path, monkeypatch, moment):
             os.kill(os.getpid(), signal.SIGKILL)
 
         place = {"files": "_seal", "manifest": "_problem", "rename": "os.rename", "prune": "_remove"}[moment]
-        monkeypatch.setattr(f"train.checkpoints.{place}", die)
+        monkeypatch.setattr(f"train.run.{place}", die)
         checkpoints.save(2, write, 0)
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL

@@ -1,4 +1,4 @@
-"""Every choice of trainable parts: what changes, what does not, what is written, and that it predicts the same."""
+"""Every choice of trainable parts: changed parameters, exports, and equal predictions."""
 
 from __future__ import annotations
 
@@ -31,13 +31,11 @@ from llm4gen_diffusers.families import load_family
 from llm4gen_diffusers.options import GenerationOptions, ModelFiles
 from llm4gen_diffusers.sampling import Pipeline, add_unet_part
 from llm4gen_diffusers.schedule import NoiseSchedule
-from train.export import ExportSettings, export
 from train.loop import Trainer
-from train.parts import LORA_LAYERS, TrainedParts
+from train.models import LORA_LAYERS, TrainedParts, open_models
 from train.recipe import Loss, Recipe, Trainable
 from train.recipe_file import parse_recipe
-from train.run_folder import RunFolder
-from train.setup import open_models
+from train.run import ExportSettings, RunFolder, export
 
 WITH_ADAPTER = ("cam", "cam+cross_attention_kv", "cam+lora", "cam+unet")
 PARTS = (*WITH_ADAPTER, "unet", "text_encoder")
@@ -68,9 +66,13 @@ class Run:
 
 
 def modules(trainer: Trainer) -> dict[str, nn.Module]:
-    found: dict[str, Any] = {"unet": trainer.family.unet, "vae": trainer.family.vae, "adapter": trainer.adapter}
-    found |= {f"text_encoders.{i}": encoder for i, encoder in enumerate(trainer.family.text_encoders)}
-    found["llm"] = trainer.llm.model if trainer.llm is not None else None
+    found: dict[str, Any] = {
+        "unet": trainer.models.family.unet,
+        "vae": trainer.models.family.vae,
+        "adapter": trainer.models.adapter,
+    }
+    found |= {f"text_encoders.{i}": encoder for i, encoder in enumerate(trainer.models.family.text_encoders)}
+    found["llm"] = trainer.models.llm.model if trainer.models.llm is not None else None
     return {name: module for name, module in found.items() if module is not None}
 
 
@@ -129,7 +131,7 @@ def run(request: pytest.FixtureRequest, world: Path, tmp_path_factory: pytest.Te
     for name, parameter in parameters(trainer).items():
         if parameter.requires_grad:
             watch(name, parameter)
-    first = prediction(trainer.objective, trainer.conditioner, CAPTIONS)[1]
+    first = prediction(trainer.training_loss, trainer.conditioner, CAPTIONS)[1]
     before = {name: tensor.clone() for name, tensor in tensors(trainer).items()}
     trainer.fit()
     yield Run(world, recipe, trainer, first, before, gradients)
@@ -137,7 +139,7 @@ def run(request: pytest.FixtureRequest, world: Path, tmp_path_factory: pytest.Te
 
 
 def expected_parameters(run: Run) -> set[str]:
-    """What a person would expect of the recipe's word, by the names in the models."""
+    """Parameters that the recipe's choice stands for, by the names in the models."""
     belongs = {
         "cam": lambda name: name.startswith("adapter."),
         "cam+cross_attention_kv": lambda name: (
@@ -151,13 +153,13 @@ def expected_parameters(run: Run) -> set[str]:
     return {name for name in parameters(run.trainer) if belongs(name)}
 
 
-def test_exactly_what_the_recipe_names_changes(run: Run) -> None:
+def test_exactly_the_trainable_parts_change(run: Run) -> None:
     changed = {name for name, tensor in tensors(run.trainer).items() if not torch.equal(tensor, run.before[name])}
     assert changed == expected_parameters(run)
     assert set(run.before) == set(tensors(run.trainer))
 
 
-def test_gradient_reaches_all_of_it_and_nothing_else(run: Run) -> None:
+def test_gradients_reach_exactly_the_trainable_parts(run: Run) -> None:
     expected = expected_parameters(run)
     assert set(run.gradients) == expected
     assert [name for name, largest in run.gradients.items() if largest == 0] == []
@@ -166,7 +168,7 @@ def test_gradient_reaches_all_of_it_and_nothing_else(run: Run) -> None:
         assert parameter.grad is None, name
 
 
-def test_checkpoints_hold_the_same_and_no_more(run: Run) -> None:
+def test_checkpoints_hold_exactly_the_trainable_parts(run: Run) -> None:
     stored = load_file(run.folder / "checkpoints" / "step-00000002" / "trained.safetensors")
     assert set(stored) == expected_parameters(run)
     now = tensors(run.trainer)
@@ -174,7 +176,7 @@ def test_checkpoints_hold_the_same_and_no_more(run: Run) -> None:
 
 
 @pytest.mark.parametrize("run", [("cam+lora", "cross_adapter")], indirect=True)
-def test_every_lora_layer_is_a_projection_of_attention_and_none_is_forgotten(run: Run) -> None:
+def test_lora_layers_are_all_attention_projections(run: Run) -> None:
     adapted = {name.partition(".lora_")[0] for name in expected_parameters(run) if ".lora_" in name}
     unet = load_family("miniature", run.world / "base", parts=["unet"]).unet
     attention = {name for name, _ in unet.named_modules() if name.endswith(tuple(f".{end}" for end in LORA_LAYERS))}
@@ -182,32 +184,32 @@ def test_every_lora_layer_is_a_projection_of_attention_and_none_is_forgotten(run
     assert len(attention) == 56  # 7 transformer blocks, self- and cross-attention, 4 projections
 
 
-def test_an_adapter_has_an_llm_and_nothing_else_has(run: Run) -> None:
+def test_only_an_adapter_has_an_llm(run: Run) -> None:
     without = run.recipe.trainable.parts not in WITH_ADAPTER
-    assert (run.trainer.llm is None) == without
-    assert (run.trainer.adapter is None) == without
+    assert (run.trainer.models.llm is None) == without
+    assert (run.trainer.models.adapter is None) == without
 
 
 @pytest.mark.parametrize("run", [(parts, "cross_adapter") for parts in PARTS], indirect=True)
 def test_gradient_checkpointing_changes_nothing(run: Run, tmp_path: Path) -> None:
-    """Above all not by losing gradients: the frozen layers before a trained one ask for none."""
+    """Gradients are not lost, although the frozen layers before a trained one require none."""
     parts = run.recipe.trainable.parts
     recipe = make_recipe(
         run.world, tmp_path / "run", parts, train={"steps": 2, "gradient_checkpointing": True, "ema": {"enabled": True}}
     )
     trainer = open_trainer(recipe)
     trainer.fit()
-    assert trainer.family.unet.is_gradient_checkpointing
+    assert trainer.models.family.unet.is_gradient_checkpointing
     for ours, theirs in zip(metrics(trainer.folder.path), metrics(run.folder), strict=True):
         for name in ("diffusion", "gradient_norm", "guidance"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
 
 
-# What is written
+# Exports
 
 
 def pipeline(run: Run, folder: Path, **options: Any) -> Pipeline:
-    """From nothing but files."""
+    """Pipeline from files alone."""
     files: dict[str, Any] = {}
     for name, path in (("unet", "unet"), ("clip", "text_encoder"), ("adapter", "adapter.safetensors")):
         if (folder / path).exists():
@@ -224,7 +226,7 @@ def painted(run: Run, folder: Path, noisy: Tensor, timesteps: Tensor, **options:
 
 def trained(run: Run) -> tuple[Tensor, Tensor, Tensor]:
     """(x_t, prediction, timesteps) of the trainer's own modules as they are now."""
-    return prediction(run.trainer.objective, run.trainer.conditioner, CAPTIONS)
+    return prediction(run.trainer.training_loss, run.trainer.conditioner, CAPTIONS)
 
 
 FILES = {
@@ -237,10 +239,10 @@ FILES = {
 }
 
 
-def test_what_the_run_exports_predicts_what_its_average_predicts(run: Run) -> None:
+def test_the_export_of_the_run_predicts_as_its_average(run: Run) -> None:
     folder = run.folder / "export"
     assert sorted(path.name for path in folder.iterdir()) == FILES[run.recipe.trainable.parts]
-    with run.trainer._averaged():
+    with run.trainer.averaged():
         noisy, expected, timesteps = trained(run)
     found = painted(run, folder, noisy, timesteps)
     assert relative_error(found, expected) < 1e-5
@@ -248,7 +250,7 @@ def test_what_the_run_exports_predicts_what_its_average_predicts(run: Run) -> No
     assert relative_error(trained(run)[1], expected) > 1e-4, "the average is not the last weights"
 
 
-def test_export_of_the_last_weights_predicts_what_they_predict(run: Run, tmp_path: Path) -> None:
+def test_the_export_of_the_last_weights_predicts_as_they_do(run: Run, tmp_path: Path) -> None:
     files = export(ExportSettings(str(run.folder), output=str(tmp_path), ema=False))
     assert sorted(file.name for file in files) == FILES[run.recipe.trainable.parts]
     noisy, expected, timesteps = trained(run)
@@ -276,7 +278,7 @@ def test_export_of_one_checkpoint_is_of_that_step(run: Run, tmp_path: Path) -> N
         run.trainer.parts.load(last)
     assert relative_error(painted(run, tmp_path, noisy, timesteps), expected) < 1e-5
     assert relative_error(trained(run)[1], expected) > 1e-4
-    if run.trainer.adapter is not None:
+    if run.trainer.models.adapter is not None:
         metadata = load_adapter(tmp_path / "adapter.safetensors").metadata
         assert metadata is not None and metadata.training["steps"] == 1
 
@@ -289,12 +291,12 @@ def test_export_in_half_precision_rounds_and_nothing_else(run: Run, tmp_path: Pa
         assert halved.keys() == whole.keys()
         for name, tensor in halved.items():
             assert torch.equal(tensor, whole[name].half()), name
-    with run.trainer._averaged():
+    with run.trainer.averaged():
         noisy, expected, timesteps = trained(run)
     assert relative_error(painted(run, tmp_path, noisy, timesteps), expected) < 5e-3
 
 
-def test_export_replaces_nothing_without_being_told(run: Run, tmp_path: Path) -> None:
+def test_export_replaces_files_only_with_force(run: Run, tmp_path: Path) -> None:
     export(ExportSettings(str(run.folder), output=str(tmp_path)))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(LLM4GENError, match=r"exists already; give another --output"):
@@ -307,7 +309,7 @@ def test_export_replaces_nothing_without_being_told(run: Run, tmp_path: Path) ->
 
 @pytest.mark.parametrize("run", [("cam+unet", "cross_adapter")], indirect=True)
 def test_a_unet_is_one_file_however_large_it_is(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """diffusers cuts what is above 10 GB, as SDXL's is in float32; ComfyUI's Load Diffusion Model reads one file."""
+    """diffusers splits above 10 GB, as SDXL's in float32; ComfyUI's Load Diffusion Model reads one file."""
     save = UNet2DConditionModel.save_pretrained
 
     def cut(self: Any, path: Path, max_shard_size: str = "1MB") -> None:
@@ -332,20 +334,23 @@ def test_a_unet_without_adapter_resumes_to_the_same_weights(run: Run, tmp_path: 
 
 
 @pytest.mark.parametrize("parts", ["unet", "cam+unet"])
-def test_an_exported_unet_says_what_it_was_trained_with(world: Path, tmp_path: Path, parts: str) -> None:
+def test_an_exported_unet_has_its_noise_schedule(world: Path, tmp_path: Path, parts: str) -> None:
     """To `generate`, the next run and diffusers: velocity at zero terminal SNR, from a base that predicts noise."""
     loss = {"prediction": "v_prediction", "zero_terminal_snr": True}
     recipe = parse_recipe({**make_recipe(world, tmp_path / "run", parts).to_dict(), "loss": loss}, "Recipe of the test")
     trainer = open_trainer(recipe)
-    trainer.parts.export(tmp_path / "out", "adapter", AdapterMetadata("miniature", None), trainer.family.base.schedule)
-    schedule = trainer.family.base.schedule
+    trainer.parts.export(
+        tmp_path / "out", "adapter", AdapterMetadata("miniature", None), trainer.models.family.base.schedule
+    )
+    schedule = trainer.models.family.base.schedule
     assert schedule.prediction_type == "v_prediction" and schedule.alphas_cumprod[-1] == 0
     for unet in (tmp_path / "out", tmp_path / "out" / "unet"):
         model = Pipeline.from_files(ModelFiles(base=world / "base", unet=unet))
         assert model.family.base.schedule == schedule
     small = GenerationOptions(steps=3, width=16, height=16)
     assert torch.equal(
-        Pipeline(trainer.family).generate("a red circle", small, seed=2), model.generate("a red circle", small, seed=2)
+        Pipeline(trainer.models.family).generate("a red circle", small, seed=2),
+        model.generate("a red circle", small, seed=2),
     )
     assert not torch.equal(
         shifted(model, load_family("miniature", world / "base", parts=()).base.schedule).generate("a", small, seed=2),
@@ -367,7 +372,7 @@ def shifted(model: Pipeline, schedule: NoiseSchedule) -> Pipeline:
     return Pipeline(family)
 
 
-# Going on from what was exported
+# Starting from an export
 
 
 @pytest.fixture(scope="module")
@@ -403,14 +408,14 @@ def going_on(world: Path, output: Path, start: Path, parts: str, **sections: Any
         ("cam+unet", "cam+lora"),
     ],
 )
-def test_a_run_goes_on_from_exactly_what_was_exported(
+def test_a_run_starts_from_exactly_the_export(
     world: Path, exports: dict[str, Path], tmp_path: Path, before: str, after: str
 ) -> None:
     start = exports[before]
     trainer = open_trainer(going_on(world, tmp_path / "run", start, after))
     adapter, now = load_adapter(start / "adapter.safetensors"), tensors(trainer)
     assert all(torch.equal(now[f"adapter.{name}"], tensor) for name, tensor in adapter.module.state_dict().items())
-    noisy, found, timesteps = prediction(trainer.objective, trainer.conditioner, CAPTIONS)
+    noisy, found, timesteps = prediction(trainer.training_loss, trainer.conditioner, CAPTIONS)
     unet = start / "unet" if (start / "unet").is_dir() else None
     model = Pipeline.from_files(
         ModelFiles(base=world / "base", unet=unet, adapter=start / "adapter.safetensors", llm=world / "llm")
@@ -428,11 +433,11 @@ def test_a_run_goes_on_from_exactly_what_was_exported(
 
 @pytest.mark.parametrize("parts", ["cam+cross_attention_kv", "cam+lora"])
 def test_the_second_export_holds_both_stages(world: Path, exports: dict[str, Path], tmp_path: Path, parts: str) -> None:
-    """The change of the UNet is counted from the base, not from where the second stage began."""
+    """The change of the UNet is relative to the base, not to the start of the second stage."""
     recipe = going_on(world, tmp_path / "run", exports[parts], parts, train={"steps": 1, "ema": {"enabled": False}})
     trainer = open_trainer(recipe)
     trainer.fit()
-    noisy, expected, timesteps = prediction(trainer.objective, trainer.conditioner, CAPTIONS)
+    noisy, expected, timesteps = prediction(trainer.training_loss, trainer.conditioner, CAPTIONS)
     file = tmp_path / "run" / "export" / "adapter.safetensors"
     model = Pipeline.from_files(ModelFiles(base=world / "base", adapter=file, llm=world / "llm"))
     assert relative_error(model.predict_noise(noisy, timesteps, model.encode(CAPTIONS)), expected) < 1e-5
@@ -442,7 +447,7 @@ def test_the_second_export_holds_both_stages(world: Path, exports: dict[str, Pat
         assert float((after - before).norm()) > 0, name
 
 
-# What cannot be gone on from
+# Adapters that cannot be started from
 
 
 @pytest.mark.parametrize(
@@ -485,8 +490,8 @@ def start_from(world: Path, part: UNetPart, parts: str) -> nn.Module:
     return unet
 
 
-def test_a_lora_on_other_layers_is_taken_up_by_the_whole_unet_alone(world: Path, lora: UNetPart) -> None:
-    """On 1x1 convolutions too, which other trainers adapt."""
+def test_a_lora_on_other_layers_can_only_be_added_to_the_whole_unet(world: Path, lora: UNetPart) -> None:
+    """Also on 1x1 convolutions, which other trainers adapt."""
     layer = "down_blocks.0.attentions.0.proj_in"
     more = {
         f"{layer}.lora_A.weight": torch.randn(2, 32),
