@@ -29,7 +29,7 @@ ATTENTION_PROMPTS = (("color", 0), ("color", 1), ("color", 2), ("dense", 0))
 MEASURES = {
     "score": "requested content present",
     "words": "requested words present",
-    "binding": "binding (of objects whose words are all present)",
+    "binding": "binding among objects whose words are all present",
     "exact": "all content and nothing else present",
 }
 """Numbers of the metric `miniature` and their titles."""

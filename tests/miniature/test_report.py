@@ -184,7 +184,7 @@ def test_binding_on_dense_prompts_is_in_the_papers_tables(tmp_path: Path, title:
     text = section(report(tmp_path, [*other, *dense]), title)
     assert (
         row(text, "Module" if "Table 4" in title else "LLM")[-1]
-        == "Binding (of objects whose words are all present), dense"
+        == "Binding among objects whose words are all present, dense"
     )
     assert [cell[:2] for cell in row(text, "LLM4GEN") if cell.startswith(".")] == [".8"] * 4 + [".2"]
 
@@ -321,7 +321,7 @@ def test_variants_without_a_common_seed_are_shown_and_not_compared(tmp_path: Pat
 def test_a_measure_that_hardly_applies_is_left_out(tmp_path: Path, held: float | None) -> None:
     """No interval can be had from one prompt."""
     scores = dict.fromkeys(("score", "words", "exact"), [1.0, 0.0, 1.0]) | {"binding": [held, None, None]}
-    results = [scored(arm, 0.5, name, scores=scores) for arm in CORE for name in SETS]
+    results = [scored(variant, 0.5, name, scores=scores) for variant in CORE for name in SETS]
     text = section(report(tmp_path, results), "The core")
     left_out = [cell == "–" for cell in row(text, "LLM4GEN")]
     assert (

@@ -30,9 +30,9 @@ EVERYTHING = [Object(*values) for values in itertools.product(SHAPES, COLORS, TE
 
 
 def test_no_two_objects_look_alike() -> None:
-    pictures = {sprite(thing)[0].tobytes() for thing in EVERYTHING}
-    assert len(pictures) == len(EVERYTHING) == 6 * 8 * 3 * 2
-    assert np.full((CELL, CELL, 3), BACKGROUND, np.uint8).tobytes() not in pictures
+    images = {sprite(thing)[0].tobytes() for thing in EVERYTHING}
+    assert len(images) == len(EVERYTHING) == 6 * 8 * 3 * 2
+    assert np.full((CELL, CELL, 3), BACKGROUND, np.uint8).tobytes() not in images
 
 
 @pytest.mark.parametrize("size", SIZES)
