@@ -4,7 +4,7 @@ WEB_DIRECTORY = "./web"
 
 
 async def comfy_entrypoint():
-    """What ComfyUI calls to get the pack's nodes; they import the host, so they load only here."""
+    """Return the pack's nodes; ComfyUI calls this. They import the host, so they are imported only here."""
     from .nodes import LLM4GENExtension
 
     return LLM4GENExtension()

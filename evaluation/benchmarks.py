@@ -64,7 +64,7 @@ METRICS = {
         MetricEntry("miniature", "Requested content present", "miniature.benchmark:MiniatureJudge"),
     )
 }
-"""By name."""
+"""Metrics by name."""
 
 
 @dataclass(frozen=True)
@@ -419,4 +419,4 @@ BENCHMARKS: dict[str, Benchmark | str] = {
     "jsonl": Benchmark("jsonl", "Prompts", read=read_prompts, get=_JSONL_GET),
     "miniature": "miniature.benchmark:BENCHMARK",
 }
-"""By name. A string is "module:object", imported when it is used."""
+"""Benchmarks by name. A string is "module:object", imported when it is used."""

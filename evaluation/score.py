@@ -90,11 +90,11 @@ def _score_images(images: ImageSet, rows: Sequence[ImageRow], metric: ImageMetri
     scored = read_scores(images, metric.name, judge)
     missing = [row for number, row in enumerate(rows) if is_own(number) and (row.id, row.sha256) not in scored]
     file = images.score_file(metric.name)
-    for part, pictures, prompts in _batches(images, missing, metric.name, batch):
+    for part, opened, prompts in _batches(images, missing, metric.name, batch):
         file.append(
             *(
                 {"image": row.id, "sha256": row.sha256, "scores": dict(found), "judge": judge}
-                for row, found in zip(part, metric.score(pictures, prompts), strict=True)
+                for row, found in zip(part, metric.score(opened, prompts), strict=True)
             )
         )
 
@@ -113,8 +113,8 @@ def _score_set(images: ImageSet, rows: Sequence[ImageRow], metric: SetMetric, ba
         old = read_json(path, "Scores", "delete it and score the set again")
         if all(old.get(key) == record[key] for key in ("judge", "images")):
             return
-    for part, pictures, prompts in _batches(images, rows, metric.name, batch):
-        metric.update(pictures, prompts, [row.seed for row in part])
+    for part, opened, prompts in _batches(images, rows, metric.name, batch):
+        metric.update(opened, prompts, [row.seed for row in part])
     write_json(path, {**record, "scores": {name: asdict(found) for name, found in metric.compute().items()}})
 
 

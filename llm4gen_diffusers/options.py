@@ -91,7 +91,7 @@ class ModelFiles(Options):
 
 
 class GenerationOptions(Options):
-    """How images are generated, by whatever model."""
+    """Options of image generation, the same for every model."""
 
     negative: str = option("", "negative prompt (default: none)", "TEXT")
     steps: int = option(

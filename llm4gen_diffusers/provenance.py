@@ -1,4 +1,4 @@
-"""What a number depends on beside its settings: versions, devices, contents of files."""
+"""Provenance of a number beside its settings: versions, devices, contents of files."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Score:
-    """How well an image matches a caption, as shares from 0 to 1.
+    """Agreement of an image with a caption, as shares from 0 to 1.
 
     Attributes:
         accuracy: requested content present: share of the requested objects (with all attributes and in their place,

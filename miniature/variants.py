@@ -99,7 +99,7 @@ _ALL = (
     Variant("decoupled", "λ decoupled", "lambda", overrides=("adapter.lambda_mode=decoupled",)),
 )
 VARIANTS = {variant.name: variant for variant in _ALL}
-"""By name, in the order of the report. `base` is not a variant: all of them start from it."""
+"""Variants by name, in the order of the report. `base` is not a variant: all of them start from it."""
 
 
 def find_variant(name: str) -> Variant:

@@ -13,7 +13,7 @@ from llm4gen_core.files import read_json
 from llm4gen_diffusers.provenance import fingerprint
 
 NodeInfo = Callable[[str], Mapping[str, Any] | None]
-"""What the server's /object_info says about a node class; None if the server does not know the class."""
+"""Function that returns the server's /object_info of a node class; None for an unknown class."""
 
 Link = tuple[str, int]
 """Id of a node and the number of one of its outputs."""
@@ -86,7 +86,7 @@ class Workflow:
 
     @property
     def summary(self) -> str:
-        """Where prompt and seed go and where the image comes from, in words."""
+        """Inputs of prompt and seed and the output of the image, in words."""
 
         def named(places: Sequence[Place]) -> str:
             return ", ".join(f"{place} ({self._class(_split(place)[0])})" for place in places)

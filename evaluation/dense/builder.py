@@ -68,7 +68,7 @@ ASPECTS = {
     "spatial": "above all where things are, and place every object relative to another (left of, behind, on top of)",
     "style": "above all the medium, the style, the light, the season, and the viewpoint",
 }
-"""What the prompts of one request vary; also the categories of the prompt set."""
+"""Aspects that the prompts of one request vary; also the categories of the prompt set."""
 
 TEMPLATES = fingerprint([DESCRIBE, EXPAND, json.dumps(ASPECTS)])
 

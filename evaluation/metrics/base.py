@@ -44,7 +44,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class Context:
-    """What a metric is loaded from.
+    """Files and options that a metric is loaded from.
 
     Attributes:
         judges: folder that holds one folder per judge model.

@@ -162,7 +162,7 @@ def judge(relation: Relation, detections: Detections, side: int) -> Scores:
 
 
 def positions(relation: str, first: torch.Tensor, second: torch.Tensor, side: float) -> torch.Tensor:
-    """How well each pair of boxes satisfies a relation, [N, M] from 0 to 1.
+    """Degree to which each pair of boxes satisfies a relation, [N, M] from 0 to 1.
 
     With d the vector from the first centre to the second:
     - beside ("next to", "near", "on side of"): 1 if |d_x| or |d_y| is less than `NEAR` * side, otherwise `NEAR` * side

@@ -35,7 +35,7 @@ QUOTED: dict[str, str | float | None] = {
 """Numbers of the paper, which states neither votes, raters, prompts and ties nor an interval."""
 
 RESAMPLES = 2000
-"""Of the bootstrap of alpha's interval."""
+"""Bootstrap samples for alpha's interval."""
 
 _POINTS = {"first": 1.0, "tie": 0.5, "second": 0.0}
 
