@@ -111,11 +111,8 @@ class _Step:
 
         text, tokens = self.layout(context.shape[1])
         fused = _is_periodic(context, tokens) & ~_is_periodic(context, text)
-        return replace(
-            self,
-            scale=spread(self.scale, 0.0 if self.mode == "decoupled" else 1.0),
-            restore=None if self.restore is None else spread(self.restore, 1.0),
-        )
+        scale = spread(self.scale, 0.0 if self.mode == "decoupled" else 1.0)
+        return replace(self, scale=scale, restore=None if self.restore is None else spread(self.restore, 1.0))
 
 
 def _is_periodic(context: Tensor, period: int) -> Tensor:
