@@ -193,6 +193,5 @@ class LLM4GENTextEncode(io.ComfyNode):
         sides = (encode_clip(clip, positive, negative), encode_clip(clip, negative, positive))
         features = [llm.encode(without_breaks(text), spec) for text in (positive, negative)]
         say(cls, "positive: {} · negative: {}".format(*map(token_count, features)))
-        return io.NodeOutput(
-            *(fuse_conditioning(adapter, *side, strength) for side in zip(sides, features, strict=True))
-        )
+        fused = (fuse_conditioning(adapter, *side, strength) for side in zip(sides, features, strict=True))
+        return io.NodeOutput(*fused)

@@ -39,6 +39,11 @@ class TokenMarks(comfy.conds.CONDRegular):
     tokens are already multiplied by λ, and `_PAIRED` if each token occurs twice.
     """
 
+    @classmethod
+    def of(cls, text: int, tokens: int, strength: float, scaled: bool, paired: bool = False) -> TokenMarks:
+        flags = _SCALED * scaled + _PAIRED * paired
+        return cls(torch.tensor([[text, tokens, max(1, round(strength * _UNIT)), flags]]))
+
     def can_concat(self, other: Any) -> bool:
         """Rows of one call must have the same numbers of tokens."""
         return isinstance(other, TokenMarks) and torch.equal(self.cond[0, :2], other.cond[0, :2])
@@ -106,11 +111,8 @@ class _Step:
 
         text, tokens = self.layout(context.shape[1])
         fused = _is_periodic(context, tokens) & ~_is_periodic(context, text)
-        return replace(
-            self,
-            scale=spread(self.scale, 0.0 if self.mode == "decoupled" else 1.0),
-            restore=None if self.restore is None else spread(self.restore, 1.0),
-        )
+        scale = spread(self.scale, 0.0 if self.mode == "decoupled" else 1.0)
+        return replace(self, scale=scale, restore=None if self.restore is None else spread(self.restore, 1.0))
 
 
 def _is_periodic(context: Tensor, period: int) -> Tensor:
@@ -131,8 +133,7 @@ def mark(
         scaled: whether the LLM's tokens are already multiplied by λ.
         paired: whether each token occurs twice, for the keys and for the values.
     """
-    flags = _SCALED * scaled + _PAIRED * paired
-    marks = TokenMarks(torch.tensor([[text, tokens, max(1, round(strength * _UNIT)), flags]]))
+    marks = TokenMarks.of(text, tokens, strength, scaled, paired)
     return {**options, "model_conds": {**options.get("model_conds", {}), MARKS: marks}}
 
 

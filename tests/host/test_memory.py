@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
+from functools import partial
 
 import host_models
 import pytest
@@ -243,11 +244,11 @@ def test_missing_files_have_a_fingerprint_too(modules, node):
     fingerprint = getattr(modules["load"], node).fingerprint_inputs
     for value in ("missing.safetensors", "missing/", "", "../../secret.safetensors"):
         assert fingerprint(**{name: value}) == ""
-    assert fingerprint() == "", "the name comes over a wire"
+    assert fingerprint() == "", "the name is a connected input"
 
 
 def test_a_folders_fingerprint_is_that_of_its_files(modules, models):
-    fingerprint = modules["host"].llm_fingerprint
+    fingerprint = partial(modules["host"].fingerprint, modules["host"].llm_path)
     folder = models / "llm" / "replaced-folder"
     shutil.copytree(models / "llm" / "some" / "t5-folder", folder)
     before = fingerprint("replaced-folder/")
