@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from llm4gen_core import CrossAdapter, CrossAdapterConfig
-from llm4gen_core.attention_columns import attention_columns
+from llm4gen_core.attention import attention_columns
 from llm4gen_core.entity_guidance import GuidanceOptions, PairPositions, guidance_targets
 
 TEXT, LLM = 77, 256

@@ -122,7 +122,7 @@ def steps(pack: str, models: Path, family: str, full: bool, size: int, rounds: i
     import comfy.sd
 
     attention = importlib.import_module(f"{pack}.nodes.host_attention")
-    schedule = importlib.import_module(f"{pack}.llm4gen_core.lambda_modes").StrengthSchedule(0.9, 1.1)
+    schedule = importlib.import_module(f"{pack}.llm4gen_core.attention").StrengthSchedule(0.9, 1.1)
     unet = comfy.sd.load_diffusion_model_state_dict(
         host_models.unet_state(0, full=full) if family == "sd15" else sdxl_unet(full)
     )

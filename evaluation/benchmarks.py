@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from llm4gen_core import LLM4GENError
 
 from . import sources
-from .prompts import Prompt, check_prompts, read_prompts
+from .image_set import Prompt, check_prompts, read_prompts
 
 if TYPE_CHECKING:
     from .metrics.base import ImageMetric, SetMetric

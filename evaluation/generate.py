@@ -15,9 +15,8 @@ from tqdm import tqdm
 from llm4gen_core import LLM4GENError
 from llm4gen_core.files import write_bytes
 
-from .image_set import ImageRow, ImageSet, ImageSettings, image_id, is_own, noise_seed, process_state
+from .image_set import ImageRow, ImageSet, ImageSettings, Prompt, image_id, is_own, noise_seed, process_state
 from .models import Model
-from .prompts import Prompt
 
 
 def generate(

@@ -17,12 +17,11 @@ from pydantic import Field
 from llm4gen_core import LLM4GENError
 from llm4gen_core.files import read_json
 from llm4gen_diffusers import options
-from llm4gen_diffusers.devices import choose_device, choose_dtype, dtype_name
 from llm4gen_diffusers.images import to_image
+from llm4gen_diffusers.machine import choose_device, choose_dtype, content_hash, dtype_name, machine
 from llm4gen_diffusers.options import DType, Options, PathLike, option, options_from
-from llm4gen_diffusers.provenance import content_hash, machine
 
-from .prompts import Prompt
+from .image_set import Prompt
 
 if TYPE_CHECKING:
     from llm4gen_diffusers.sampling import Pipeline

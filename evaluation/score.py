@@ -11,12 +11,11 @@ from tqdm import tqdm
 
 from llm4gen_core import LLM4GENError
 from llm4gen_core.files import read_json, write_json
-from llm4gen_diffusers.provenance import fingerprint
+from llm4gen_diffusers.machine import fingerprint
 
 from .benchmarks import find_metric
-from .image_set import ImageRow, ImageSet, is_own, process_state, read_scores
+from .image_set import ImageRow, ImageSet, Prompt, is_own, process_state, read_scores
 from .metrics.base import Context, ImageMetric, SetMetric, check_options
-from .prompts import Prompt
 
 
 def check_metrics(metrics: Iterable[str], context: Context) -> None:

@@ -21,7 +21,7 @@ from llm4gen_core import LLM4GENError
 from llm4gen_core.errors import first_problem
 from llm4gen_core.files import JSONLines, read_json
 
-from .prompts import Prompt
+from .image_set import Prompt
 
 COMPBENCH_CATEGORIES = ("color", "shape", "texture", "spatial", "non-spatial", "complex")
 COMPBENCH_PLUS_CATEGORIES = (*COMPBENCH_CATEGORIES, "3d-spatial", "numeracy")

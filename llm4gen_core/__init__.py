@@ -1,15 +1,13 @@
 """The method of LLM4GEN, independent of a host; uses torch, transformers, safetensors, and spaCy if installed."""
 
 from .adapter import CrossAdapter, CrossAdapterConfig, fuse
-from .adapter_file import Adapter, AdapterMetadata, load_adapter, save_adapter
-from .attention_columns import attention_columns
+from .adapter_file import Adapter, AdapterMetadata, UNetPart, load_adapter, save_adapter
+from .attention import attention_columns
 from .encoder import LLMEncoder, LLMFeatures
-from .entities import EntityPair, Span, entity_backend, parse_entities
-from .entities.positions import covers, token_indices
+from .entities import EntityPair, Span, covers, entity_backend, parse_entities, token_indices
 from .entity_guidance import GuidanceOptions, GuidanceTargets, entity_guidance_loss
 from .errors import LLM4GENError
 from .llm_spec import RANKGEN_T5_XL, LLMSpec
-from .unet_part import UNetPart
 
 __all__ = [
     "RANKGEN_T5_XL",

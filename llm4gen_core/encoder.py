@@ -14,10 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import LLM4GENError, first_line
-from .files import read_json
-from .llm_spec import Layer, LLMSpec, own_spec
-from .prompt_tokens import Segment, tokenize_prompt
-from .weights import SAFETENSORS_SUFFIXES, load_pickle, read_header
+from .files import SAFETENSORS_SUFFIXES, load_pickle, read_header, read_json
+from .llm_spec import Layer, LLMSpec, Segment, own_spec, tokenize_prompt
 
 RANKGEN_PREFIX = "t5_encoder."
 """Prefix of the names of RankGen's tensors."""

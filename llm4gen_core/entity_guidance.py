@@ -22,10 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .entities import EntityPair
-from .entities.positions import ContextSegment
+from .attention import LLMTokens, attended_columns
+from .entities import ContextSegment, EntityPair
 from .errors import LLM4GENError
-from .lambda_modes import LLMTokens, attended_columns
 
 _CHOICES = {"tokens": ("both", "clip", "llm"), "normalize": ("none", "spatial")}
 MAX_PAIRS = 16

@@ -21,8 +21,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from llm4gen_core import LLM4GENError
+from llm4gen_core.attention import LLMTokens, attend
 from llm4gen_core.entity_guidance import GuidanceOptions, GuidanceTargets, layer_guidance
-from llm4gen_core.lambda_modes import LLMTokens, attend
 
 
 class GuidanceRecorder:

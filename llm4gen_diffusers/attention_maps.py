@@ -24,14 +24,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from llm4gen_core import GuidanceOptions, LLM4GENError, Span
-from llm4gen_core.entities.positions import context_segments
-from llm4gen_core.lambda_modes import LLMTokens, attended_columns
-from llm4gen_core.prompt_tokens import prompt_offsets
+from llm4gen_core.attention import LLMTokens, attended_columns
+from llm4gen_core.entities import context_segments
+from llm4gen_core.llm_spec import prompt_offsets
 
 from .attention import cross_attention_layers, unknown_cross_attention
-from .devices import choose_device
 from .generate import sampling_record
 from .images import check_output, save_png
+from .machine import choose_device
 from .options import AttentionSettings, GenerationOptions
 from .sampling import DEFAULTS, Pipeline
 

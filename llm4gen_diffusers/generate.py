@@ -10,8 +10,8 @@ import torch
 
 from llm4gen_core import LLM4GENError
 
-from .devices import choose_device, choose_dtype, dtype_name
 from .images import check_output, save_png
+from .machine import choose_device, choose_dtype, dtype_name
 from .options import GenerateSettings, SamplingSettings
 from .sampling import Pipeline
 

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from llm4gen_core import Adapter, LLM4GENError, LLMEncoder, UNetPart, load_adapter
+from llm4gen_core.attention import LAMBDA_MODES, LLMTokens
 from llm4gen_core.encoder import folder_spec
 from llm4gen_core.entity_guidance import GuidanceOptions
-from llm4gen_core.lambda_modes import LAMBDA_MODES, LLMTokens
 
 from .attention import install_cross_attention
-from .devices import choose_dtype
 from .families import Family, TextFeatures, family_class
+from .machine import choose_dtype
 from .options import GenerationOptions, ModelFiles, PathLike, require_adapter_and_llm
 from .schedule import DDIMUniformScheduler, unit_noise
 

@@ -14,9 +14,9 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from evaluation.benchmarks import Benchmark, Column, Preset
+from evaluation.image_set import Prompt
 from evaluation.metrics.base import Context, ImageMetric, Scores
 from evaluation.models import AnyFiles, ModelFiles
-from evaluation.prompts import Prompt
 
 from . import GUIDANCE, MODELS, STEPS
 from .captions import Caption

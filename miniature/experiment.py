@@ -25,16 +25,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from evaluation.generate import generate
+from evaluation.image_set import Prompt
 from evaluation.metrics.base import Context
 from evaluation.models import LLM4GENModel, ModelFiles, PresetOptions, open_model
-from evaluation.prompts import Prompt
 from evaluation.score import score
 from llm4gen_core import GuidanceOptions, LLM4GENError, Span
 from llm4gen_core.files import read_json, whole_file, write_json
 from llm4gen_diffusers.attention import install_cross_attention
 from llm4gen_diffusers.attention_maps import attention_maps, strip
-from llm4gen_diffusers.devices import choose_device
-from llm4gen_diffusers.provenance import machine
+from llm4gen_diffusers.machine import choose_device, machine
 from train.loop import Trainer, resume, run
 from train.recipe import Recipe
 from train.recipe_file import load_recipe

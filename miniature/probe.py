@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llm4gen_core import LLMEncoder
-from llm4gen_core.prompt_tokens import prompt_offsets
+from llm4gen_core.llm_spec import prompt_offsets
 from llm4gen_diffusers.families import family_class
 
 from .captions import ADJECTIVES, Caption

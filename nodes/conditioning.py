@@ -9,7 +9,7 @@ import comfy.sd1_clip
 import torch
 
 from ..llm4gen_core import LLM4GENError, LLMFeatures
-from ..llm4gen_core.prompt_tokens import split_at_break
+from ..llm4gen_core.llm_spec import split_at_break
 from .host import HostAdapter, release
 from .host_attention import mark
 

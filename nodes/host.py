@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..llm4gen_core import Adapter, LLM4GENError, load_adapter
-from ..llm4gen_core.weights import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES
+from ..llm4gen_core.files import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES
 
 log = logging.getLogger("llm4gen")
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..llm4gen_core import LLM4GENError
-from ..llm4gen_core.lambda_modes import StrengthSchedule
+from ..llm4gen_core.attention import StrengthSchedule
 
 MARKS = "llm4gen_tokens"
 """Key of the marks in `model_conds` and in the options of the attention's patches."""

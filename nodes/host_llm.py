@@ -27,10 +27,16 @@ from transformers import T5TokenizerFast
 from ..llm4gen_core import LLM4GENError, LLMFeatures, LLMSpec
 from ..llm4gen_core.encoder import folder_spec, load_language_model, load_tokenizer
 from ..llm4gen_core.errors import first_line
-from ..llm4gen_core.files import read_json
-from ..llm4gen_core.prompt_tokens import PromptTokens
+from ..llm4gen_core.files import (
+    PICKLE_SUFFIXES,
+    SAFETENSORS_SUFFIXES,
+    load_pickle,
+    load_tensors,
+    read_header,
+    read_json,
+)
+from ..llm4gen_core.llm_spec import PromptTokens
 from ..llm4gen_core.t5_file import T5File, describe_t5, encoder_tensors, is_t5, t5_without_tokenizer
-from ..llm4gen_core.weights import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, load_pickle, load_tensors, read_header
 from .host import llm_path, log, release
 from .host_llm_models import HostTokenizer, T5Model, TransformersModel, use_host_layers
 from .host_text_encoder import language_model, look_inside

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from ..llm4gen_core import LLM4GENError, LLMSpec
 from ..llm4gen_core.encoder import apply_token_weights, check_token_ids, hidden_states, select_layer
-from ..llm4gen_core.llm_spec import Layer
-from ..llm4gen_core.prompt_tokens import PromptTokens, Segment, tokenize_prompt
+from ..llm4gen_core.llm_spec import Layer, PromptTokens, Segment, tokenize_prompt
 
 
 class HostTokenizer:

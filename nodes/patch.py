@@ -4,7 +4,7 @@ import comfy.model_patcher
 from comfy_api.v0_0_2 import io
 
 from ..llm4gen_core import LLM4GENError
-from ..llm4gen_core.lambda_modes import CURVES, LAMBDA_MODES, StrengthSchedule
+from ..llm4gen_core.attention import CURVES, LAMBDA_MODES, StrengthSchedule
 from .host import HostAdapter
 from .host_attention import patch_attention
 from .host_unet import check_model, patch_unet

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from llm4gen_core import EntityPair
-from llm4gen_core.entities.positions import context_segments
+from llm4gen_core.attention import LLMTokens
+from llm4gen_core.entities import context_segments
 from llm4gen_core.entity_guidance import (
     GuidanceOptions,
     GuidanceTargets,
@@ -22,13 +23,11 @@ from llm4gen_core.entity_guidance import (
     guidance_targets,
     pair_positions,
 )
-from llm4gen_core.lambda_modes import LLMTokens
-from llm4gen_core.prompt_tokens import prompt_offsets
+from llm4gen_core.llm_spec import prompt_offsets
 from llm4gen_diffusers.attention import install_cross_attention, unknown_cross_attention
 from llm4gen_diffusers.schedule import NoiseSchedule
 
-from .data.batches import Batch
-from .data.order import generator, uniform
+from .data.batches import Batch, generator, uniform
 from .models import Models
 
 _KEPT_CAPTIONS = 32_768

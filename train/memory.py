@@ -29,8 +29,8 @@ from transformers import PreTrainedModel
 
 from llm4gen_core import CrossAdapter
 from llm4gen_core.entity_guidance import GuidanceTargets
-from llm4gen_diffusers.devices import DTYPES
 from llm4gen_diffusers.families import Family
+from llm4gen_diffusers.machine import DTYPES
 
 from .loss import StepInputs, TrainingLoss
 from .models import Models

@@ -23,18 +23,18 @@ from llm4gen_core import (
     load_adapter,
     save_adapter,
 )
+from llm4gen_core.adapter_file import UNetPart
 from llm4gen_core.encoder import folder_spec, load_tokenizer
-from llm4gen_core.prompt_tokens import pad_id
-from llm4gen_core.unet_part import UNetPart
+from llm4gen_core.llm_spec import pad_id
 from llm4gen_diffusers.attention import cross_attention_layers
-from llm4gen_diffusers.devices import DTYPES
 from llm4gen_diffusers.families import FAMILIES, PARTS, Family
 from llm4gen_diffusers.images import save_png
+from llm4gen_diffusers.machine import DTYPES
 from llm4gen_diffusers.options import GenerationOptions
 from llm4gen_diffusers.sampling import Pipeline, add_unet_part, check_unet_part
 from llm4gen_diffusers.schedule import NoiseSchedule
 
-from .data.order import draw_seed
+from .data.batches import draw_seed
 from .recipe import WHOLE_UNET, Parts, Recipe, Trainable, has_adapter
 
 LORA_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")

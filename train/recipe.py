@@ -24,8 +24,8 @@ from pydantic.dataclasses import dataclass as checked
 from pydantic_core import PydanticCustomError
 
 from llm4gen_core.adapter import FUSIONS, CrossAdapterConfig
+from llm4gen_core.attention import LAMBDA_MODES
 from llm4gen_core.entity_guidance import GuidanceOptions
-from llm4gen_core.lambda_modes import LAMBDA_MODES
 
 Precision = Literal["float32", "float16", "bfloat16"]
 Parts = Literal["cam", "cam+cross_attention_kv", "cam+lora", "cam+unet", "unet", "text_encoder"]

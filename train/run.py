@@ -26,8 +26,7 @@ from safetensors.torch import load_file
 from llm4gen_core import LLM4GENError
 from llm4gen_core.errors import is_disk_full
 from llm4gen_core.files import read_json, write_json, write_text
-from llm4gen_diffusers.devices import DTYPES
-from llm4gen_diffusers.provenance import machine
+from llm4gen_diffusers.machine import DTYPES, machine
 
 from .models import exported_names, open_models
 from .recipe import Recipe

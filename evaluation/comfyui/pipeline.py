@@ -16,7 +16,7 @@ from PIL import Image
 from llm4gen_core import LLM4GENError
 from llm4gen_diffusers.command_line import process_number
 
-from ..prompts import Prompt
+from ..image_set import Prompt
 from .server import Outcome, Server
 from .workflow import Workflow
 

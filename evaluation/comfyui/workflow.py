@@ -10,7 +10,7 @@ from typing import Any
 
 from llm4gen_core import LLM4GENError
 from llm4gen_core.files import read_json
-from llm4gen_diffusers.provenance import fingerprint
+from llm4gen_diffusers.machine import fingerprint
 
 NodeInfo = Callable[[str], Mapping[str, Any] | None]
 """Function that returns the server's /object_info of a node class; None for an unknown class."""

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..prompts import Prompt
+    from ..image_set import Prompt
 
 SHIPPED = Path(__file__).resolve().parents[1] / "data" / "dense_prompts.jsonl.gz"
 
@@ -49,7 +49,7 @@ def read_prompt_file(path: str | os.PathLike[str]) -> list[Prompt]:
     """
     from llm4gen_diffusers.command_line import read_prompts as read_lines
 
-    from ..prompts import Prompt, read_prompts
+    from ..image_set import Prompt, read_prompts
 
     if not str(path).endswith(".txt"):
         return read_prompts(path)

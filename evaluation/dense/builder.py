@@ -33,10 +33,10 @@ from tqdm import tqdm
 
 from llm4gen_core import LLM4GENError
 from llm4gen_core.files import JSONLines, read_json, write_json, write_json_lines
+from llm4gen_diffusers.machine import fingerprint
 from llm4gen_diffusers.options import Options
-from llm4gen_diffusers.provenance import fingerprint
 
-from ..prompts import Prompt, write_prompts
+from ..image_set import Prompt, write_prompts
 from .chat_models import ChatModel, Request
 from .filters import NearDuplicates, is_useful, reason_against, split_answer
 from .image_folder import SourceImage

@@ -194,7 +194,7 @@ class LocalModel:
     def __init__(self, folder: Path, sees: bool, device: torch.device, dtype: torch.dtype) -> None:
         import transformers
 
-        from llm4gen_diffusers.provenance import content_hash
+        from llm4gen_diffusers.machine import content_hash
 
         self._folder, self._sees, self._device = folder, sees, device
         kind = "vision-language model" if sees else "language model"

@@ -127,7 +127,7 @@ def _build(args: argparse.Namespace) -> None:
 
 def _model(args: argparse.Namespace, name: str) -> ChatModel:
     from llm4gen_core import LLM4GENError
-    from llm4gen_diffusers.devices import DTYPES, choose_device
+    from llm4gen_diffusers.machine import DTYPES, choose_device
 
     from .chat_models import Endpoint, LocalModel
 

@@ -24,7 +24,7 @@ from llm4gen_core.entities import load_backend
 from llm4gen_core.entities.lexicon import PREPOSITIONS
 from llm4gen_core.errors import first_line
 
-from ..prompts import Prompt
+from ..image_set import Prompt
 
 CLIP_LIMIT = 77
 """Tokens that CLIP's text encoder reads, including those that begin and end a text."""

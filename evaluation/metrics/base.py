@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llm4gen_core import LLM4GENError
 from llm4gen_core.errors import first_problem
-from llm4gen_diffusers.devices import DTYPES
+from llm4gen_diffusers.machine import DTYPES
 
-from ..prompts import Prompt
+from ..image_set import Prompt
 
 Scores = Mapping[str, Any]
 """JSON values of one image. "score" is the number that tables show, None for an image that cannot be scored; then

@@ -23,9 +23,9 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from llm4gen_core import LLM4GENError
-from llm4gen_core.weights import load_pickle
+from llm4gen_core.files import load_pickle
 
-from ..prompts import Prompt
+from ..image_set import Prompt
 from .base import Context, ImageMetric, Judge, JudgeOptions, Scores
 from .judge_model import CONFIG, PREPROCESSOR, WEIGHTS, JudgeModel
 

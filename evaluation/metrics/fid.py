@@ -24,7 +24,7 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, k
 
 from llm4gen_core import LLM4GENError
 
-from ..prompts import Prompt
+from ..image_set import Prompt
 from ..statistics import CONFIDENCE
 from .base import Context, SetMetric, SetScore
 from .inception import (

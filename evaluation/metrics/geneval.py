@@ -16,7 +16,7 @@ from torchvision.ops import nms
 from llm4gen_core import LLM4GENError
 from llm4gen_core.errors import first_problem
 
-from ..prompts import Prompt
+from ..image_set import Prompt
 from .base import Context, ImageMetric, JudgeOptions, Scores
 from .clip import CLIP_L, ClipJudge
 from .detectors import MASK2FORMER, MOST_PAIRS, Box, Instance, InstanceSegmenter

@@ -33,9 +33,8 @@ from tqdm import tqdm
 
 from llm4gen_core import LLM4GENError
 from llm4gen_core.errors import first_line
-from llm4gen_core.files import whole_file
-from llm4gen_core.weights import load_pickle
-from llm4gen_diffusers.provenance import fingerprint
+from llm4gen_core.files import load_pickle, whole_file
+from llm4gen_diffusers.machine import fingerprint
 
 from .base import Context, Judge, NoOptions
 

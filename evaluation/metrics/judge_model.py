@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from llm4gen_core import LLM4GENError
 from llm4gen_core.errors import first_line
-from llm4gen_diffusers.provenance import content_hash
+from llm4gen_diffusers.machine import content_hash
 
 from .base import Context, Judge
 

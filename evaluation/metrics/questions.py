@@ -22,7 +22,7 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoPr
 from llm4gen_core import LLM4GENError
 from llm4gen_core.errors import first_problem
 
-from ..prompts import Prompt
+from ..image_set import Prompt
 from .base import Context, ImageMetric, Judge, JudgeOptions, Scores
 from .judge_model import CONFIG, PREPROCESSOR, SHARDED_WEIGHTS, WEIGHTS, JudgeModel, load_part
 from .noun_chunks import Chunker, find_chunker

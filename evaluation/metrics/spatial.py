@@ -14,7 +14,7 @@ from torchvision.ops import box_iou
 
 from llm4gen_core import LLM4GENError, entity_backend, parse_entities
 
-from ..prompts import Prompt
+from ..image_set import Prompt
 from .base import Context, ImageMetric, NoOptions, Scores
 from .detectors import DETECTOR, Detections, Detector, load_detector
 

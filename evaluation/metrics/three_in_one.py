@@ -10,7 +10,7 @@ from PIL import Image
 
 from llm4gen_core import LLM4GENError
 
-from ..prompts import Prompt
+from ..image_set import Prompt
 from .base import Context, ImageMetric, Scores
 from .clip import NonSpatial
 from .noun_chunks import Chunker, find_chunker

@@ -14,10 +14,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import yaml
 
-from llm4gen_diffusers.provenance import machine
+from llm4gen_diffusers.machine import machine
 
-from ..image_set import ImageRow, image_id
-from ..prompts import Prompt
+from ..image_set import ImageRow, Prompt, image_id
 from .read import About, EvaluatedSet, SetScores, metric_title, number_of, read_sets
 from .tables import Absent, Count, Group, Measured, Table, Total, build_tables, group_sets, mean
 

@@ -16,11 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from llm4gen_core import LLM4GENError
 from llm4gen_core.errors import first_problem
-from llm4gen_diffusers.provenance import fingerprint
+from llm4gen_diffusers.machine import fingerprint
 
 from ..benchmarks import METRICS
-from ..image_set import ImageRow, ImageSet, ImageSettings, image_id
-from ..prompts import Prompt
+from ..image_set import ImageRow, ImageSet, ImageSettings, Prompt, image_id
 
 Values: TypeAlias = "NDArray[np.float64]"
 """[P prompts, K seeds, Q answers], NaN where there is no value; Q is 1 for scores."""

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from llm4gen_core import LLM4GENError
 from llm4gen_core.errors import first_problem
 from llm4gen_core.files import JSONLines, write_json
-from llm4gen_diffusers.provenance import fingerprint
+from llm4gen_diffusers.machine import fingerprint
 
 from ..image_set import ImageRow, ImageSet
 

@@ -15,7 +15,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from llm4gen_core import LLM4GENError
-from llm4gen_core.lambda_modes import LLMTokens
+from llm4gen_core.attention import LLMTokens
 
 from ..options import PathLike
 from .parts import Base, FolderPart, Part, open_folder, schedule_beside, subfolder, text_parts

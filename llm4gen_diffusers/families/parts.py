@@ -15,8 +15,7 @@ from torch import nn
 from transformers import CLIPTokenizerFast, PreTrainedModel  # type: ignore[attr-defined]
 
 from llm4gen_core.errors import LLM4GENError, first_line
-from llm4gen_core.files import read_json
-from llm4gen_core.weights import read_header
+from llm4gen_core.files import read_header, read_json
 
 from ..schedule import NoiseSchedule
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from llm4gen_core.errors import LLM4GENError, first_line
-from llm4gen_core.weights import SAFETENSORS_SUFFIXES, load_pickle, load_tensors, read_header
+from llm4gen_core.files import SAFETENSORS_SUFFIXES, load_pickle, load_tensors, read_header
 
 from ..schedule import NoiseSchedule
 from .parts import Base, Part, load_tokenizer

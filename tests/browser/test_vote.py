@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import expect
 from vote_study import ServedStudy, make_prompts, make_set
 
-from evaluation.prompts import Prompt
+from evaluation.image_set import Prompt
 from evaluation.vote.study import StudyFolder, make_study
 from evaluation.vote.votes import VoteFile, counted, read_votes
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llm4gen_core import LLM4GENError, attention_columns
-from llm4gen_core.attention_columns import _BLOCK_ELEMENTS
+from llm4gen_core.attention import _BLOCK_ELEMENTS
 
 B, HEADS, N, T, D = 2, 3, 20, 13, 8
 SCALE = D**-0.5

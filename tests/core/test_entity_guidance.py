@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from llm4gen_core import LLM4GENError, attention_columns, entity_guidance_loss
-from llm4gen_core.entities import EntityPair, Span
-from llm4gen_core.entities.positions import ContextSegment, covers, token_indices
+from llm4gen_core.entities import ContextSegment, EntityPair, Span, covers, token_indices
 from llm4gen_core.entity_guidance import (
     MAX_PAIRS,
     GuidanceOptions,

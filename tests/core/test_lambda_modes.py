@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from llm4gen_core import LLM4GENError, attention_columns
+from llm4gen_core.attention import CURVES, LLMTokens, StrengthSchedule, attend, attended_columns
 from llm4gen_core.entity_guidance import GuidanceOptions, PairPositions, guidance_targets, layer_guidance
-from llm4gen_core.lambda_modes import CURVES, LLMTokens, StrengthSchedule, attend, attended_columns
 
 TEXT, TOKENS, SCALE = 5, 12, 0.35
 

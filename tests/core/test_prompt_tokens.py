@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llm4gen_core import LLM4GENError, LLMSpec
-from llm4gen_core.prompt_tokens import pad_id, prompt_offsets, split_at_break, tokenize_prompt
+from llm4gen_core.llm_spec import pad_id, prompt_offsets, split_at_break, tokenize_prompt
 
 SPEC = LLMSpec(model="", architecture="t5", layers=2, width=8, prefix="pre ", max_length=16)
 BARE = replace(SPEC, prefix="", max_length=64)

@@ -17,7 +17,7 @@ from small_painters import with_strength
 from torch import Tensor
 
 from llm4gen_core import LLM4GENError, Span, token_indices
-from llm4gen_core.prompt_tokens import prompt_offsets
+from llm4gen_core.llm_spec import prompt_offsets
 from llm4gen_diffusers.attention import cross_attention_layers
 from llm4gen_diffusers.attention_maps import AttentionMaps, attention_maps, find_words, overlay, strip
 from llm4gen_diffusers.families import load_family

@@ -10,8 +10,8 @@ from small_models import make_projector, make_t5_folder, make_unet_folder
 
 from llm4gen_core import LLM4GENError, LLMSpec, load_adapter, save_adapter
 from llm4gen_core.adapter_file import AdapterMetadata
-from llm4gen_diffusers.devices import choose_device
 from llm4gen_diffusers.generate import generate
+from llm4gen_diffusers.machine import choose_device
 from llm4gen_diffusers.options import GenerateSettings, ModelFiles, options_from
 from llm4gen_diffusers.sampling import Pipeline
 

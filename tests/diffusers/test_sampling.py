@@ -10,8 +10,8 @@ from small_painters import with_strength
 from transformers import CLIPTextModel
 
 from llm4gen_core import AdapterMetadata, LLM4GENError, UNetPart, load_adapter, save_adapter
-from llm4gen_diffusers.devices import DTYPES
 from llm4gen_diffusers.families import load_family
+from llm4gen_diffusers.machine import DTYPES
 from llm4gen_diffusers.options import GenerationOptions, ModelFiles
 from llm4gen_diffusers.sampling import Pipeline, add_unet_part
 from llm4gen_diffusers.schedule import DDIMUniformScheduler, NoiseSchedule, unit_noise

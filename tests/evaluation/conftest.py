@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from evaluation.image_set import Prompt
 from evaluation.models import Model, ModelFiles, PresetOptions, open_model
-from evaluation.prompts import Prompt
 from miniature.benchmark import caption_prompt, models
 from miniature.dataset import SETS
 

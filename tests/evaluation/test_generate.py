@@ -18,9 +18,8 @@ from PIL import Image
 
 from evaluation.__main__ import main
 from evaluation.generate import generate
-from evaluation.image_set import ImageSet, image_id
+from evaluation.image_set import ImageSet, Prompt, image_id, write_prompts
 from evaluation.models import LLM4GENModel, Model, ModelFiles, PresetOptions, open_model
-from evaluation.prompts import Prompt, write_prompts
 from llm4gen_core import LLM4GENError
 from llm4gen_diffusers.sampling import Pipeline
 

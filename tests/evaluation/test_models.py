@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from small_models import make_diffusers_folder
 
+from evaluation.image_set import Prompt
 from evaluation.models import ModelFiles, PipelineFiles, PresetOptions, model_files, open_model, read_models
-from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
 
 CAT, DOG = Prompt(id="cat", text="a cat"), Prompt(id="dog", text="a dog on a hat")

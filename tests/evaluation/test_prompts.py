@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.prompts import Prompt, read_prompts, write_prompts
+from evaluation.image_set import Prompt, read_prompts, write_prompts
 from llm4gen_core import LLM4GENError
 
 

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from evaluation.benchmarks import BENCHMARKS, find_benchmark
-from evaluation.image_set import noise_seed
+from evaluation.image_set import Prompt, noise_seed, write_prompts
 from evaluation.metrics.questions import questions_of
 from evaluation.metrics.three_in_one import kind_of
-from evaluation.prompts import Prompt, write_prompts
 from llm4gen_core import LLM4GENError
 
 COMPBENCH = ("color", "shape", "texture", "spatial", "non_spatial", "complex")

@@ -68,7 +68,7 @@ def attention(pack: ModuleType) -> ModuleType:
 @pytest.fixture(scope="session")
 def schedule(pack: ModuleType) -> type:
     """The pack's StrengthSchedule."""
-    return importlib.import_module(f"{pack.__name__}.llm4gen_core.lambda_modes").StrengthSchedule
+    return importlib.import_module(f"{pack.__name__}.llm4gen_core.attention").StrengthSchedule
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from evaluation.comfyui import ComfyUIPipeline
-from evaluation.prompts import Prompt
+from evaluation.image_set import Prompt
 from llm4gen_core import LLM4GENError
 
 PROMPTS = [Prompt(id="cube", text="a red cube left of a (blue) sphere"), Prompt(id="cat", text="a ginger cat")]

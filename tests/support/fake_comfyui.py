@@ -14,7 +14,7 @@ from aiohttp import web
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from evaluation.prompts import Prompt
+from evaluation.image_set import Prompt
 
 TEXT = ["STRING", {"multiline": True, "dynamicPrompts": True}]
 SEED = ["INT", {"default": 0, "control_after_generate": True}]

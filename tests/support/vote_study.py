@@ -19,8 +19,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from evaluation.image_set import ImageRow, ImageSet, ImageSettings, image_id
-from evaluation.prompts import Prompt
+from evaluation.image_set import ImageRow, ImageSet, ImageSettings, Prompt, image_id
 
 REPOSITORY = Path(__file__).parents[2]
 

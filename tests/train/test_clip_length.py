@@ -15,7 +15,7 @@ from small_models import make_world
 from transformers import CLIPTextModel
 
 from llm4gen_core import EntityPair, LLM4GENError, Span
-from llm4gen_core.prompt_tokens import tokenize_prompt
+from llm4gen_core.llm_spec import tokenize_prompt
 from llm4gen_diffusers.families import SDXL, Family, load_family
 from llm4gen_diffusers.options import GenerationOptions, ModelFiles
 from llm4gen_diffusers.sampling import Pipeline

@@ -14,8 +14,8 @@ from small_models import make_unet_folder
 from torch import Tensor
 
 from llm4gen_core import LLM4GENError
+from llm4gen_core.attention import LLMTokens
 from llm4gen_core.entity_guidance import GuidanceOptions, GuidanceTargets, PairPositions, guidance_targets
-from llm4gen_core.lambda_modes import LLMTokens
 from llm4gen_diffusers import attention
 from llm4gen_diffusers.attention import GuidanceRecorder, cross_attention_layers, install_cross_attention
 

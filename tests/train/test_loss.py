@@ -96,7 +96,7 @@ def words(
 
 
 def llm_tokens(llm: LLMEncoder, caption: str) -> list[int]:
-    from llm4gen_core.prompt_tokens import tokenize_prompt
+    from llm4gen_core.llm_spec import tokenize_prompt
 
     return tokenize_prompt(llm.tokenizer, caption, llm.spec).ids
 

@@ -12,8 +12,7 @@ from fake_comfyui import changed, colour, expected, generated, plain, prompts
 from evaluation.__main__ import main
 from evaluation.comfyui import ComfyUIPipeline
 from evaluation.comfyui import pipeline as pipeline_module
-from evaluation.image_set import ImageSet
-from evaluation.prompts import Prompt, write_prompts
+from evaluation.image_set import ImageSet, Prompt, write_prompts
 from llm4gen_core import LLM4GENError
 
 

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from evaluation.dense import shipped_prompts
-from evaluation.prompts import Prompt
+from evaluation.image_set import Prompt
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from evaluation.dense.builder import Build, BuildSettings
 from evaluation.dense.chat_models import Request
 from evaluation.dense.filters import read_unsafe_words
 from evaluation.dense.image_folder import source_images
-from evaluation.prompts import read_prompts
+from evaluation.image_set import read_prompts
 from llm4gen_core import LLM4GENError
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.dense.filters import NearDuplicates, read_unsafe_words, reason_against, split_answer
-from evaluation.prompts import Prompt
+from evaluation.image_set import Prompt
 from llm4gen_core import LLM4GENError
 
 GOOD = (

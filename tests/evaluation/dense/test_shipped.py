@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from evaluation.dense.filters import NearDuplicates
+from evaluation.image_set import Prompt
 from evaluation.metrics.questions import Question
-from evaluation.prompts import Prompt
 from llm4gen_core import EntityPair, parse_entities
 
 

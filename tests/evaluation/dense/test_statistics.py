@@ -13,7 +13,7 @@ from small_models import write_clip_tokenizer, write_t5_tokenizer
 from evaluation.__main__ import main
 from evaluation.dense import read_prompt_file
 from evaluation.dense.statistics import Spread, count_statistics, table
-from evaluation.prompts import Prompt
+from evaluation.image_set import Prompt
 from llm4gen_core import LLM4GENError
 
 CAT = "A red cat sits on a soft red rug."

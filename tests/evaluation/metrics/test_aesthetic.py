@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from evaluation.image_set import Prompt
 from evaluation.metrics.base import Context
 from evaluation.metrics.clip import HEADS, Aesthetic, AestheticHead, ClipJudge
-from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
 
 WIDTH = 24

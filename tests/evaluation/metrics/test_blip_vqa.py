@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, BlipForQuestionAnswering
 
+from evaluation.image_set import Prompt
 from evaluation.metrics.base import Context
 from evaluation.metrics.noun_chunks import TemplateChunker
 from evaluation.metrics.questions import BlipJudge, BlipVQA, asked_chunks, question_of
-from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
 
 TEXTS = ("a green bench and a blue bowl", "a red cat and the yellow vase", "a cat")

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import AutoImageProcessor, CLIPModel, CLIPTokenizer
 
+from evaluation.image_set import Prompt
 from evaluation.metrics.base import Context
 from evaluation.metrics.clip import CLIP_L, ClipJudge, ClipScore, LongClipScore, NonSpatial
-from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
 
 SHORT = "a green bench and a blue bowl"

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from evaluation.image_set import Prompt
 from evaluation.metrics.base import Context
 from evaluation.metrics.questions import ASKED, DPG, Answer, VQAJudge, questions_of
-from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
 
 QUESTIONS: list[dict[str, Any]] = [

@@ -20,11 +20,11 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
+from evaluation.image_set import Prompt
 from evaluation.metrics import fid as module
 from evaluation.metrics.base import Context, SetScore, check_options
 from evaluation.metrics.fid import FID, InceptionScore, complete_seeds
 from evaluation.metrics.inception import INCEPTION, InceptionNetwork, Preparation, Reference, open_reference
-from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
 
 WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from small_detectors import COCO, write_mask2former, write_rt_detr
 
+from evaluation.image_set import Prompt
 from evaluation.metrics.base import Context
 from evaluation.metrics.detectors import MASK2FORMER, Instance, InstanceSegmenter
 from evaluation.metrics.geneval import (
@@ -28,7 +29,6 @@ from evaluation.metrics.geneval import (
     read_row,
     relative_position,
 )
-from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
 
 NAMES = {*COCO} - {"mouse", "remote", "keyboard"} | {"computer mouse", "tv remote", "computer keyboard"}

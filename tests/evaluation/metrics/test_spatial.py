@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from small_detectors import write_owl, write_rt_detr
 
+from evaluation.image_set import Prompt
 from evaluation.metrics.base import Context
 from evaluation.metrics.detectors import DETECTOR, Detections, LabelDetector, OwlDetector
 from evaluation.metrics.spatial import RELATIONS, Relation, Spatial, judge, positions, read_relation
-from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
 
 SIDE = 479

@@ -11,6 +11,7 @@ from PIL import Image
 from small_detectors import write_owl
 from spacy.language import Language
 
+from evaluation.image_set import Prompt
 from evaluation.metrics.base import Context, ImageMetric, Scores
 from evaluation.metrics.clip import NonSpatial
 from evaluation.metrics.detectors import DETECTOR
@@ -18,7 +19,6 @@ from evaluation.metrics.noun_chunks import TemplateChunker, find_chunker
 from evaluation.metrics.questions import BlipVQA
 from evaluation.metrics.spatial import Spatial
 from evaluation.metrics.three_in_one import ThreeInOne, kind_of
-from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
 
 HAT = "The red hat was on top of the brown coat rack."

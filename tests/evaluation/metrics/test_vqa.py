@@ -15,9 +15,9 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
+from evaluation.image_set import Prompt
 from evaluation.metrics.base import Context
 from evaluation.metrics.questions import QUESTION, VQAJudge, VQAScore
-from evaluation.prompts import Prompt
 from llm4gen_core import LLM4GENError
 
 FOLDERS = ("llava_folder", "qwen_folder", "instructblip_folder")

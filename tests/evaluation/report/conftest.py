@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.image_set import ImageRow, ImageSet, ImageSettings, image_id
-from evaluation.prompts import Prompt
-from llm4gen_diffusers.provenance import fingerprint
+from evaluation.image_set import ImageRow, ImageSet, ImageSettings, Prompt, image_id
+from llm4gen_diffusers.machine import fingerprint
 
 Score = Callable[[Prompt, int], Mapping[str, Any] | None]
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation.image_set import ImageSet, image_id
-from evaluation.prompts import Prompt
+from evaluation.image_set import ImageSet, Prompt, image_id
 from evaluation.report.build import build_report
 from evaluation.report.read import read_sets
 from evaluation.report.tables import (
@@ -31,7 +30,7 @@ from evaluation.report.tables import (
     mean,
 )
 from evaluation.report.write import shown_cell
-from llm4gen_diffusers.provenance import fingerprint
+from llm4gen_diffusers.machine import fingerprint
 
 if TYPE_CHECKING:
     from .conftest import SetMaker

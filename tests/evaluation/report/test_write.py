@@ -16,8 +16,7 @@ import pytest
 from PIL import Image
 
 from evaluation.__main__ import main
-from evaluation.image_set import ImageSet
-from evaluation.prompts import Prompt
+from evaluation.image_set import ImageSet, Prompt
 from evaluation.report.build import build_report, costs
 from evaluation.report.read import read_sets
 from evaluation.report.tables import Measured, Total

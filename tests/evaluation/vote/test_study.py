@@ -7,8 +7,7 @@ from collections import Counter
 import pytest
 from vote_study import flat, make_prompts, make_set
 
-from evaluation.image_set import ImageSet
-from evaluation.prompts import Prompt
+from evaluation.image_set import ImageSet, Prompt
 from evaluation.vote.study import GAP, StudyFolder, make_study, schedule
 from llm4gen_core import LLM4GENError
 
