@@ -17,9 +17,9 @@ from pydantic import Field
 from llm4gen_core import LLM4GENError
 from llm4gen_core.files import read_json
 from llm4gen_diffusers import options
-from llm4gen_diffusers.images import to_image
 from llm4gen_diffusers.machine import choose_device, choose_dtype, content_hash, dtype_name, machine
 from llm4gen_diffusers.options import DType, Options, PathLike, option, options_from
+from llm4gen_diffusers.sampling import to_image
 
 from .image_set import Prompt
 

@@ -30,10 +30,9 @@ from llm4gen_core.llm_spec import prompt_offsets
 
 from .attention import cross_attention_layers, unknown_cross_attention
 from .generate import sampling_record
-from .images import check_output, save_png
 from .machine import choose_device
 from .options import AttentionSettings, GenerationOptions
-from .sampling import DEFAULTS, Pipeline
+from .sampling import DEFAULTS, Pipeline, check_output, save_png
 
 PANEL = 256
 """Smallest side of a panel of `strip` in pixels; smaller images are enlarged by a whole number."""

@@ -10,10 +10,9 @@ import torch
 
 from llm4gen_core import LLM4GENError
 
-from .images import check_output, save_png
 from .machine import choose_device, choose_dtype, dtype_name
 from .options import GenerateSettings, SamplingSettings
-from .sampling import Pipeline
+from .sampling import Pipeline, check_output, save_png
 
 
 def generate(settings: GenerateSettings) -> list[Path]:

@@ -25,9 +25,8 @@ from torch import Tensor
 from llm4gen_core import Span
 from llm4gen_diffusers.attention_maps import attention_maps, strip
 from llm4gen_diffusers.generate import generate
-from llm4gen_diffusers.images import check_output, save_png, to_image
 from llm4gen_diffusers.options import GenerateSettings, GenerationOptions, ModelFiles
-from llm4gen_diffusers.sampling import Pipeline
+from llm4gen_diffusers.sampling import Pipeline, check_output, save_png, to_image
 from train.loop import Stopped, resume, run
 from train.recipe_file import load_recipe
 from train.run import ExportSettings, RunFolder, export

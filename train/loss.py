@@ -27,7 +27,8 @@ from llm4gen_core.llm_spec import prompt_offsets
 from llm4gen_diffusers.attention import install_cross_attention, unknown_cross_attention
 from llm4gen_diffusers.schedule import NoiseSchedule
 
-from .data.batches import Batch, generator, uniform
+from .data.batches import Batch
+from .data.order import generator, uniform
 from .models import Models
 
 _KEPT_CAPTIONS = 32_768

@@ -28,13 +28,12 @@ from llm4gen_core.encoder import folder_spec, load_tokenizer
 from llm4gen_core.llm_spec import pad_id
 from llm4gen_diffusers.attention import cross_attention_layers
 from llm4gen_diffusers.families import FAMILIES, PARTS, Family
-from llm4gen_diffusers.images import save_png
 from llm4gen_diffusers.machine import DTYPES
 from llm4gen_diffusers.options import GenerationOptions
-from llm4gen_diffusers.sampling import Pipeline, add_unet_part, check_unet_part
+from llm4gen_diffusers.sampling import Pipeline, add_unet_part, check_unet_part, save_png
 from llm4gen_diffusers.schedule import NoiseSchedule
 
-from .data.batches import draw_seed
+from .data.order import draw_seed
 from .recipe import WHOLE_UNET, Parts, Recipe, Trainable, has_adapter
 
 LORA_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")

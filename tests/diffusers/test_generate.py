@@ -9,8 +9,8 @@ from PIL import Image
 from small_models import make_diffusers_folder
 
 from llm4gen_diffusers.generate import generate
-from llm4gen_diffusers.images import save_png
 from llm4gen_diffusers.options import GenerateSettings, GenerationOptions
+from llm4gen_diffusers.sampling import save_png
 
 
 @pytest.fixture

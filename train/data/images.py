@@ -19,7 +19,7 @@ from llm4gen_core import LLM4GENError
 from llm4gen_core.errors import first_line
 
 from ..recipe import Data
-from .batches import generator, uniform
+from .order import generator, uniform
 
 PIXELS_VERSION = 1
 """Version in the fingerprint of the latent cache; raise it when the same file and cut give other pixels."""

@@ -26,8 +26,8 @@ from llm4gen_core.errors import first_line
 from llm4gen_core.files import JSONLines, write_json, write_json_lines
 
 from ..recipe import Data
-from .batches import GlobalOrder
 from .images import BadImage, Cut, Size, assign, bucket_sizes, cut_pixels, decode, plan_cut
+from .order import GlobalOrder
 from .sources import SourceReader, open_source
 
 ROWS = pa.schema(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from train.data.batches import GlobalOrder, draw_seed, generator, shuffled_places, uniform
+from train.data.order import GlobalOrder, draw_seed, generator, shuffled_places, uniform
 
 
 def run_through(order: GlobalOrder, steps: int) -> list[list[tuple[int, int]]]:
