@@ -137,14 +137,14 @@ def _marked(words: Iterable[str], number: int) -> list[str]:
     return [f"[{word} {number}]" for word in words if word]
 
 
-def _noun_phrase(number: int, thing: Object, told: set[str], draws: random.Random, held_out: bool) -> str:
+def _noun_phrase(number: int, thing: Object, told: set[str], rng: random.Random, held_out: bool) -> str:
     """Return "a small striped red circle" and the like, with those of color, texture and size that are in `told`."""
     size, texture, color = (getattr(thing, name) if name in told else "" for name in ("size", "texture", "color"))
     pattern = PATTERNS.get(texture, "")
     if held_out:
         form = "in" if color or pattern else "before"
     else:
-        form = draws.choice(["before", "before", "that"] + (["with"] if pattern else []))
+        form = rng.choice(["before", "before", "that"] + (["with"] if pattern else []))
     before = {
         "before": (size, texture, color),
         "with": (size, color),
@@ -163,19 +163,19 @@ def _ask(thing: Object, told: set[str], cell: tuple[int, int] | None = None) -> 
     return Ask(thing.shape, cell=cell, **{name: getattr(thing, name) for name in told})
 
 
-def _some(thing: Object, draws: random.Random) -> set[str]:
+def _some(thing: Object, rng: random.Random) -> set[str]:
     """Draw which of color, texture and size to tell of an object."""
-    told = {"color"} if draws.random() < 0.8 else set()
-    if draws.random() < (0.2 if thing.texture == "plain" else 0.6):
+    told = {"color"} if rng.random() < 0.8 else set()
+    if rng.random() < (0.2 if thing.texture == "plain" else 0.6):
         told.add("texture")
-    if draws.random() < 0.35:
+    if rng.random() < 0.35:
         told.add("size")
     return told
 
 
 def listing(
     scene: Scene,
-    draws: random.Random,
+    rng: random.Random,
     category: str = "complex",
     told: Sequence[str] | None = None,
     held_out: bool = False,
@@ -185,7 +185,7 @@ def listing(
 
     Args:
         scene: what is described.
-        draws: wording, and with `cells` the order.
+        rng: wording, and with `cells` the order.
         category: category of the caption.
         told: of "color", "texture" and "size"; by default, some at random for each object.
         held_out: use wordings that describe no training image.
@@ -193,18 +193,18 @@ def listing(
     """
     items = list(scene.objects)
     if cells:
-        draws.shuffle(items)
-    chosen = [_some(thing, draws) if told is None else set(told) for _, thing in items]
-    last = draws.choice(("and", "and", "together with")) if held_out else "and"
+        rng.shuffle(items)
+    chosen = [_some(thing, rng) if told is None else set(told) for _, thing in items]
+    last = rng.choice(("and", "and", "together with")) if held_out else "and"
     parts = []
     for number, ((cell, thing), words) in enumerate(zip(items, chosen, strict=True)):
-        phrase = _noun_phrase(number, thing, words, draws, held_out)
+        phrase = _noun_phrase(number, thing, words, rng, held_out)
         parts.append(f"{phrase} in the {cell_name(cell, held_out)}" if cells else phrase)
     asks = [_ask(thing, words, cell if cells else None) for (cell, thing), words in zip(items, chosen, strict=True)]
     return _caption(_join(parts, last), category, asks)
 
 
-def shapes_told(scene: Scene, draws: random.Random, held_out: bool = False) -> Caption:
+def shapes_told(scene: Scene, rng: random.Random, held_out: bool = False) -> Caption:
     """Name objects with the shape as an attribute: "a round red thing and a triangular blue thing"."""
     parts = []
     for number, (_, thing) in enumerate(scene.objects):
@@ -212,28 +212,28 @@ def shapes_told(scene: Scene, draws: random.Random, held_out: bool = False) -> C
         if held_out:
             parts.append(f"[something {number} *] {shape} in {color}")
         else:
-            noun = draws.choice(("thing", "object"))
+            noun = rng.choice(("thing", "object"))
             parts.append(f"{article(ADJECTIVES[thing.shape])} {shape} {color} [{noun} {number} *]")
     return _caption(_join(parts), "shape", [Ask(thing.shape, thing.color) for _, thing in scene.objects])
 
 
-def related(scene: Scene, draws: random.Random, told: Sequence[str] | None = (), held_out: bool = False) -> Caption:
+def related(scene: Scene, rng: random.Random, told: Sequence[str] | None = (), held_out: bool = False) -> Caption:
     """Relate the object at the top left to one beside or below it: "a circle to the left of a square".
 
     Args: see `listing`, for a scene of `line_up`; other objects are appended in reading order ("and a ring").
     """
     (corner, first), *others = scene.objects
-    other = draws.choice([item for item in others if 0 in item[0]])
+    other = rng.choice([item for item in others if 0 in item[0]])
     rest = [item for item in others if item is not other]
     pair = [(corner, first), other]
-    draws.shuffle(pair)
+    rng.shuffle(pair)
     items = [*pair, *rest]
     [relation] = [relation for relation in RELATIONS if holds(relation, pair[0][0], pair[1][0])]
     text, asks = "", []
     for number, (_, thing) in enumerate(items):
-        words = _some(thing, draws) if told is None else set(told)
+        words = _some(thing, rng) if told is None else set(told)
         between = ["", f" {SIDES[relation][held_out]} ", " and " if number == len(items) - 1 else ", "][min(number, 2)]
-        text += between + _noun_phrase(number, thing, words, draws, held_out)
+        text += between + _noun_phrase(number, thing, words, rng, held_out)
         asks.append(_ask(thing, words))
     category = "complex" if rest or told is None else "spatial"
     return _caption(text, category, asks, ((0, relation, 1),))
@@ -255,10 +255,10 @@ def counted(things: Sequence[tuple[Object, int]], held_out: bool = False) -> Cap
     return _caption(_join(parts), "count", [Ask(thing.shape, thing.color, count=count) for thing, count in things])
 
 
-def paragraph(scene: Scene, draws: random.Random, held_out: bool = False) -> Caption:
+def paragraph(scene: Scene, rng: random.Random, held_out: bool = False) -> Caption:
     """Describe every object, its attributes and its place in sentences, with pronouns and repetitions."""
     items = list(scene.objects)
-    draws.shuffle(items)
+    rng.shuffle(items)
     count = _NUMBERS[len(items)]
     openings: tuple[str, ...] = (
         f"the picture shows {count} objects on a dark ground.",
@@ -267,31 +267,31 @@ def paragraph(scene: Scene, draws: random.Random, held_out: bool = False) -> Cap
     )
     if held_out:
         openings = (f"here we see {count} figures.", f"{count} figures appear in this scene.")
-    sentences = [draws.choice(openings)]
-    sentences += [_description(n, cell, thing, draws, held_out) for n, (cell, thing) in enumerate(items)]
+    sentences = [rng.choice(openings)]
+    sentences += [_description(n, cell, thing, rng, held_out) for n, (cell, thing) in enumerate(items)]
     relations: dict[str, None] = {}
     while len(relations) < 2:
-        (cell, first), (other, second) = draws.sample(items, 2)
+        (cell, first), (other, second) = rng.sample(items, 2)
         held = [relation for relation in RELATIONS if holds(relation, cell, other)]
-        relations[f"the {first.shape} is {SIDES[draws.choice(held)][held_out]} the {second.shape}."] = None
+        relations[f"the {first.shape} is {SIDES[rng.choice(held)][held_out]} the {second.shape}."] = None
     sentences += relations
-    if draws.random() < 0.5:
+    if rng.random() < 0.5:
         sentences.append("the rest of the picture is empty.")
     asks = [_ask(thing, {"color", "texture", "size"}, cell) for cell, thing in items]
     return _caption(" ".join(sentences), "dense", asks)
 
 
-def _description(number: int, cell: tuple[int, int], thing: Object, draws: random.Random, held_out: bool) -> str:
+def _description(number: int, cell: tuple[int, int], thing: Object, rng: random.Random, held_out: bool) -> str:
     """Return two sentences about an object."""
     where = f"in the {cell_name(cell, held_out)}"
     rest = [thing.size, thing.texture, thing.color]
-    draws.shuffle(rest)
-    first = rest[: draws.choice((0, 1, 2))]
+    rng.shuffle(rest)
+    first = rest[: rng.choice((0, 1, 2))]
     later = rest[len(first) :]
-    form = draws.choice(("there", "stands", "the"))
+    form = rng.choice(("there", "stands", "the"))
     start = f"{where} {'lies' if held_out else 'there is'} " if form == "there" else ""
     end = "" if form == "there" else f" {'sits' if held_out else 'is'} {where}"
     determiner = "the" if form == "the" else article([*first, thing.shape][0])
     phrase = " ".join([determiner, *_marked(first, number), f"[{thing.shape} {number} *]"])
-    subject = "it is" if draws.random() < 0.6 else f"this {thing.shape} is"
+    subject = "it is" if rng.random() < 0.6 else f"this {thing.shape} is"
     return f"{start}{phrase}{end}. {subject} {_join(_marked(later, number))}."

@@ -23,57 +23,57 @@ def pairs(seed: int, dense: float = 0.35) -> Iterator[Drawn]:
         seed: seed of the pairs.
         dense: share of paragraphs; the other captions are short.
     """
-    draws = random.Random(f"pairs {seed}")
+    rng = random.Random(f"pairs {seed}")
     while True:
-        yield draw_pair(draws, draws.random() < dense)
+        yield draw_pair(rng, rng.random() < dense)
 
 
 def documents(seed: int) -> Iterator[Caption]:
     """Yield captions of all combinations, wordings and numbers of objects without end, for language models."""
-    draws = random.Random(f"documents {seed}")
+    rng = random.Random(f"documents {seed}")
     while True:
-        yield draw_pair(draws, draws.random() < 0.35, everything=True)[1]
+        yield draw_pair(rng, rng.random() < 0.35, everything=True)[1]
 
 
-def draw_pair(draws: random.Random, dense: bool, everything: bool = False) -> Drawn:
+def draw_pair(rng: random.Random, dense: bool, everything: bool = False) -> Drawn:
     """Draw a scene and a caption of it.
 
     Args:
-        draws: random number generator.
+        rng: random number generator.
         dense: a paragraph about two objects or more; otherwise any shorter form.
         everything: held-out combinations, wordings and numbers of objects may occur.
     """
-    rare = everything and draws.random() < 0.3
-    unusual = everything and draws.random() < 0.4
+    rare = everything and rng.random() < 0.3
+    unusual = everything and rng.random() < 0.4
     most = 4 if everything else 3
     if dense:
-        scene = place(draws, draw_objects(draws, draws.randint(2, most), rare))
-        return scene, paragraph(scene, draws, unusual)
-    form = draws.choices(("list", "places", "relation", "shapes", "count"), (35, 20, 20, 10, 15))[0]
+        scene = place(rng, draw_objects(rng, rng.randint(2, most), rare))
+        return scene, paragraph(scene, rng, unusual)
+    form = rng.choices(("list", "places", "relation", "shapes", "count"), (35, 20, 20, 10, 15))[0]
     if form == "count":
-        return _count(draws, draw_objects(draws, 2, rare), unusual)
+        return _count(rng, draw_objects(rng, 2, rare), unusual)
     numbers = (2, 2, 2, 3, most) if form == "relation" else (1, 2, 2, 2, 3, most)
-    things = draw_objects(draws, draws.choice(numbers), rare)
+    things = draw_objects(rng, rng.choice(numbers), rare)
     if form == "places":
-        scene = place(draws, things)
-        return scene, listing(scene, draws, held_out=unusual, cells=True)
+        scene = place(rng, things)
+        return scene, listing(scene, rng, held_out=unusual, cells=True)
     if form == "relation":
-        scene = _pair_first(things, draws)
-        return scene, related(scene, draws, draws.choice((None, None, ())), unusual)
+        scene = _pair_first(things, rng)
+        return scene, related(scene, rng, rng.choice((None, None, ())), unusual)
     scene = line_up(things)
     if form == "list":
-        return scene, listing(scene, draws, held_out=unusual)
-    return scene, shapes_told(scene, draws, unusual)
+        return scene, listing(scene, rng, held_out=unusual)
+    return scene, shapes_told(scene, rng, unusual)
 
 
-def _pair_first(things: Sequence[Object], draws: random.Random) -> Scene:
+def _pair_first(things: Sequence[Object], rng: random.Random) -> Scene:
     """Place the second object beside the first or below it."""
-    return line_up(things, below=draws.random() < 0.5)
+    return line_up(things, below=rng.random() < 0.5)
 
 
-def _count(draws: random.Random, things: list[Object], held_out: bool = False) -> Drawn:
+def _count(rng: random.Random, things: list[Object], held_out: bool = False) -> Drawn:
     """Draw two or three equal objects, alone or beside another one."""
-    number, others = draws.choice((2, 3)), draws.choice((0, 1))
+    number, others = rng.choice((2, 3)), rng.choice((0, 1))
     scene = line_up([things[0]] * number + [things[1]] * others)
     return scene, counted([(things[0], number), (things[1], 1)][: 1 + others], held_out)
 
@@ -94,30 +94,30 @@ class PromptSet:
 
     def prompts(self, number: int, seed: int = 0) -> list[Caption]:
         """Return prompts, always the same ones for a seed; the first of more are the same as fewer."""
-        draws = random.Random(f"{self.name} {seed}")
+        rng = random.Random(f"{self.name} {seed}")
         found: list[Caption] = []
         while len(found) < number:
-            caption = self.draw(draws)
+            caption = self.draw(rng)
             if caption is not None:
                 found.append(caption)
         return found
 
 
-def _short(draws: random.Random, count: int = 2, rare: bool = False, unusual: bool = False) -> Caption:
-    scene = line_up(draw_objects(draws, count, rare))
-    return listing(scene, draws, "color", ("color",), held_out=unusual)
+def _short(rng: random.Random, count: int = 2, rare: bool = False, unusual: bool = False) -> Caption:
+    scene = line_up(draw_objects(rng, count, rare))
+    return listing(scene, rng, "color", ("color",), held_out=unusual)
 
 
-def _texture(draws: random.Random) -> Caption | None:
-    things = draw_objects(draws, 2)
+def _texture(rng: random.Random) -> Caption | None:
+    things = draw_objects(rng, 2)
     if sorted(thing.texture for thing in things) != ["checkered", "striped"]:
         return None
-    return listing(line_up(things), draws, "texture", ("texture",))
+    return listing(line_up(things), rng, "texture", ("texture",))
 
 
-def _dense(draws: random.Random, count: int | None = None, rare: bool = False, unusual: bool = False) -> Caption:
-    scene = place(draws, draw_objects(draws, 3 if count is None else count, rare))
-    return paragraph(scene, draws, unusual)
+def _dense(rng: random.Random, count: int | None = None, rare: bool = False, unusual: bool = False) -> Caption:
+    scene = place(rng, draw_objects(rng, 3 if count is None else count, rare))
+    return paragraph(scene, rng, unusual)
 
 
 SETS = {

@@ -105,8 +105,8 @@ def _generate(folder: Path) -> list[Path]:
         llm=str(MODELS / "t5"),
     )
     base, llm4gen = (Pipeline.from_files(given, chunks=1) for given in (base_files, files))
-    draws = random.Random(f"demo {SEED}")
-    drawn = [draw_pair(draws, dense=True) for _ in range(PROMPTS)]
+    rng = random.Random(f"demo {SEED}")
+    drawn = [draw_pair(rng, dense=True) for _ in range(PROMPTS)]
     images = [
         pipeline.generate_prompts(
             [caption.text for _, caption in drawn], SAMPLING, seeds=range(PROMPTS), batch=PROMPTS, progress=False

@@ -31,26 +31,26 @@ class Fact:
     kind: str
 
 
-def facts(caption: Caption, draws: random.Random, number: int) -> list[Fact]:
+def facts(caption: Caption, rng: random.Random, number: int) -> list[Fact]:
     """Draw facts that follow from a caption, in the wordings of all captions, held-out ones too.
 
     Args:
         caption: with objects of different shapes and colours; nothing follows from one of category "count".
-        draws: which facts, and their wording.
+        rng: which facts, and their wording.
         number: facts to try; an object of which only one thing is known gives none.
     """
     if caption.category == "count":
         return []
     found = []
     for _ in range(number):
-        if caption.relations and draws.random() < 0.2:
-            i, relation, j = draws.choice(caption.relations)
-            side = SIDES[_OPPOSITE[relation]][draws.random() < 0.4]
+        if caption.relations and rng.random() < 0.2:
+            i, relation, j = rng.choice(caption.relations)
+            side = SIDES[_OPPOSITE[relation]][rng.random() < 0.4]
             found.append(_fact(f"the {caption.asks[j].shape} is {side} the", str(caption.asks[i].shape), "relation"))
             continue
-        choices = _choices(draws.choice(caption.asks), draws)
+        choices = _choices(rng.choice(caption.asks), rng)
         if choices:
-            found.append(_fact(*draws.choice(choices)))
+            found.append(_fact(*rng.choice(choices)))
     return found
 
 
@@ -64,20 +64,20 @@ def _fact(beginning: str, answer: str, kind: str) -> Fact:
     return Fact(f"{beginning} {answer}.", (start, start + len(answer)), kind)
 
 
-def _choices(ask: Ask, draws: random.Random) -> list[tuple[str, str, str]]:
+def _choices(ask: Ask, rng: random.Random) -> list[tuple[str, str, str]]:
     """List what can be said of an object: (beginning of a sentence, its last words, kind).
 
     The beginning says what kind of answer follows. After "the circle is ..." nobody could know whether a colour or a
     size is meant, and a model would learn to guess.
     """
     assert ask.shape is not None
-    place = None if ask.cell is None else cell_name(ask.cell, draws.random() < 0.4)
+    place = None if ask.cell is None else cell_name(ask.cell, rng.random() < 0.4)
     subjects = {"shape": f"the {ask.shape}"}
     if ask.color:
-        subjects["color"] = f"the {ask.color} {draws.choice(('thing', 'object'))}"
+        subjects["color"] = f"the {ask.color} {rng.choice(('thing', 'object'))}"
     if place:
         subjects["cell"] = f"what is in the {place}"
-    known = draws.choice(sorted(subjects))
+    known = rng.choice(sorted(subjects))
     subject = subjects[known]
     found = []
     if known != "shape":

@@ -225,8 +225,8 @@ def accuracy(scenes: int, disturb: Callable[..., Pixels], deviation: float = 0.0
         Share of the objects that are read with all of their attributes in their place, and share of the images that
         are read without any error.
     """
-    draws = random.Random(seed)
-    truths = [place(draws, draw_objects(draws, draws.randint(2, 4))) for _ in range(scenes)]
+    rng = random.Random(seed)
+    truths = [place(rng, draw_objects(rng, rng.randint(2, 4))) for _ in range(scenes)]
     images = np.stack([render(scene) for scene in truths])
     readings = read(disturb(_unit(images), np.random.default_rng(seed), deviation))
     right = total = perfect = 0
@@ -237,12 +237,12 @@ def accuracy(scenes: int, disturb: Callable[..., Pixels], deviation: float = 0.0
     return right / total, perfect / scenes
 
 
-def noisy(images: Pixels, draws: np.random.Generator, deviation: float) -> Pixels:
+def noisy(images: Pixels, rng: np.random.Generator, deviation: float) -> Pixels:
     """Add Gaussian noise of a standard deviation, for pixels from 0 to 1."""
-    return images + draws.normal(0, deviation, images.shape).astype(np.float32)
+    return images + rng.normal(0, deviation, images.shape).astype(np.float32)
 
 
-def blurred(images: Pixels, draws: np.random.Generator, deviation: float) -> Pixels:
+def blurred(images: Pixels, rng: np.random.Generator, deviation: float) -> Pixels:
     """Blur images by a Gaussian of a standard deviation in pixels."""
     from scipy.ndimage import gaussian_filter
 

@@ -69,15 +69,15 @@ def read(seed: int, primer: bool = False) -> Iterator[Document]:
         seed: seed of the documents.
         primer: only documents of two coloured objects, and one sentence that repeats the colour of one of them.
     """
-    draws = random.Random(f"read {seed}")
+    rng = random.Random(f"read {seed}")
     captions = documents(seed)
     while True:
         if primer:
-            caption = listing(place(draws, draw_objects(draws, 2)), draws, told=("color",))
-            said = [color_of(draws.choice(caption.asks))]
+            caption = listing(place(rng, draw_objects(rng, 2)), rng, told=("color",))
+            said = [color_of(rng.choice(caption.asks))]
         else:
             caption = next(captions)
-            said = facts(caption, draws, draws.choice((3, 6, 9) if caption.category == "dense" else (2, 3, 4)))
+            said = facts(caption, rng, rng.choice((3, 6, 9) if caption.category == "dense" else (2, 3, 4)))
         text, answers = caption.text if caption.text.endswith(".") else f"{caption.text}.", []
         for fact in said:
             start = len(text) + 1
@@ -88,7 +88,7 @@ def read(seed: int, primer: bool = False) -> Iterator[Document]:
 
 def batches(seed: int, primer: bool = False) -> Iterator[list[Document]]:
     """Yield batches of documents of about the same length, in random order."""
-    draws = random.Random(f"batches {seed}")
+    rng = random.Random(f"batches {seed}")
     source = read(seed, primer)
     while True:
         found: list[list[Document]] = [[]]
@@ -96,7 +96,7 @@ def batches(seed: int, primer: bool = False) -> Iterator[list[Document]]:
             if (len(found[-1]) + 1) * len(document.text) > CHARACTERS:
                 found.append([])
             found[-1].append(document)
-        draws.shuffle(found)
+        rng.shuffle(found)
         yield from found
 
 
@@ -129,10 +129,10 @@ def train_encoder(folder: Path, steps: int, seed: int = 0, device: torch.device 
         eos_token_id=1,
         architectures=["T5EncoderModel"],
     )
-    draws = random.Random(f"masks {seed}")
+    rng = random.Random(f"masks {seed}")
 
     def masked_words(document: Document) -> list[tuple[int, int, str]]:
-        return [(*m.span(), "") for m in re.finditer("[a-z-]+", document.text) if draws.random() < MASKED_WORDS]
+        return [(*m.span(), "") for m in re.finditer("[a-z-]+", document.text) if rng.random() < MASKED_WORDS]
 
     def batch(documents: Sequence[Document], everywhere: bool) -> _Batch:
         found = _batch(tokenizer, documents, masked_words if everywhere else None)

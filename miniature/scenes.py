@@ -111,19 +111,19 @@ HELD_OUT = frozenset((color, SHAPES[(3 * index + 1) % len(SHAPES)]) for index, c
 """Combinations (colour, shape) that no training image shows: one shape of every colour."""
 
 
-def draw_objects(draws: random.Random, count: int, held_out: bool = False) -> list[Object]:
+def draw_objects(rng: random.Random, count: int, held_out: bool = False) -> list[Object]:
     """Draw objects, no two of the same shape or colour.
 
     Args:
-        draws: random number generator.
+        rng: random number generator.
         count: how many, at most as many as there are shapes.
         held_out: the first has a combination of `HELD_OUT`; otherwise none has.
     """
     while True:
-        shapes = draws.sample(SHAPES, count)
-        colors = draws.sample(list(COLORS), count)
+        shapes = rng.sample(SHAPES, count)
+        colors = rng.sample(list(COLORS), count)
         if held_out:
-            colors[0], shapes[0] = draws.choice(sorted(HELD_OUT))
+            colors[0], shapes[0] = rng.choice(sorted(HELD_OUT))
             if len(set(shapes)) < count or len(set(colors)) < count:
                 continue
         pairs = list(zip(colors, shapes, strict=True))
@@ -131,7 +131,7 @@ def draw_objects(draws: random.Random, count: int, held_out: bool = False) -> li
             continue
         # Half of all objects are plain, so that a texture is worth mentioning.
         return [
-            Object(shape, color, draws.choice(("plain", "plain", "striped", "checkered")), draws.choice(SIZES))
+            Object(shape, color, rng.choice(("plain", "plain", "striped", "checkered")), rng.choice(SIZES))
             for color, shape in pairs
         ]
 
@@ -154,7 +154,7 @@ def line_up(things: Sequence[Object], below: bool = False) -> Scene:
     return Scene(tuple(sorted(zip(cells, things, strict=False), key=lambda item: item[0])))
 
 
-def place(draws: random.Random, things: Sequence[Object], rows: int = GRID, columns: int = GRID) -> Scene:
+def place(rng: random.Random, things: Sequence[Object], rows: int = GRID, columns: int = GRID) -> Scene:
     """Place objects in random cells."""
-    chosen = draws.sample(reading_order(rows, columns), len(things))
+    chosen = rng.sample(reading_order(rows, columns), len(things))
     return Scene(tuple(sorted(zip(chosen, things, strict=True), key=lambda item: item[0])), rows, columns)

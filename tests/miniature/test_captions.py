@@ -50,8 +50,8 @@ def training(number: int, dense: float = 0.35) -> list[Drawn]:
 
 def everything(number: int) -> list[Drawn]:
     """Captions with held-out combinations, wordings and numbers."""
-    draws = random.Random("all")
-    return [draw_pair(draws, draws.random() < 0.35, everything=True) for _ in range(number)]
+    rng = random.Random("all")
+    return [draw_pair(rng, rng.random() < 0.35, everything=True) for _ in range(number)]
 
 
 def read_short(text: str) -> tuple[tuple[Ask, ...], tuple[tuple[int, str, int], ...]]:
@@ -177,8 +177,8 @@ def test_the_image_of_a_scene_matches_its_caption() -> None:
 
 @pytest.mark.parametrize("held_out", [False, True])
 def test_paragraphs_have_forty_words(held_out: bool) -> None:
-    draws = random.Random(0)
-    lengths = [len(paragraph(place(draws, draw_objects(draws, 2)), draws, held_out).text.split()) for _ in range(1000)]
+    rng = random.Random(0)
+    lengths = [len(paragraph(place(rng, draw_objects(rng, 2)), rng, held_out).text.split()) for _ in range(1000)]
     assert min(lengths) >= 40 and max(lengths) < 80
 
 

@@ -57,8 +57,8 @@ def colors(held_out: bool = False) -> Caption:
 
 
 def test_two_thousand_scenes_are_read_without_an_error() -> None:
-    draws = random.Random(0)
-    scenes = [place(draws, draw_objects(draws, draws.randint(1, 4), draws.random() < 0.3)) for _ in range(2000)]
+    rng = random.Random(0)
+    scenes = [place(rng, draw_objects(rng, rng.randint(1, 4), rng.random() < 0.3)) for _ in range(2000)]
     readings = read(np.stack([render(one) for one in scenes]))
     assert [reading.scene for reading in readings] == scenes
     assert not any(reading.unclear for reading in readings)
@@ -107,10 +107,10 @@ def test_half_an_object_is_not_an_object(noise: float) -> None:
 def test_a_faint_object_is_not_an_object_even_with_noise() -> None:
     """The allowance is for noise in the whole image: the noise of one bad cell does not make it clear."""
     faint = 0.45 * sprite(GREEN)[0] + 0.55 * np.array(BACKGROUND)
-    draws = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     assert read(cell(faint))[0].scene.objects == ()
-    assert read(cell(faint) + draws.normal(0, 0.05, (1, 24, 24, 3)))[0].scene.objects == ()
-    patch = cell(draws.uniform(0, 255, (8, 8, 3)))
+    assert read(cell(faint) + rng.normal(0, 0.05, (1, 24, 24, 3)))[0].scene.objects == ()
+    patch = cell(rng.uniform(0, 255, (8, 8, 3)))
     assert read(patch)[0].scene.objects == () and read(patch)[0].unclear in ((), (MIDDLE,))
 
 
@@ -137,7 +137,7 @@ def test_objects_are_read_through_light_blur_and_not_through_heavy() -> None:
 def test_accuracy_counts_what_is_lost() -> None:
     """An image without its left half has lost the objects there."""
 
-    def cut(images: NDArray[np.float32], draws: np.random.Generator, deviation: float) -> NDArray[np.float32]:
+    def cut(images: NDArray[np.float32], rng: np.random.Generator, deviation: float) -> NDArray[np.float32]:
         images = images.copy()
         images[:, :, :8] = np.array(BACKGROUND) / 255
         return images
@@ -303,13 +303,13 @@ def test_a_paragraph_requests_everything() -> None:
 
 def test_a_bag_of_words_binds_half_of_two_objects() -> None:
     """Colours dealt to the right shapes at random: the chance level that the docstring names."""
-    draws = random.Random(0)
+    rng = random.Random(0)
     found = []
     for _ in range(1000):
-        first, second = draw_objects(draws, 2)
-        drawn = place(draws, (first, second))
-        caption = listing(drawn, draws, "color", ("color",))
-        if draws.random() < 0.5:
+        first, second = draw_objects(rng, 2)
+        drawn = place(rng, (first, second))
+        caption = listing(drawn, rng, "color", ("color",))
+        if rng.random() < 0.5:
             first, second = (Object(a.shape, b.color, a.texture, a.size) for a, b in ((first, second), (second, first)))
         binding = judged(caption, (LEFT, first), (RIGHT, second)).binding
         assert binding is not None

@@ -18,11 +18,11 @@ TRUTH = {caption.text: caption for caption in CAPTIONS}
 
 def features(known: bool, cut: bool = False) -> Features:
     """Features with one token a character; that of a noun has its colour if `known`."""
-    draws = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
 
     def encode(texts: Sequence[str]) -> tuple[Tensor, list[list[tuple[int, int]]]]:
         length = max(map(len, texts))
-        hidden = torch.randn(len(texts), length, 12, generator=draws)
+        hidden = torch.randn(len(texts), length, 12, generator=rng)
         for row, text in enumerate(texts):
             for attribute, (start, end) in TRUTH[text].pairs if known else ():
                 hidden[row, start:end, 3 + list(COLORS).index(text[slice(*attribute)]) % 8] += 30

@@ -35,8 +35,8 @@ def scored(
     variant: str, level: float, name: str = "color", *, seed: int = 0, count: int = 120, **others: Any
 ) -> Scored:
     """Images of which a share is right, of any 40 the same; what a worse variant gets right a better one does too."""
-    draws = np.random.default_rng([zlib.crc32(name.encode()), seed])
-    ease = np.concatenate([draws.permutation(40) for _ in range(3)])[:count]
+    rng = np.random.default_rng([zlib.crc32(name.encode()), seed])
+    ease = np.concatenate([rng.permutation(40) for _ in range(3)])[:count]
     right = [float(value) for value in ease < 40 * level]
     binding = [None if number % 20 == 7 else value for number, value in enumerate(right)]
     scores = {"score": right, "words": right, "binding": binding, "exact": right}

@@ -72,8 +72,8 @@ def test_one_shape_of_every_colour_is_held_out() -> None:
 
 
 def test_training_objects_are_all_but_the_held_out_ones() -> None:
-    draws = random.Random(0)
-    drawn = [draw_objects(draws, draws.randint(1, 5)) for _ in range(1500)]
+    rng = random.Random(0)
+    drawn = [draw_objects(rng, rng.randint(1, 5)) for _ in range(1500)]
     for things in drawn:
         assert len({thing.shape for thing in things}) == len({thing.color for thing in things}) == len(things)
     pairs = {(thing.color, thing.shape) for things in drawn for thing in things}
@@ -83,10 +83,10 @@ def test_training_objects_are_all_but_the_held_out_ones() -> None:
 
 
 def test_the_first_of_held_out_objects_is_a_held_out_combination() -> None:
-    draws = random.Random(0)
+    rng = random.Random(0)
     firsts = set()
     for _ in range(500):
-        first, *others = draw_objects(draws, draws.randint(1, 5), held_out=True)
+        first, *others = draw_objects(rng, rng.randint(1, 5), held_out=True)
         firsts.add((first.color, first.shape))
         assert all((thing.color, thing.shape) not in HELD_OUT for thing in others)
         assert len({thing.shape for thing in (first, *others)}) == 1 + len(others)
@@ -94,11 +94,11 @@ def test_the_first_of_held_out_objects_is_a_held_out_combination() -> None:
 
 
 def test_every_cell_is_used_and_none_twice() -> None:
-    draws = random.Random(0)
+    rng = random.Random(0)
     used = set()
     for _ in range(200):
-        things = draw_objects(draws, 3)
-        scene = place(draws, things)
+        things = draw_objects(rng, 3)
+        scene = place(rng, things)
         cells = [cell for cell, _ in scene.objects]
         assert sorted(set(cells)) == cells and {thing for _, thing in scene.objects} == set(things)
         used |= set(cells)
@@ -119,7 +119,7 @@ def test_the_second_object_may_be_below_the_first() -> None:
 
 def test_the_same_seed_draws_the_same_scene() -> None:
     def draw(seed: int) -> Scene:
-        draws = random.Random(seed)
-        return place(draws, draw_objects(draws, 4))
+        rng = random.Random(seed)
+        return place(rng, draw_objects(rng, 4))
 
     assert draw(5) == draw(5) != draw(6)

@@ -58,16 +58,16 @@ def make_world(path: PathLike, images: int = 64, seed: int = 0) -> Path:
     make_miniature_folder(path / "base", seed=seed)
     make_t5_folder(path / "llm", seed=seed)
     (path / "images").mkdir()
-    draws = random.Random(seed)
+    rng = random.Random(seed)
     for number in range(images):
-        rows, columns = draws.choice(((32, 32), (24, 32), (32, 24), (16, 16)))
-        things = draw_objects(draws, draws.choice((1, 2)))
+        rows, columns = rng.choice(((32, 32), (24, 32), (32, 24), (16, 16)))
+        things = draw_objects(rng, rng.choice((1, 2)))
         while any(word not in WORDS.split() for thing in things for word in (thing.color, thing.shape)):
-            things = draw_objects(draws, len(things))
-        scene = place(draws, things, rows // CELL, columns // CELL)
+            things = draw_objects(rng, len(things))
+        scene = place(rng, things, rows // CELL, columns // CELL)
         file = path / "images" / f"{number:05}.png"
         Image.fromarray(render(scene)).save(file)
-        caption = listing(scene, draws, told=("color",))
+        caption = listing(scene, rng, told=("color",))
         file.with_suffix(".txt").write_text(caption.text + "\n", encoding="utf-8")
     return path
 
