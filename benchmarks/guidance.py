@@ -23,9 +23,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPOSITORY / "tests" / "support"), str(REPOSITORY)]
 
 import torch
+from diffusers_folder import SDXL_IN_DIFFUSERS
 from torch import Tensor
 
 from llm4gen_core import CrossAdapter, CrossAdapterConfig
@@ -46,19 +48,7 @@ SHALLOW = {
     "attention_head_dim": 8,
 }
 SD15: dict[str, Any] = {"cross_attention_dim": 768, "attention_head_dim": 8}
-SDXL = {
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-UNETS = {"shallow": SHALLOW, "sd15": SD15, "sdxl": SDXL}
+UNETS = {"shallow": SHALLOW, "sd15": SD15, "sdxl": SDXL_IN_DIFFUSERS}
 
 
 def pairs(count: int) -> list[PairPositions]:

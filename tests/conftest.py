@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 
+import pytest
 from comfy_server import COMFYUI, OTHER_PACKS, host_is_here, pack_folder
 
 
@@ -23,3 +25,25 @@ def missing_parts() -> list[str]:
 def pytest_terminal_summary(terminalreporter) -> None:
     for part in missing_parts():
         terminalreporter.write_line(part, red=True, bold=True)
+
+
+@pytest.fixture
+def refused_by(capsys: pytest.CaptureFixture[str]) -> Callable[[Callable[[list[str]], int]], Callable[..., str]]:
+    """Function that makes, of a package's `main`, one that runs a command, expects exit code 2 and returns its one line
+    on stderr."""
+
+    def refused(main: Callable[[list[str]], int]) -> Callable[..., str]:
+        def run(*arguments: object) -> str:
+            try:
+                code: object = main([str(argument) for argument in arguments])
+            except SystemExit as end:  # argparse
+                code = end.code
+            captured = capsys.readouterr()
+            assert code == 2 and captured.out == ""
+            [line] = captured.err.splitlines()
+            assert line.startswith("error: ")
+            return line
+
+        return run
+
+    return refused

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import host_models
 import pytest
 import torch
-from diffusers_folder import diffusers_unet
+from diffusers_folder import SDXL_IN_DIFFUSERS, diffusers_unet
 from graphs import graph
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -187,18 +187,6 @@ SDXL = {
     "transformer_depth_middle": 10,
     "num_heads": -1,
     "num_head_channels": 64,
-}
-SDXL_IN_DIFFUSERS = {
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
 }
 
 

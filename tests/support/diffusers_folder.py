@@ -10,6 +10,20 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+SDXL_IN_DIFFUSERS = {
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+"""Configuration of SDXL's UNet, as diffusers names it."""
+
 
 def diffusers_unet(checkpoint: Mapping[str, Tensor]) -> Any:
     """diffusers' UNet with the weights of a checkpoint of `host_models.checkpoint_state`, in its precision."""

@@ -16,21 +16,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def refused(capsys):
-    """Run a command that must end with code 2 and one line on stderr; returns the line."""
-
-    def run(*arguments):
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as end:  # argparse
-            code = end.code
-        captured = capsys.readouterr()
-        assert code == 2 and captured.out == ""
-        [line] = captured.err.splitlines()
-        assert line.startswith("error: ")
-        return line
-
-    return run
+def refused(refused_by):
+    """Run a command that must be refused; returns the error."""
+    return refused_by(main)
 
 
 @pytest.mark.parametrize(

@@ -373,18 +373,10 @@ def _spread(text: str | None) -> str:
 
 # Recipes of older runs
 
-REMOVED = {
-    "wordpieces": "mean",
-    "heads": "mean",
-    "axis": "tokens",
-    "support": "full",
-    "reduction": "mean",
-    "attributes": "each",
-    "stop_gradient": "none",
-    "time_weight": "none",
-    "time_window": [0.0, 1.0],
-    "max_pairs": 16,
-}
+REMOVED = yaml.safe_load(
+    "{wordpieces: mean, heads: mean, axis: tokens, support: full, reduction: mean, attributes: each, "
+    "stop_gradient: none, time_weight: none, time_window: [0.0, 1.0], max_pairs: 16}"
+)
 """Guidance options in recipe.yaml of older runs, with the values that are built in now."""
 
 
