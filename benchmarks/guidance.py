@@ -23,8 +23,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPOSITORY / "tests" / "support"), str(REPOSITORY)]
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / name) for name in ("tests/support", ".")]
 
 import torch
 from diffusers_folder import SDXL_IN_DIFFUSERS
