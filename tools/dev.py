@@ -51,25 +51,29 @@ def environment() -> Path:
     return make_environment(Path(sys.executable), packages, host)
 
 
-def make_environment(interpreter: Path, packages: Sequence[str], *files: Path) -> Path:
-    """Interpreter of a virtual environment with these packages in the versions of constraints.txt.
+def make_environment(interpreter: Path, packages: Sequence[str], host: Path | None = None) -> Path:
+    """Interpreter of a virtual environment with these packages.
 
     Args:
         interpreter: Python to make it with.
         packages: arguments of `pip install`.
-        files: requirements files among them, whose content is part of the environment's name.
+        host: requirements of the host among them; their content is part of the environment's name. With it versions
+            are those of constraints.txt, without it only torch's is: not every version exists for every Python.
     """
-    constraints = REPOSITORY / "constraints.txt"
+    constraints = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8")
+    if host is None:
+        constraints = "".join(line for line in constraints.splitlines(keepends=True) if line.startswith("torch=="))
     version = subprocess.run([interpreter, "-VV"], capture_output=True, text=True, check=True).stdout
-    contents = [file.read_text(encoding="utf-8") for file in (constraints, *files) if file.is_file()]
-    folder = CACHE / f"env-{digest([version, *packages, *contents])}"
+    contents = [host.read_text(encoding="utf-8")] if host is not None and host.is_file() else []
+    folder = CACHE / f"env-{digest([version, *packages, constraints, *contents])}"
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     complete = folder / "complete"
     if not complete.is_file():
         print(f"Making the environment {folder} (about 7 GB, some minutes) ...", flush=True)
         subprocess.run([interpreter, "-m", "venv", "--clear", str(folder)], check=True)
+        (folder / "constraints.txt").write_text(constraints, encoding="utf-8")
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "-c", str(constraints), *packages], check=True)
+        subprocess.run([*pip, "-c", str(folder / "constraints.txt"), *packages], check=True)
         complete.touch()
     return python
 
@@ -158,10 +162,12 @@ def test(arguments: list[str]) -> None:
     else:
         for version, interpreter in other_pythons().items():
             print(f"The core's tests run on Python {version} too.", flush=True)
-            sessions.append((make_environment(interpreter, CORE), ["tests/core"], {}))
+            sessions.append((interpreter, ["tests/core"], {}))
     threads = str(max(1, (os.cpu_count() or 1) // 2))
 
     def session(interpreter: Path, folders: Sequence[str], variables: dict[str, str]) -> int:
+        if interpreter != python:
+            interpreter = make_environment(interpreter, CORE)
         with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
             code = pytest(interpreter, [*folders, *arguments], output, OMP_NUM_THREADS=threads, **variables)
             output.seek(0)
