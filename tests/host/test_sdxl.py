@@ -19,7 +19,7 @@ SIZES = {"width": 640, "height": 480, "crop_w": 16, "crop_h": 8, "target_width":
 
 @pytest.fixture(scope="module")
 def nodes(pack):
-    names = ("conditioning", "encode", "fuse", "host", "host_attention", "host_llm")
+    names = ("conditioning", "encode", "host", "host_attention", "host_llm")
     return {name: importlib.import_module(f"{pack.__name__}.nodes.{name}") for name in names}
 
 
@@ -92,7 +92,7 @@ def sides(nodes, clip, adapter, llm):
 
     def encode(text, other):
         plain = nodes["encode"].LLM4GENEncodeCLIP.execute(clip, text, other)[0]
-        return plain, nodes["fuse"].LLM4GENFuse.execute(adapter, plain, llm.encode(text, llm.spec), 1.0)[0]
+        return plain, nodes["encode"].LLM4GENFuse.execute(adapter, plain, llm.encode(text, llm.spec), 1.0)[0]
 
     return tuple(zip(encode(DENSE, "blurry"), encode("blurry", DENSE), strict=True))
 
@@ -145,7 +145,7 @@ def test_both_sides_are_equally_long_for_both_encoders(nodes, clip):
 
 def test_fused_the_context_is_as_wide_and_keeps_pooled_text_and_sizes(nodes, clip, adapter, llm):
     plain = nodes["encode"].LLM4GENEncodeCLIP.execute(clip, DENSE, **SIZES)[0]
-    [[context, options]] = nodes["fuse"].LLM4GENFuse.execute(adapter, plain, llm.encode(DENSE, llm.spec), 1.0)[0]
+    [[context, options]] = nodes["encode"].LLM4GENFuse.execute(adapter, plain, llm.encode(DENSE, llm.spec), 1.0)[0]
     assert context.shape == (1, 77 + 256, 2048) and torch.equal(context[:, :77], plain[0][0])
     assert {name: options[name] for name in SIZES} == SIZES
     assert torch.equal(options["pooled_output"], plain[0][1]["pooled_output"])
@@ -169,7 +169,7 @@ def test_one_call_per_step(model, sides):
 
 @pytest.mark.parametrize("mode", ["embedding", "value", "decoupled"])
 def test_lambda_works_in_blocks_of_several_transformers(nodes, pack, model, sides, mode):
-    schedule = importlib.import_module(f"{pack.__name__}.llm4gen_core.strength").StrengthSchedule
+    schedule = importlib.import_module(f"{pack.__name__}.llm4gen_core.lambda_modes").StrengthSchedule
     plain, fused = sides
     images = [
         generate(nodes["host_attention"].patch_attention(model, mode, schedule(strength, strength)), fused)
@@ -187,4 +187,4 @@ def test_an_adapter_of_sd15_is_refused(nodes, clip, llm, models):
     with pytest.raises(
         ValueError, match=r"width 2048 \(SDXL\), but adapter projector.pth was trained for 768 \(SD1.5\)"
     ):
-        nodes["fuse"].LLM4GENFuse.execute(adapter, plain, llm.encode(DENSE, llm.spec), 1.0)
+        nodes["encode"].LLM4GENFuse.execute(adapter, plain, llm.encode(DENSE, llm.spec), 1.0)
