@@ -18,7 +18,7 @@ USES: dict[str, set[str]] = {
     "evaluation": {"llm4gen_core", "llm4gen_diffusers"},
     "miniature": {"llm4gen_core", "llm4gen_diffusers", "train", "evaluation"},
 }
-"""What of the project each package may import."""
+"""Project packages that each package may import."""
 
 
 @pytest.mark.parametrize("package", USES)

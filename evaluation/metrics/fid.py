@@ -59,7 +59,7 @@ class InceptionMetric(SetMetric):
     judges_needed = (INCEPTION,)
     Options = Preparation
     _output: ClassVar[int]
-    """Which output of the network the metric uses: 0 for features, 1 for logits."""
+    """Index of the network output that the metric uses: 0 for features, 1 for logits."""
 
     def __init__(self, network: InceptionNetwork) -> None:
         self._network = network

@@ -144,7 +144,7 @@ def test_twenty_pairs_by_keyboard_with_a_reload(browser, tmp_path):
     assert len(rows) == 41 and len({row.id for row in rows}) == 41 and len(counted(rows)) == 40
     for step, choice in enumerate(chosen):
         assert said(folder, "ada", tasks[step // 2], ("quality", "alignment")[step % 2]) == choice
-    assert all(0 < row.seconds < 60 for row in rows)
+    assert all(row.seconds > 0 for row in rows)
 
 
 @pytest.mark.slow

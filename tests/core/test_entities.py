@@ -72,7 +72,7 @@ def words_of(tokenizer: Any, text: str, found: list[int], prefix: str = "") -> l
 
 
 def offsets_of(tokenizer: Any, text: str, prefix: str = "", **options: Any) -> list[tuple[int, int]]:
-    """Of the caption behind the prefix."""
+    """Offsets in the caption behind the prefix."""
     offsets = tokenizer(prefix + text, return_offsets_mapping=True, **options)["offset_mapping"]
     return [(start - len(prefix), end - len(prefix)) for start, end in offsets]
 

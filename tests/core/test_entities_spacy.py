@@ -114,7 +114,7 @@ def installed(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_pipeline_from_disk(trained: Path) -> None:
-    """From characters to pairs with spaCy's own tokens, tags and labels."""
+    """Pairs of a caption, with spaCy's own tokens, tags and labels."""
     right = total = 0
     for text, expected in PARSES.values():
         words = [token.rsplit("/", 3)[0] for token in text.split()]

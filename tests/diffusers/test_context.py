@@ -1,4 +1,4 @@
-"""What the UNet reads: CLIP in chunks, fused with the adapted LLM."""
+"""The context of the UNet: CLIP in chunks, fused with the adapted LLM."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ def clip(models):
 
 
 def reference_clip(clip, tokenizer, prompt):
-    """By transformers' own padding to 77."""
+    """Reference: transformers' own padding to 77."""
     ids = tokenizer(prompt, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
     with torch.no_grad():
         return clip(ids).last_hidden_state

@@ -152,7 +152,7 @@ def test_gradients_reach_every_used_parameter_of_the_text_encoders(families, nam
     "text", [PROMPT, UNICODE, "cat " * 80 + UNICODE, "\u1112\u1161\u11ab\u1112 a\u0308\u0301 x", "", " \n "]
 )
 def test_offsets_name_the_characters_of_every_token(families, text):
-    """Those characters, normalised as CLIP does, hold what the token spells, and all but white space is named."""
+    """The characters, normalised as by CLIP, contain the text of the token, and all but white space is covered."""
     offsets, tokenizer = families["sd15"].text_offsets(text), families["sd15"].tokenizers[0]
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     assert len(offsets) == 77 * max(1, -(-len(ids) // 75))

@@ -116,7 +116,7 @@ def test_a_malicious_checkpoint_is_refused_and_not_executed(tmp_path):
 
 
 def test_clip_without_the_name_of_its_text_model(changed, folders, models):
-    """As some merging tools store it."""
+    """Stored as by some merging tools."""
 
     def rename(state):
         for name in [name for name in state if ".transformer.text_model." in name]:

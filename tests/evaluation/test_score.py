@@ -24,7 +24,7 @@ from miniature.judge import score as judged
 
 
 class Red(ImageMetric):
-    """How red an image is."""
+    """Mean of the red channel."""
 
     name, share = "red", True
     calls = 0
@@ -47,7 +47,7 @@ class Red(ImageMetric):
 
 
 class Count(SetMetric):
-    """How many images there are."""
+    """Number of images."""
 
     name = "count"
     computed = 0

@@ -21,7 +21,7 @@ LLAMA_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How Llama 3 splits text into words; the host supports no other."""
+"""Regular expression with which Llama 3 splits text into words; the host supports no other."""
 
 if not host_is_here():
     collect_ignore_glob = ["test_*.py"]

@@ -75,7 +75,7 @@ def error(found, expected):
 
 
 def test_break_starts_a_new_chunk(encode, stock):
-    """As the host's Conditioning (Concat) of both parts: of one chunk, and of two."""
+    """Equal to the host's Conditioning (Concat) of both parts: of one chunk, and of two."""
     for first, second in (("a red cat", "a (blue:1.3) dog"), (LONG, "a (blue:1.3) dog")):
         context, pooled = encode(f"{first} BREAK {second}")
         expected = torch.cat((stock(first)[0], stock(second)[0]), 1)

@@ -43,7 +43,7 @@ def encode(modules, llm, adapter):
 
 @pytest.fixture(scope="module")
 def expected(modules):
-    """What comes out where compute device and memory are one."""
+    """Output where compute device and memory are one."""
     return encode(modules, *load(modules))
 
 
@@ -97,7 +97,7 @@ def test_every_memory_mode_is_equal_and_frees_the_device(state, modules, expecte
 
 
 def test_partial_loading_of_the_adapter_with_little_memory(modules, expected, monkeypatch):
-    """As for the LLM: every layer is loaded when it computes."""
+    """Every layer is loaded when it computes, as for the LLM."""
     import comfy.model_management as management
 
     llm, adapter = load(modules)
@@ -199,7 +199,7 @@ def test_another_strength_at_fuse_encodes_nothing(server):
 
 
 def test_another_negative_text_encodes_that_side_alone(server):
-    """Of one length with the first, since CLIP Encode looks at the other side's length."""
+    """Prompt of the first one's length, since CLIP Encode looks at the other side's length."""
     painted(server, quick(separate(graph(seed=63, negative="blurry"))))
     _, result = painted(server, quick(separate(graph(seed=63, negative="ugly"))))
     assert "llm_negative" in result.executed

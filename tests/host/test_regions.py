@@ -86,7 +86,7 @@ def features(core):
 
 @pytest.fixture(scope="module")
 def fused(pack_nodes, adapter, features):
-    """What Fuse gives for some prompt."""
+    """Output of Fuse for some prompt."""
 
     def run(seed, chunks=1, strength=1.0):
         with torch.inference_mode():
@@ -218,7 +218,7 @@ def test_an_area_with_its_weight_at_the_edge(patch, fused, host):
 
 
 def test_adjoining_ranges_take_turns_under_the_schedule_of_lambda(patch, fused, host):
-    """As prompt schedules come: an entry until half of the sampling, another from there on."""
+    """Prompt schedule: an entry until half of the sampling, another from there on."""
     model, first, second = patch(1.4, 0.2), fused(1), fused(2)
     set_range = host.ConditioningSetTimestepRange().set_range
     schedule = set_range(first, 0.0, 0.5)[0] + set_range(second, 0.5, 1.0)[0]
@@ -235,7 +235,7 @@ def test_average_is_that_of_the_tokens(patch, fused, host, tokens, entry):
 
 
 def test_average_of_different_lambdas(patch, fused, host, tokens, entry, mode):
-    """Where Fuse scales the tokens each keeps its λ; where the UNet applies it, that of `conditioning_to` holds."""
+    """Each keeps its λ if Fuse scales the tokens; if the UNet applies it, that of `conditioning_to` holds."""
     ((text, llm), (other_text, other_llm)) = tokens(1), tokens(2)
     (blend,) = host.ConditioningAverage().addWeighted(fused(1, strength=0.5), fused(2, strength=2.0), 0.3)
     ratio = 2.0 / 0.5 if mode == "embedding" else 1.0

@@ -110,7 +110,7 @@ def test_every_pair_is_true_of_the_scene() -> None:
 
 
 def test_every_requested_attribute_is_bound() -> None:
-    """As many pairs for an object as it has words beside its shape; a shape told by an adjective is one of them."""
+    """An object has as many pairs as words beside its shape; a shape given by an adjective is one of them."""
     for scene, caption in everything(1500):
         bound = Counter(described(caption, entity, scene).shape for _, entity in caption.pairs)
         for ask in caption.asks:

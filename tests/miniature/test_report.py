@@ -129,7 +129,7 @@ def _write(path: Path, content: Any) -> None:
 def test_the_summary_gives_the_verdict_on_each_claim(
     tmp_path: Path, ours: float, sign: str, words: str, measure: str
 ) -> None:
-    """By each measure, whatever the other says."""
+    """Each measure decides alone."""
     text = report(tmp_path, mixed(finals(CORE), finals(CORE | {"llm4gen": ours}), measure))
     start = "- **LLM4GEN against the fine-tuned base**, "
     claims = [line for line in text.splitlines() if line.startswith(f"{start}{MEASURES[measure]} on ")]
@@ -249,7 +249,7 @@ def test_a_variant_with_more_pairs_than_there_are_is_no_size_of_its_own(tmp_path
     ("before", "words"), [(0.2, "still rising"), (0.7, "flat"), (0.95, "falling")], ids=["rising", "flat", "falling"]
 )
 def test_whether_a_curve_still_rises(tmp_path: Path, before: float, words: str, count: int, measure: str) -> None:
-    """By each measure; by the other one it is flat."""
+    """Rising by each measure; flat by the other one."""
     results = mixed(curve({1500: 0.7, STEPS: 0.7}, count), curve({1500: before, STEPS: 0.7}, count), measure)
     _, *intervals = section(report(tmp_path, results, "curves"), "Training curves").split("The last interval of ")
     for text, (by, name) in zip(intervals, product(CLAIMED, ("colour", "dense")), strict=True):

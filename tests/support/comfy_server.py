@@ -43,7 +43,7 @@ def host_is_here() -> bool:
 
 
 def pack_folder(name: str) -> Path:
-    """Where another pack is checked out, if it is."""
+    """Folder in which another pack is checked out, if it is."""
     return Path(os.environ.get("COMFYUI_PACKS_PATH", Path.home() / "comfyui-packs")).expanduser() / name
 
 
@@ -67,7 +67,7 @@ def make_base(base: Path, others: Iterable[Path] = ()) -> Path:
 
 @dataclass
 class Result:
-    """What became of one prompt."""
+    """Result of one prompt."""
 
     outputs: dict[str, Any]
     executed: set[str]
@@ -76,7 +76,7 @@ class Result:
 
     @classmethod
     def of(cls, entry: dict[str, Any]) -> Result:
-        """From a prompt's entry in the server's history."""
+        """Result from a prompt's entry in the server's history."""
         cached: set[str] = set()
         error = None
         for kind, data in entry["status"]["messages"]:

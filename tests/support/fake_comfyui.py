@@ -22,7 +22,7 @@ SAMPLER = {"model": ["MODEL"], "positive": ["CONDITIONING"], "negative": ["CONDI
 
 
 def kind(inputs, output, end=False, optional=None):
-    """What /object_info says about a kind of nodes."""
+    """Entry of /object_info for a node class."""
     return {
         "input": {"required": inputs, "optional": optional or {}},
         "output": output,
@@ -125,7 +125,7 @@ class FakeComfyUI:
         assert self._ready.wait(10)
 
     def stop(self):
-        """As a process that ends: what is in the queue and in the history is lost."""
+        """Lose queue and history, as a process that ends."""
         self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join(10)
         self.running, self.waiting, self.history = [], [], {}

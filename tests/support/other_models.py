@@ -101,7 +101,7 @@ def hypernetwork_state(seed: int) -> dict:
 
 
 def image_embeds(seed: int) -> Tensor:
-    """What a CLIP vision model makes of an image, [1, 1024]."""
+    """Output of a CLIP vision model for an image, [1, 1024]."""
     return torch.randn(1, IMAGE, generator=torch.Generator().manual_seed(seed))
 
 

@@ -50,7 +50,7 @@ class Numbers:
         self.scaled: dict[float, Tensor] = {}
 
     def state(self, module: nn.Module) -> dict[str, Tensor]:
-        """As `host_models.random_state`, for a module on the meta device."""
+        """Random state as of `host_models.random_state`, for a module on the meta device."""
         return {name: self._fill(name, tensor.shape) for name, tensor in module.state_dict().items()}
 
     def _fill(self, name: str, shape: torch.Size) -> Tensor:
@@ -60,7 +60,7 @@ class Numbers:
         return 1 + small if name.endswith("weight") else small
 
     def _cut(self, deviation: float, shape: torch.Size) -> Tensor:
-        """From somewhere in the block, so that tensors of one shape differ; the longest go round it several times."""
+        """Values from a place in the block, so that tensors of one shape differ; the longest repeat it."""
         if deviation not in self.scaled:
             self.scaled[deviation] = (self.block * deviation).half()
         count, block = math.prod(shape), self.scaled[deviation]

@@ -96,7 +96,7 @@ def checkpoint_tensors(folder: Path, step: int) -> dict[str, torch.Tensor]:
 def prediction(
     training_loss: Any, conditioner: Any, captions: Sequence[str], side: int = 8
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What the trainer's own modules, as they stand, predict in the training_loss's own forward pass.
+    """Prediction of the trainer's own modules in the forward pass of the training loss.
 
     Returns:
         (x_t [B, C, side, side], the UNet's prediction in float32, timesteps [B]).

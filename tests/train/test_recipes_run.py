@@ -42,7 +42,7 @@ VARIANTS = {
 SHIPPED = sorted(
     path.stem for path in RECIPES.glob("*.yaml") if not path.stem.startswith("miniature") and path.stem not in VARIANTS
 )
-"""Those of the miniature are trained in tests/miniature."""
+"""Recipes of this module; those of the miniature are trained in tests/miniature."""
 CHAINED = {"sdxl-stage2-1024": "sdxl-stage1", "sdxl-stage2-1024-24gb": "sdxl-stage1-24gb"}
 """Recipes that start from the export of another."""
 PROMPT = "a red cat on a blue chair"

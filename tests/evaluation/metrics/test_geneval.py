@@ -361,7 +361,7 @@ def test_an_instance_by_hand(mask2former: Path) -> None:
 
 
 def test_masks_are_resized_to_the_model_input_and_then_to_the_image(mask2former: Path) -> None:
-    """As in mmdet; resizing directly to the image gives another mask."""
+    """Masks are resized as in mmdet; resizing directly to the image gives another mask."""
     classes = torch.full((1, 81), -50.0)
     classes[0, 0] = 0.0
     masks = torch.randn(1, 10, 10, generator=torch.Generator().manual_seed(0))
