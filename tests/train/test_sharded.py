@@ -29,7 +29,7 @@ def run_sharded(*arguments: str) -> None:
 def test_fsdp_trains_resumes_and_exports(tmp_path: Path) -> None:
     make_world(tmp_path / "world", images=12)
     short: dict[str, Any] = {"train": {"steps": 2}, "checkpoints": {"every": 1}}
-    alone = train(recipe_content(tmp_path / "world", tmp_path / "alone", guidance={"alpha": 100.0}))
+    alone = train(recipe_content(tmp_path / "world", tmp_path / "alone", guidance={"alpha": 100.0}, **short))
     content = recipe_content(tmp_path / "world", tmp_path / "sharded", guidance={"alpha": 100.0}, **short)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(parse_recipe(content, "test").to_yaml())
