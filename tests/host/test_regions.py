@@ -55,7 +55,7 @@ def adapter(pack_nodes, base, mode):
 @pytest.fixture(scope="module")
 def patch(pack_nodes, base_model, mode, pack):
     """λ, or λ at the start and at the end, to the patched model."""
-    schedule = importlib.import_module(f"{pack.__name__}.llm4gen_core.lambda_modes").StrengthSchedule
+    schedule = importlib.import_module(f"{pack.__name__}.llm4gen_core.attention").StrengthSchedule
 
     def run(start=0.6, end=None):
         return pack_nodes["host_attention"].patch_attention(

@@ -169,7 +169,7 @@ def test_one_call_per_step(model, sides):
 
 @pytest.mark.parametrize("mode", ["embedding", "value", "decoupled"])
 def test_lambda_works_in_blocks_of_several_transformers(nodes, pack, model, sides, mode):
-    schedule = importlib.import_module(f"{pack.__name__}.llm4gen_core.lambda_modes").StrengthSchedule
+    schedule = importlib.import_module(f"{pack.__name__}.llm4gen_core.attention").StrengthSchedule
     plain, fused = sides
     images = [
         generate(nodes["host_attention"].patch_attention(model, mode, schedule(strength, strength)), fused)
