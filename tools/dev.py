@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TextIO
@@ -34,12 +34,10 @@ OTHER_PYTHONS = ("3.10", "3.13")
 """Versions that run the core's tests too where they are installed: the oldest supported, and ComfyUI's portable one."""
 CORE = ("torch", "numpy", "transformers", "tokenizers", "safetensors", "sentencepiece", "spacy", "filelock", "pytest")
 """Packages that the core's tests need."""
-LEFT_OUT = ("evaluation_comfyui", "gguf", "language_models", "other_packs", "samplers", "trained")
-ON_OLDEST = [
-    ("tests/host", *(f"--ignore=tests/host/test_{name}.py" for name in LEFT_OUT), "-m", "not slow"),
-    ("tests/browser", "--ignore=tests/browser/test_vote.py", "-m", "not slow"),
-]
-"""Tests on the oldest host beside the current one; all of them would take half as long again."""
+ON_OLDEST = ("encoders", "folders", "fusions", "lambda", "paint", "patch", "refusals", "registration", "sdxl")
+"""Node tests that run on the oldest host beside the current one; all of them would take half as long again."""
+SLOW_HOST_TESTS = ("evaluation_comfyui", "other_packs", "samplers", "sdxl_workflows", "together", "trained")
+"""Node tests in a session of their own: one process for all of them would hold too many models."""
 NOTHING_TO_DO = 5
 """pytest's exit code where no test was chosen."""
 
@@ -147,14 +145,22 @@ def test(arguments: list[str]) -> None:
         site = [str(host_site(oldest, python)), os.environ.get("PYTHONPATH")]
         on_oldest["PYTHONPATH"] = os.pathsep.join(filter(None, site))
     root = [str(file.relative_to(REPOSITORY)) for file in sorted((REPOSITORY / "tests").glob("test_*.py"))]
-    sessions: list[tuple[Path, Sequence[str], dict[str, str]]] = [  # the longest first
+    host_tests = {file.stem.removeprefix("test_"): file for file in (REPOSITORY / "tests" / "host").glob("test_*.py")}
+
+    def host_session(names: Collection[str]) -> list[str]:
+        # Not the files by name: conftest.py ignores them where there is no host, and pytest does not then.
+        return ["tests/host", *(f"--ignore={file}" for name, file in host_tests.items() if name not in names)]
+
+    browser = ["tests/browser", "--ignore=tests/browser/test_vote.py", "-m", "not slow"]
+    sessions: list[tuple[Path, Sequence[str], dict[str, str]]] = [  # the longest first, and one host at a time
+        (python, host_session(SLOW_HOST_TESTS), on_main),
         (python, ["tests/train"], on_main),
-        (python, ["tests/host"], on_main),
-        (python, ON_OLDEST[0], on_oldest),
+        (python, host_session({*host_tests} - {*SLOW_HOST_TESTS}), on_main),
         (python, ["tests/core", "tests/miniature", "tests/diffusers", *root], on_main),
+        (python, [*host_session(ON_OLDEST), "-m", "not slow"], on_oldest),
         (python, ["tests/evaluation"], on_main),
         (python, ["tests/browser"], on_main),
-        (python, ON_OLDEST[1], on_oldest),
+        (python, browser, on_oldest),
     ]
     if "--oldest" in arguments:
         arguments = [argument for argument in arguments if argument != "--oldest"]
