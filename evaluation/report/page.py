@@ -29,7 +29,6 @@ from ..statistics import Difference, Estimate
 
 ONE_SEED = "† One training seed: the interval is over prompts alone."
 BARS = "Brackets and bars: 95 % intervals; the bars of a column share one scale."
-MAPS = "The maps of a word share one scale over all rows: brightest is its highest value in any of them."
 
 
 @dataclass(frozen=True)
@@ -220,7 +219,6 @@ class Page:
         caption: str,
         *,
         scale: int = 6,
-        notes: Sequence[str] = (),
     ) -> None:
         """Add a grid of small images, in which every pixel is drawn as a square.
 
@@ -229,7 +227,6 @@ class Page:
             titles: stand beneath the columns, such as prompts; plain text.
             caption: stands beneath the grid.
             scale: width of a pixel in CSS pixels.
-            notes: stand beneath the caption.
 
         Raises:
             LLM4GENError: a row has another number of images than there are titles, or one is not uint8 [H, W, 3].
@@ -239,43 +236,7 @@ class Page:
             (label, [_png(image, f"{label}: {title}", scale) for image, title in zip(images, titles, strict=True)])
             for label, images in rows
         ]
-        self.blocks.append({"kind": "grid", "rows": grid, "titles": titles, "caption": caption, "notes": notes})
-
-    def maps(
-        self,
-        rows: Sequence[tuple[str, NDArray[np.uint8], Sequence[NDArray[np.floating]]]],
-        words: Sequence[str],
-        caption: str,
-        *,
-        scale: int = 6,
-    ) -> None:
-        """Add images, each with heat maps over it beside it, such as the attention to words.
-
-        Args:
-            rows: name of the row, image [H, W, 3], and for each word a map [h, w] of values of 0 or more, which is
-                resized to the image.
-            words: stand beneath the columns of maps.
-            caption: stands beneath the grid.
-            scale: width of a pixel in CSS pixels.
-
-        Raises:
-            LLM4GENError: a row has another number of maps than there are words, or a map is not [h, w] or has values
-                below 0.
-        """
-        _check_rows(words, [maps for _, _, maps in rows])
-        for label, _, maps in rows:
-            for word, values in zip(words, maps, strict=True):
-                if values.ndim != 2 or not np.isfinite(values).all() or values.min() < 0:
-                    raise LLM4GENError(
-                        f"The map of {word!r} in the row {label!r} has shape {list(values.shape)} and a minimum of "
-                        f"{values.min():g}; expected [h, w] with finite values of 0 or more."
-                    )
-        highest = [max(float(maps[n].max()) for _, _, maps in rows) for n in range(len(words))]
-        grid = [
-            (label, [image, *(_heat(image, values / (top or 1)) for values, top in zip(maps, highest, strict=True))])
-            for label, image, maps in rows
-        ]
-        self.images(grid, ["image", *words], caption, scale=scale, notes=[MAPS])
+        self.blocks.append({"kind": "grid", "rows": grid, "titles": titles, "caption": caption, "notes": ()})
 
     def html(self) -> str:
         """Return the page as one HTML file."""
@@ -431,18 +392,6 @@ def _png(image: NDArray[np.uint8], alt: str, scale: int) -> dict[str, Any]:
     return {"src": source, "alt": alt, "width": width * scale, "height": height * scale}
 
 
-def _heat(image: NDArray[np.uint8], values: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Colors of a map [h, w] of values from 0 to 1 over the gray values of an image [H, W, 3]."""
-    import matplotlib
-
-    size = (image.shape[1], image.shape[0])
-    resized = Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
-    colors = matplotlib.colormaps["inferno"](np.asarray(resized).clip(0, 1))[..., :3]
-    gray = image.mean(2, keepdims=True) / 255
-    return np.rint(255 * (0.75 * colors + 0.25 * gray)).astype(np.uint8)
-
-
-# The page's style sheet decides the colors by theme; these stand for them and occur nowhere else in a plot.
 _INK, _FAINT = "#010203", "#040506"
 _SERIES = [f"#0a0b{number:02x}" for number in range(7)]
 _STYLE: dict[str, Any] = {

@@ -85,7 +85,6 @@ def full(page: Page) -> Page:
         series = {"base": [(500, HALF), (1000, HIGH)], "LLM4GEN": [(500, NARROW)]}
         page.lines(series, "steps", "binding", "Figure 1.", log_x=log_x, references={"chance": 0.5})
     page.images([("base", [image()])], ["a red circle"], "Figure 2.")
-    page.maps([("base", image(), [np.eye(3)])], ["red"], "Figure 3.")
     return page
 
 
@@ -264,37 +263,6 @@ def test_invalid_images(page: Page) -> None:
         page.images([("base", [image()])], ["a", "b"], "")
     with pytest.raises(LLM4GENError, match=r"The image of 'base: a' is float64 \[6, 8, 3\]"):
         page.images([("base", [image() / 255])], ["a"], "")
-
-
-def test_maps_are_brightest_where_they_are_highest(page: Page) -> None:
-    values = np.zeros((3, 4))
-    values[2, 3] = 0.2
-    page.maps([("base", image(), [values])], ["red"], "")
-    shown, heat = (decoded(attributes) for attributes in Reader(page).all("img"))
-    np.testing.assert_array_equal(shown, image())
-    brightness = heat.astype(int).sum(2)
-    assert heat.shape == (6, 8, 3) and brightness.argmax() == brightness.size - 1
-
-
-def test_rows_of_maps_share_one_scale(page: Page) -> None:
-    """Half as much attention to a word is half as bright, not the same."""
-    gray = np.zeros((4, 4, 3), np.uint8)
-    page.maps([("a", gray, [np.full((4, 4), 0.2)]), ("b", gray, [np.full((4, 4), 0.1)])], ["red"], "")
-    _, a, _, b = (decoded(attributes).astype(int).sum() for attributes in Reader(page).all("img"))
-    assert a > 1.5 * b
-
-
-def test_a_map_of_nothing_is_dark(page: Page) -> None:
-    page.maps([("a", np.zeros((4, 4, 3), np.uint8), [np.zeros((2, 2))])], ["red"], "")
-    assert decoded(Reader(page).all("img")[1]).max() < 5
-
-
-@pytest.mark.parametrize(
-    "values", [np.ones(4), -np.ones((2, 2)), np.full((2, 2), np.nan)], ids=["1d", "below 0", "nan"]
-)
-def test_invalid_maps(page: Page, values: NDArray[np.float64]) -> None:
-    with pytest.raises(LLM4GENError, match="The map of 'red' in the row 'base' has shape"):
-        page.maps([("base", image(), [values])], ["red"], "")
 
 
 def test_write_replaces_the_file_and_leaves_nothing_else(page: Page, tmp_path: Path) -> None:
