@@ -236,7 +236,7 @@ class Page:
             (label, [_png(image, f"{label}: {title}", scale) for image, title in zip(images, titles, strict=True)])
             for label, images in rows
         ]
-        self.blocks.append({"kind": "grid", "rows": grid, "titles": titles, "caption": caption, "notes": ()})
+        self.blocks.append({"kind": "grid", "rows": grid, "titles": titles, "caption": caption})
 
     def html(self) -> str:
         """Return the page as one HTML file."""
