@@ -59,7 +59,7 @@ def _demo(args: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; see `run_command`."""
-    return run_command(build_parser, "train", arguments)
+    return run_command(build_parser, "train,evaluation", arguments)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def documented() -> list[tuple[str, str]]:
     found = []
     for text in TEXTS.values():
         for block in re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-            lines = [line for line in block.replace("\\\n", " ").splitlines() if "Go on with" not in line]
+            lines = [line for line in block.replace("\\\n", " ").splitlines() if "Continue with" not in line]
             found += [match.groups() for line in lines if (match := COMMAND.search(line))]
     return found
 
